@@ -1,0 +1,126 @@
+"""A checkpoint file turned into a network ready to run.
+
+Does not download: `scripts/fetch_weights.py` puts the files where they belong.
+A checkpoint is data from elsewhere: only tensors are ever unpickled, and the
+keys must be the network's own, no fewer and no more.
+"""
+
+from __future__ import annotations
+
+import pickle
+import struct
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+with warnings.catch_warnings():
+    # mobile_sam imports timm by its old names and registers TinyViTs that timm
+    # has too: seven warnings at every start that no reader of a log can act on.
+    warnings.simplefilter("ignore")
+    from mobile_sam import sam_model_registry
+    from mobile_sam.modeling import Sam
+
+from .model_types import MODEL_TYPES
+
+_NAMED_KEYS = 5  # a wrong file differs in hundreds of keys; the first few tell which
+
+
+class CheckpointError(ValueError):
+    """The operator's file is no checkpoint of the type it is served as."""
+
+
+def load_model(model_type: str, path: Path, device: torch.device) -> Sam:
+    """The network of this type with the file's weights, for inference only.
+
+    Raises:
+        CheckpointError: the file is unreadable, carries code, or is another network's.
+    """
+    return model_from(model_type, _read(path), origin=str(path)).to(device)
+
+
+def model_from(model_type: str, state_dict: Mapping[str, torch.Tensor], origin: str) -> Sam:
+    """The network of this type on the CPU; `origin` names the weights in errors."""
+    model = blank_model(model_type)
+    _refuse_other_keys(model_type, model.state_dict(), state_dict, origin)
+    model.load_state_dict(state_dict)
+    # Only now: TinyViT's attention copies its biases aside when eval() is called,
+    # and the builder has already called it, on the random ones.
+    model.eval()
+    return model.requires_grad_(False)
+
+
+def blank_model(model_type: str) -> Sam:
+    """The network of this type with random weights."""
+    if model_type not in MODEL_TYPES:
+        raise CheckpointError(f"no model type {model_type!r}; there are {', '.join(MODEL_TYPES)}")
+    # Never with the builder's own `checkpoint`: it unpickles whatever it is given.
+    return sam_model_registry[model_type]()
+
+
+# Damaged bytes fail in torch's unpickler at whatever line they reach first.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    struct.error,
+)
+
+
+def _read(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path}: no checkpoint, or one that holds more than tensors; "
+            "it is refused because unpickling the rest could run code"
+        ) from error
+    except _UNREADABLE as error:
+        raise CheckpointError(f"{path}: cannot be read: {error or type(error).__name__}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not named tensors")
+    strangers = [str(key) for key, value in content.items() if not _is_named_tensor(key, value)]
+    if strangers:
+        raise CheckpointError(f"{path}: {_listed(strangers, 'entries that are no named tensor')}")
+    return content
+
+
+def _is_named_tensor(key: object, value: object) -> bool:
+    return isinstance(key, str) and isinstance(value, torch.Tensor)
+
+
+def _refuse_other_keys(
+    model_type: str,
+    expected: Mapping[str, torch.Tensor],
+    given: Mapping[str, torch.Tensor],
+    origin: str,
+) -> None:
+    misshapen = [
+        f"{key} {tuple(given[key].shape)} instead of {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in given and given[key].shape != tensor.shape
+    ]
+    faults = [
+        _listed(keys, kind)
+        for keys, kind in (
+            ([key for key in expected if key not in given], "missing"),
+            ([key for key in given if key not in expected], "unexpected"),
+            (misshapen, "of the wrong shape"),
+        )
+        if keys
+    ]
+    if faults:
+        raise CheckpointError(f"{origin}: no {model_type} checkpoint: {'; '.join(faults)}")
+
+
+def _listed(keys: list[str], kind: str) -> str:
+    """`3 missing: a, b, c`, or `9 missing: a, b, c, d, e and 4 more`."""
+    more = len(keys) - _NAMED_KEYS
+    tail = f" and {more} more" if more > 0 else ""
+    return f"{len(keys)} {kind}: {', '.join(keys[:_NAMED_KEYS])}{tail}"

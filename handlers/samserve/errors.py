@@ -1,0 +1,65 @@
+"""Everything a caller can have done wrong, each with its HTTP status.
+
+    SamserveError
+    ├── InvalidRequest      400  the body cannot be read at all
+    ├── NotFound            404  the model type or the weights are not here
+    ├── TooLarge            413  the body or the image is over the limit
+    └── InvalidField        422  one field's value is wrong
+        └── InvalidImage    422  the bytes are no image we read
+
+Does not cover our own faults: those are ordinary exceptions, answered as 500.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class SamserveError(Exception):
+    """A request that cannot be answered, and why.
+
+    Args:
+        message: one sentence for the person who sent it.
+        field: the path of the offending field, as `prompts.2.bbox`; None for the body.
+    """
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+
+    def __init__(self, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+    def body(self) -> dict[str, Any]:
+        """The JSON answer, the same from every door."""
+        return error_body(self.code, self.message, self.field)
+
+
+class InvalidRequest(SamserveError):
+    status = 400
+    code = "invalid_request"
+
+
+class NotFound(SamserveError):
+    status = 404
+    code = "not_found"
+
+
+class TooLarge(SamserveError):
+    status = 413
+    code = "too_large"
+
+
+class InvalidField(SamserveError):
+    status = 422
+    code = "invalid_field"
+
+
+class InvalidImage(InvalidField):
+    code = "invalid_image"
+
+
+def error_body(code: str, message: str, field: str | None = None) -> dict[str, Any]:
+    """`{"error": {"code", "message", "field"}}`."""
+    return {"error": {"code": code, "message": message, "field": field}}

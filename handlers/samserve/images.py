@@ -1,0 +1,332 @@
+"""Base64 text -> bytes -> the picture as H×W×3 uint8 RGB.
+
+What Pillow reads of PNG, JPEG, TIFF, WebP and BMP is read; the pixel limit is held
+against the header, before anything is decoded. Whatever is wrong with the text or
+the bytes is the sender's fault and leaves as a `SamserveError`.
+
+Does not resize, does not turn the picture (the client's coordinates refer to the
+pixels as stored, so EXIF orientation is ignored), does not apply colour profiles,
+does not look at a second page, and knows nothing of masks or models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import struct
+import threading
+import warnings
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import pybase64
+from numpy.typing import NDArray
+
+# Imported so that they register themselves: left to itself, Pillow imports all of
+# its forty plugins at the first TIFF or WebP, in the middle of a request.
+from PIL import (
+    BmpImagePlugin,  # noqa: F401
+    Image,
+    JpegImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    TiffImagePlugin,
+    WebPImagePlugin,  # noqa: F401
+)
+from PIL.ImageFile import ImageFile
+
+from samserve.errors import InvalidField, InvalidImage, SamserveError, TooLarge
+
+# Pillow's own limit warns at 89 million pixels and refuses at 178, whatever ours
+# is, and can only be moved for the whole process.
+Image.MAX_IMAGE_PIXELS = None
+
+# Pillow reports odd metadata by Python warnings, on which no answer may depend.
+# Warning filters belong to the process, and two threads that swap them can leave
+# the wrong ones behind: so one picture at a time, which bounds memory as well.
+_decoding = threading.Lock()
+
+_SIGNATURES = {
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "TIFF": re.compile(rb"(?:II|MM)(?:[*+]\0|\0[*+])"),
+    "WEBP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "BMP": re.compile(rb"BM"),
+}
+
+_WIDE_GREYS = ("I", "I;16", "I;16B", "I;16L", "F")
+
+# Each scan of a progressive JPEG passes over the whole picture, and costs the
+# sender some hundred bytes: 6 MB of scans would keep a worker busy for an hour.
+# Encoders write about ten.
+_MAX_JPEG_SCANS = 200
+
+# Pillow turns a TIFF by its orientation while it loads; this turns it back.
+_TURNED_BACK = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+_ORIENTATION = 274  # in EXIF as in TIFF, whose other tags follow
+_BITS = 258
+_COMPRESSION = 259
+_PHOTOMETRIC = 262
+_FILL_ORDER = 266
+_SAMPLES = 277
+_PLANAR = 284
+_TILE_WIDTH = 322
+_TILE_LENGTH = 323
+_SAMPLE_FORMAT = 339
+_SUBSAMPLING = 530
+
+
+def decode_base64(text: str, field: str = "b64img") -> bytes:
+    """The bytes that a base64 text stands for.
+
+    A `data:…;base64,` prefix is dropped, and ASCII whitespace anywhere is ignored
+    (MIME breaks lines every 76 characters). Otherwise strict, unlike Python's
+    default: the standard alphabet only, and padding as it must be.
+
+    Args:
+        text: the base64 text.
+        field: what the field is called in the request.
+
+    Raises:
+        InvalidField: the text is empty, or is not base64.
+    """
+    text = text.lstrip(" \t\r\n\f\v")
+    if text[:5].lower() == "data:":
+        prefix, _, text = text.partition(",")
+        if not prefix.lower().endswith(";base64"):
+            raise InvalidField("the data: URL must have ';base64,' before its data", field)
+    try:
+        try:
+            decoded = pybase64.b64decode(text, validate=True)
+        except ValueError:
+            # Splitting costs more than decoding, and hardly anyone breaks lines.
+            decoded = pybase64.b64decode(b"".join(text.encode("ascii").split()), validate=True)
+    except ValueError as exc:
+        raise InvalidField(
+            "not base64: it holds other characters than A-Z a-z 0-9 + / =, or its padding is wrong",
+            field,
+        ) from exc
+    if not decoded:
+        raise InvalidField("the base64 text is empty", field)
+    return decoded
+
+
+def decode_image(data: bytes, max_pixels: int, field: str = "b64img") -> NDArray[np.uint8]:
+    """The picture in `data`, as RGB.
+
+    Pixel [y, x] is the stored pixel in row y from the top, column x from the left:
+    neither EXIF's nor TIFF's orientation is applied. Of several pages or frames, the
+    first.
+
+    How each kind becomes 8-bit RGB:
+
+    - Transparency is dropped and the colour stored beneath it kept, in palettes too.
+      (Where TIFF stores colour multiplied by alpha, that is undone first.)
+    - Grey of 12, 16 or 32 bits or of floats: the image's own range, minimum to
+      maximum, is stretched over 0..255, to the nearest integer, ties to even. NaN
+      and infinities are left out of the range and become 0, and so does a constant
+      image. Where TIFF says that white is zero, the values are negated first.
+    - Colour of 16 bits, and PNG's 16-bit grey with alpha: the high byte. There is no
+      stretching, which would shift the colours.
+    - CMYK, YCbCr and CIELAB: Pillow's plain formulas, without colour profiles.
+
+    Args:
+        data: the bytes of a PNG, JPEG, TIFF, WebP or BMP file.
+        max_pixels: the most pixels, width times height, that are decoded.
+        field: what the field is called in the request.
+
+    Returns:
+        (H, W, 3) uint8, C-contiguous and writable.
+
+    Raises:
+        TooLarge: the header claims more than `max_pixels`; nothing was decoded.
+        InvalidImage: no image, one that is damaged or incomplete, or of a kind that
+            cannot be read.
+    """
+    kind = _kind(data)
+    if kind is None:
+        raise InvalidImage("not an image we read: PNG, JPEG, TIFF, WebP or BMP", field)
+    size = _declared_size(kind, data)
+    if size is not None:
+        _check_size(size, max_pixels, field)
+    with _decoding, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(BytesIO(data), formats=[kind]) as image:
+                _check_size(image.size, max_pixels, field)
+                refusal = _refusal(image, data, max_pixels)
+                if refusal is not None:
+                    raise InvalidImage(refusal, field)
+                return _rgb(image)
+        except SamserveError:
+            raise
+        # Damaged bytes reach deep into Pillow's parsers, which promise nothing about
+        # what they raise: fuzzing met OSError, SyntaxError, ValueError, TypeError and
+        # OverflowError. Whatever it is, these bytes are no picture.
+        except Exception as exc:
+            layout = _tiff_layout(data) if kind == "TIFF" else ""
+            raise InvalidImage(
+                f"the {kind} is truncated or damaged, or of a kind we do not read{layout}", field
+            ) from exc
+
+
+def _kind(data: bytes) -> str | None:
+    """Pillow's name for the format that the first bytes announce."""
+    for kind, signature in _SIGNATURES.items():
+        if signature.match(data):
+            return kind
+    return None
+
+
+def _declared_size(kind: str, data: bytes) -> tuple[int, int] | None:
+    """(width, height) where Pillow would go beyond the header to learn them, else None.
+
+    It reads a PNG as far as the pixel data, texts and profiles included, and hands a
+    WebP to a decoder that allocates the canvas.
+    """
+    if kind == "PNG" and data[12:16] == b"IHDR" and len(data) >= 24:
+        width, height = struct.unpack_from(">II", data, 16)
+        return width, height
+    if kind == "WEBP" and len(data) >= 30:
+        chunk = data[12:16]
+        if chunk == b"VP8X":
+            return (
+                int.from_bytes(data[24:27], "little") + 1,
+                int.from_bytes(data[27:30], "little") + 1,
+            )
+        if chunk == b"VP8L":
+            bits = int.from_bytes(data[21:25], "little")
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        if chunk == b"VP8 ":
+            width, height = struct.unpack_from("<HH", data, 26)
+            return width & 0x3FFF, height & 0x3FFF
+    return None
+
+
+def _check_size(size: tuple[int, int], max_pixels: int, field: str) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise InvalidImage(f"the image is {width} x {height} pixels: there is nothing in it", field)
+    if width * height > max_pixels:
+        raise TooLarge(
+            f"the image is {width} x {height} pixels; the limit is {max_pixels} pixels", field
+        )
+
+
+def _refusal(image: ImageFile, data: bytes, max_pixels: int) -> str | None:
+    """Why Pillow must not decode this opened image although it would, or None."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return _tiff_refusal(image, max_pixels)
+    # Decoded in Python byte by byte, before Pillow 13 without a bound on memory.
+    if image.format == "BMP" and image.tile[0][0] == "bmp_rle":
+        return "run-length encoded BMP is not read"
+    if image.info.get("progressive") and data.count(b"\xff\xda") > _MAX_JPEG_SCANS:
+        return f"the JPEG has more than {_MAX_JPEG_SCANS} scans"
+    return None
+
+
+def _tiff_refusal(image: TiffImagePlugin.TiffImageFile, max_pixels: int) -> str | None:
+    tags = image.tag_v2
+    # libtiff allocates a whole tile, however small the picture in it.
+    tile_pixels = tags.get(_TILE_WIDTH, 0) * tags.get(_TILE_LENGTH, 0)
+    if tile_pixels > max_pixels:
+        return f"the TIFF's tiles are of {tile_pixels} pixels; the limit is {max_pixels} pixels"
+    bits = set(tags.get(_BITS, (1,)))
+    if bits == {8} and 2 in tags.get(_SAMPLE_FORMAT, (1,)):
+        return "TIFF with signed 8-bit samples is not read"
+    if image.tile[0][0] == "libtiff":
+        return None
+
+    # Without libtiff, Pillow trusts the strips: missing ones leave black, surplus
+    # ones are decoded again and again.
+    planes = tags.get(_SAMPLES, 1) if tags.get(_PLANAR) == 2 else 1
+    covered = sum(
+        (right - left) * (bottom - top)
+        for _, extents, *_ in image.tile
+        if extents is not None
+        for left, top, right, bottom in [extents]
+    )
+    if covered != planes * image.size[0] * image.size[1]:
+        return "the TIFF is damaged: its strips or tiles do not cover the picture just once"
+    # … and reads these as something else.
+    plain = bits == {8} and tags.get(_FILL_ORDER, 1) == 1 and tags.get(_PHOTOMETRIC) != 0
+    if tags.get(_PLANAR) == 2 and not plain:
+        return "uncompressed TIFF with separate planes is read with plain 8-bit samples only"
+    # (Pillow 12, the last for Python 3.10, takes YCbCr for RGB.)
+    full_ycbcr = image.mode == "YCbCr" and tags.get(_SUBSAMPLING, (2, 2)) == (1, 1)
+    if tags.get(_PHOTOMETRIC) == 6 and not full_ycbcr:
+        return "uncompressed TIFF in YCbCr is read without subsampling only, by Pillow 13 or later"
+    return None
+
+
+def _tiff_layout(data: bytes) -> str:
+    """What the TIFF says of its pixels, as the end of a sentence; may be empty."""
+    # Only to say more about an image that is refused already.
+    with contextlib.suppress(Exception):
+        header = data[:16] if data[2:4] in (b"+\0", b"\0+") else data[:8]
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+        stream = BytesIO(data)
+        stream.seek(tags.next)
+        tags.load(stream)
+        found = {
+            "samples": tags.get(_SAMPLES, 1),
+            "bits": tags.get(_BITS, (1,)),
+            "sample format": tags.get(_SAMPLE_FORMAT, (1,)),
+            "photometric": tags.get(_PHOTOMETRIC),
+            "planar": tags.get(_PLANAR, 1),
+            "compression": tags.get(_COMPRESSION, 1),
+        }
+        return " (" + ", ".join(f"{name} {value!s:.40}" for name, value in found.items()) + ")"
+    return ""
+
+
+def _rgb(image: ImageFile) -> NDArray[np.uint8]:
+    """Decodes the opened image: (H, W, 3) uint8."""
+    tags: Mapping[int, Any] = {}
+    turned_back = None
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        tags = image.tag_v2
+        turned_back = _TURNED_BACK.get(image.getexif().get(_ORIENTATION, 1))
+    image.load()
+    stored = image if turned_back is None else image.transpose(turned_back)
+
+    if stored.mode in _WIDE_GREYS:
+        values = np.asarray(stored)
+        # Pillow has no unsigned 32 bits and reads them as signed ones …
+        if tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,):
+            values = values.view(np.uint32)
+        # … and inverts white-is-zero in 8 bits only.
+        white_is_zero = tags.get(_PHOTOMETRIC) == 0
+        grey = _stretch(-values.astype(np.float64) if white_is_zero else values)
+        return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
+    if stored.mode == "La":  # the one mode with no way to RGB
+        stored = stored.convert("LA")
+    if stored.mode != "RGB":
+        # Or converting would work out what colour the transparent one becomes.
+        stored.info.pop("transparency", None)
+        stored = stored.convert("RGB")
+    return np.array(stored)
+
+
+def _stretch(values: NDArray[Any]) -> NDArray[np.uint8]:
+    """Any real values -> 0..255 over their own finite range; see `decode_image`."""
+    scaled = values.astype(np.float64)  # holds 32-bit integers exactly, and float32's whole range
+    finite = np.isfinite(scaled)
+    low = scaled.min(where=finite, initial=np.inf)
+    high = scaled.max(where=finite, initial=-np.inf)
+    if not low < high:
+        return np.zeros(values.shape, np.uint8)
+    scaled[~finite] = low
+    scaled -= low
+    scaled *= 255
+    scaled /= high - low
+    return np.rint(scaled, out=scaled).astype(np.uint8)

@@ -1,0 +1,70 @@
+"""The model types, and where the file of each is published.
+
+Imports nothing heavy: the gateway and the download need the names, not the networks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelType:
+    """One of SAM's networks, and the file its authors published for it."""
+
+    name: str
+    filename: str
+    url: str
+    n_bytes: int
+    sha256: str
+
+
+_MOBILE_SAM = "https://github.com/ChaoningZhang/MobileSAM/raw/f706ad9c4eb7f219c00d9050e46328518ffb65d2/weights/"
+_SEGMENT_ANYTHING = "https://dl.fbaipublicfiles.com/segment_anything/"
+
+MODEL_TYPES: dict[str, ModelType] = {
+    model_type.name: model_type
+    for model_type in (
+        ModelType(
+            name="vit_t",
+            filename="mobile_sam.pt",
+            url=_MOBILE_SAM + "mobile_sam.pt",
+            n_bytes=40_728_226,
+            sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+        ),
+        ModelType(
+            name="vit_b",
+            filename="sam_vit_b_01ec64.pth",
+            url=_SEGMENT_ANYTHING + "sam_vit_b_01ec64.pth",
+            n_bytes=375_042_383,
+            sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        ),
+        ModelType(
+            name="vit_l",
+            filename="sam_vit_l_0b3195.pth",
+            url=_SEGMENT_ANYTHING + "sam_vit_l_0b3195.pth",
+            n_bytes=1_249_524_607,
+            sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        ),
+        ModelType(
+            name="vit_h",
+            filename="sam_vit_h_4b8939.pth",
+            url=_SEGMENT_ANYTHING + "sam_vit_h_4b8939.pth",
+            n_bytes=2_564_550_879,
+            sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        ),
+    )
+}
+
+
+def sha256_of(path: Path) -> str:
+    """The file's SHA-256 in hex, read in pieces: vit_h is 2.5 GB."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,71 @@
+"""The `samserve:` part of a model's YAML (config/models/*.yaml), checked.
+
+A misspelt or missing setting stops the worker at load, with the setting's name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+AUTOMASK_SUFFIX = "-automask"
+"""Ends the name of every automask lane: `vit_t` takes prompts, `vit_t-automask` does not."""
+
+
+def usable_cores() -> int:
+    """Cores this process may run on; macOS does not tell, so there it is all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Limits(_Settings):
+    """What one request may ask for at most."""
+
+    max_body_bytes: int = Field(gt=0)
+    max_image_pixels: int = Field(gt=0)
+    max_points: int = Field(gt=0)
+
+
+class LaneSettings(_Settings):
+    """How the workers of one lane share the machine."""
+
+    threads: int = Field(ge=0)
+    nice: int = Field(ge=0, le=19)
+
+    def resolve_threads(self) -> int:
+        """The setting, or all cores this process may use where it is 0."""
+        return self.threads or usable_cores()
+
+
+class ModelSettings(_Settings):
+    """One model type's settings, for both of its lanes."""
+
+    model_type: str
+    limits: Limits
+    prompt: LaneSettings
+    automask: LaneSettings
+
+    @classmethod
+    def from_yaml(
+        cls, config: Mapping[str, Any], environ: Mapping[str, str] = os.environ
+    ) -> ModelSettings:
+        """From the parsed YAML; `SAMSERVE_PROMPT_THREADS` and `SAMSERVE_AUTOMASK_THREADS`
+        win over it, since only who starts the server knows how many workers share the cores.
+
+        Raises:
+            pydantic.ValidationError: names the wrong setting.
+        """
+        settings = dict(config["samserve"])
+        for lane in ("prompt", "automask"):
+            threads = environ.get(f"SAMSERVE_{lane.upper()}_THREADS")
+            if threads is not None:
+                settings[lane] = {**settings[lane], "threads": threads}
+        return cls.model_validate(settings)
