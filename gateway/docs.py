@@ -1,0 +1,160 @@
+"""What `/docs` says: the meaning of routes, bodies and answers.
+
+The bodies' schemas are made from `samserve.requests`, which the worker checks them with;
+here stands only what those models cannot say.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from samserve.requests import AutomaskRequest, PromptRequest
+
+DESCRIPTION = """
+Segment Anything and MobileSAM over HTTP, with [samapi](https://github.com/ksugar/samapi)'s
+API, so that QuPath's SAM extension and samapi's scripts work unchanged.
+
+Answers are GeoJSON Features in **pixels of the image sent**: origin at the top-left corner
+of the first pixel, x right, y down, along pixel edges. Rasterising a Feature gives back the
+mask, holes and islands included.
+
+Every refusal has one shape: `{"error": {"code", "message", "field"}}`.
+"""
+
+_REF = "#/components/schemas/{model}"
+
+_ERRORS: dict[int, str] = {
+    400: "The body is not JSON.",
+    404: "The model type is not loaded, or the weights are not registered.",
+    413: "The body or the image is over the limit.",
+    422: "A field's value is wrong; `field` says which.",
+    503: "No worker is free and the queue is full, or none is up. Try again.",
+    504: "No answer in time.",
+}
+
+_SQUARE = {
+    "type": "Polygon",
+    "coordinates": [[[16, 16], [16, 48], [48, 48], [48, 16], [16, 16]]],
+}
+
+
+def _feature(**properties: object) -> dict[str, Any]:
+    common = {"object_idx": 0, "label": "object", "quality": 0.97, "sam_model": "vit_t"}
+    return {"type": "Feature", "geometry": _SQUARE, "properties": {**common, **properties}}
+
+
+def _segmentation(summary: str, description: str, model: str, example: Any) -> dict[str, Any]:
+    """The keyword arguments that document a POST route."""
+    error = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
+    return {
+        "summary": summary,
+        "description": description,
+        "openapi_extra": {
+            "requestBody": {
+                "required": True,
+                "content": {"application/json": {"schema": {"$ref": _REF.format(model=model)}}},
+            }
+        },
+        "responses": {
+            200: {
+                "description": "A JSON array of GeoJSON Features; `[]` where nothing was found.",
+                "content": {"application/json": {"example": example}},
+            },
+            **{s: {"description": d, "content": error} for s, d in _ERRORS.items()},
+        },
+    }
+
+
+PROMPT = _segmentation(
+    "Segment the object in a box",
+    "One Feature per mask. `quality` is that mask's predicted IoU; `prompt_idx` says which of "
+    "`prompts` it answers. A prompt whose mask is empty has no Feature.",
+    "PromptRequest",
+    [_feature(prompt_idx=0)],
+)
+AUTOMASK = _segmentation(
+    "Segment every object",
+    "segment-anything's automatic mask generation. Takes seconds to minutes; it has workers "
+    "and a queue of its own, so that prompts do not wait behind it.",
+    "AutomaskRequest",
+    [_feature(stability_score=0.98, area=1024, bbox=[16, 16, 31, 31], point_coords=[[32.0, 32.0]])],
+)
+VERSION: dict[str, Any] = {"summary": "The server's version, as plain text"}
+WEIGHTS: dict[str, Any] = {
+    "summary": "The weights that are loaded",
+    "description": "`name` and `url` are what `checkpoint_url` takes; `source` says where the "
+    "file came from; `sha256` is that file's digest.",
+    "responses": {
+        200: {
+            "content": {
+                "application/json": {
+                    "example": [
+                        {
+                            "type": "vit_t",
+                            "name": "default",
+                            "url": "https://…/mobile_sam.pt",
+                            "source": "official",
+                            "sha256": "6dbb90523a35…",
+                        }
+                    ]
+                }
+            }
+        }
+    },
+}
+HEALTHZ: dict[str, Any] = {"summary": "Alive: the gateway's own process answers"}
+READYZ: dict[str, Any] = {
+    "summary": "Ready: every lane has a READY worker and has answered a real inference",
+    "description": "200 where all lanes are ready, else 503, with each lane's state.",
+    "responses": {
+        200: {
+            "content": {
+                "application/json": {
+                    "example": {
+                        "ready": True,
+                        "lanes": {"vit_t": {"state": "ready", "workers": 1}},
+                    }
+                }
+            }
+        },
+        503: {"description": "Some lane is not ready yet."},
+    },
+}
+
+_ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["code", "message", "field"],
+            "properties": {
+                "code": {"type": "string", "example": "invalid_field"},
+                "message": {"type": "string", "example": "b64img: Field required."},
+                "field": {"type": ["string", "null"], "example": "b64img"},
+            },
+        }
+    },
+}
+
+
+def openapi(app: FastAPI) -> dict[str, Any]:
+    """The OpenAPI document, made once."""
+    if app.openapi_schema is None:
+        document = get_openapi(
+            title=app.title,
+            version=app.version,
+            description=app.description,
+            routes=app.routes,
+        )
+        _, bodies = models_json_schema(
+            [(PromptRequest, "validation"), (AutomaskRequest, "validation")], ref_template=_REF
+        )
+        schemas = document.setdefault("components", {}).setdefault("schemas", {})
+        schemas.update(bodies["$defs"], Error=_ERROR_SCHEMA)
+        app.openapi_schema = document
+    return app.openapi_schema

@@ -1,0 +1,101 @@
+"""Is every lane able to answer? Asked of TorchServe, and once of the model itself.
+
+TorchServe calls itself healthy before any model is loaded, so a lane counts as ready
+only when it has a READY worker and has answered a real inference, a tiny picture, since
+one of those workers started.
+
+Probes run beside the question, never inside it: `check` answers at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+from .settings import Settings
+from .torchserve import TorchServe, TorchServeError
+
+logger = logging.getLogger(__name__)
+
+# A 16x16 PNG: a white square on black.
+PROBE_IMAGE = (
+    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQAQAAAAA3iMLMAAAAFElEQVR42mNgQAL8H5gYGDARMgAAI20BDofI"
+    "/jkAAAAASUVORK5CYII="
+)
+PROBES = {
+    "prompt": f'{{"bbox": [4, 4, 12, 12], "b64img": "{PROBE_IMAGE}"}}'.encode(),
+    "automask": f'{{"points_per_side": 1, "b64img": "{PROBE_IMAGE}"}}'.encode(),
+}
+
+
+class Readiness:
+    """Knows which workers have answered, and lets the others be asked."""
+
+    def __init__(self, torchserve: TorchServe, settings: Settings) -> None:
+        self._torchserve = torchserve
+        self._settings = settings
+        self._answered: dict[str, frozenset[int]] = {}
+        self._probes: dict[str, asyncio.Task[None]] = {}
+
+    async def check(self) -> tuple[bool, dict[str, dict[str, Any]]]:
+        """(all ready?, for each lane: its `state`, and `workers` that are READY).
+
+        States: `missing` (not registered), `starting` (no READY worker), `warming` (asked,
+        not yet answered), `ready`; `unreachable` where TorchServe itself doesn't answer.
+        """
+        try:
+            registered = await self._torchserve.lanes()
+        except TorchServeError as error:
+            logger.info("Not ready: %s", error)
+            lanes = {name: _state("unreachable") for name in self._settings.lanes()}
+            return False, lanes
+        names = list(dict.fromkeys([*self._settings.lanes(), *registered]))
+        states = await asyncio.gather(*(self._lane(name, registered) for name in names))
+        lanes = dict(zip(names, states, strict=True))
+        return all(lane["state"] == "ready" for lane in states), lanes
+
+    async def _lane(self, name: str, registered: list[str]) -> dict[str, Any]:
+        if name not in registered:
+            return _state("missing")
+        try:
+            described = await self._torchserve.lane(name)
+        except TorchServeError:  # unregistered since the list was made
+            return _state("missing")
+        # By pid: a worker that died comes back under its old id and start time.
+        workers = frozenset(
+            int(worker["pid"]) for worker in described["workers"] if worker["status"] == "READY"
+        )
+        if not workers:
+            return _state("starting")
+        if workers & self._answered.get(name, frozenset()):
+            return _state("ready", len(workers))
+        if name not in self._probes:
+            self._probes[name] = asyncio.create_task(self._probe(name, workers))
+        return _state("warming", len(workers))
+
+    async def _probe(self, name: str, workers: frozenset[int]) -> None:
+        mode = "automask" if name.endswith("-automask") else "prompt"
+        try:
+            answer = await self._torchserve.predict(
+                name, PROBES[mode], self._settings.automask_timeout_s
+            )
+            if answer.status_code == 200:
+                self._answered[name] = workers
+            else:
+                logger.warning("Lane %s failed its probe: %s", name, answer.text)
+        except TorchServeError as error:
+            logger.warning("Lane %s failed its probe: %s", name, error)
+        finally:
+            del self._probes[name]
+
+    async def close(self) -> None:
+        """End the probes under way."""
+        probes = list(self._probes.values())
+        for probe in probes:
+            probe.cancel()
+        await asyncio.gather(*probes, return_exceptions=True)
+
+
+def _state(state: str, workers: int = 0) -> dict[str, Any]:
+    return {"state": state, "workers": workers}
