@@ -1,0 +1,49 @@
+# samserve. `make demo` shows it work; `make serve` runs it; `make help` lists the rest.
+# Every target does what it stands on first, and skips what is there and valid.
+
+PYTHON ?= python3
+MODELS ?= vit_t
+PY := .venv/bin/python
+export SAMSERVE_MODELS ?= $(MODELS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup weights archive serve demo scale test lint lock clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1 — /p' Makefile
+
+setup: ## create .venv with the pinned dependencies
+	@$(PYTHON) scripts/create_venv.py runtime
+
+setup-dev:
+	@$(PYTHON) scripts/create_venv.py dev
+
+weights: setup ## fetch and verify the weights of MODELS (default vit_t)
+	@for model in $(MODELS); do $(PY) -m scripts.fetch_weights $$model || exit 1; done
+
+archive: weights ## build model_store/<type>.mar for MODELS
+	@for model in $(MODELS); do $(PY) -m scripts.build_archive $$model || exit 1; done
+
+serve: archive ## run the server until Ctrl-C; FLAGS="--port 9000", FLAGS=--help lists them
+	@exec $(PY) -m scripts.serve $(FLAGS)
+
+demo: setup-dev archive ## all of it once: set-up, a server, two requests, pictures in out/demo
+	@exec $(PY) -m scripts.demo
+
+scale: ## show the lanes of the running server; LANE=vit_t-automask WORKERS=2 scales one
+	@exec $(PY) -m scripts.scale $(LANE) $(WORKERS) $(if $(PORT),--port $(PORT))
+
+test: setup-dev archive ## unit tests, then the real server and gateway
+	@exec $(PY) -m pytest $(FLAGS)
+
+lint: setup-dev ## ruff and strict mypy
+	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+
+lock: setup-dev ## resolve the pinned versions anew, for every Python from 3.10
+	@$(PY) -m uv pip compile --quiet --universal --python-version 3.10 --no-header --upgrade \
+	    pyproject.toml -o requirements.lock
+	@$(PY) -m uv pip compile --quiet --universal --python-version 3.10 --no-header --upgrade \
+	    pyproject.toml --extra demo --extra dev -c requirements.lock -o requirements-dev.lock
+
+clean: ## remove what was built: archives, run folders, demo pictures (keeps .venv and weights)
+	@rm -rf model_store/*.mar run out

@@ -1,0 +1,108 @@
+"""Build `model_store/<type>.mar`; nothing to do where it holds just what it would hold.
+
+    python -m scripts.build_archive vit_t
+
+An archive is the handler with its package, the model's YAML, the weights and where they
+came from (`weights.json`). One archive serves both lanes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+HANDLERS = ROOT / "handlers"
+MODEL_VERSION = "1.0"  # config.properties names the lanes' settings by it
+MANIFEST = "MAR-INF/MANIFEST.json"
+
+
+def main() -> None:
+    """Exits non-zero with the missing file's name."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("type", help="model type, as vit_t")
+    parser.add_argument("--weights-dir", type=Path, default=ROOT / "weights")
+    parser.add_argument("--model-store", type=Path, default=ROOT / "model_store")
+    arguments = parser.parse_args()
+    archive = arguments.model_store / f"{arguments.type}.mar"
+    members = members_of(arguments.type, arguments.weights_dir)
+    missing = [str(path) for path in members.values() if not path.is_file()]
+    if missing:
+        sys.exit(f"{archive}: cannot be built, there is no {', '.join(missing)}")
+    if holds(archive, members):
+        print(f"{relative(archive)}: up to date")
+        return
+    print(f"{relative(archive)}: building", flush=True)
+    build(archive, arguments.type, members)
+    print(f"{relative(archive)}: {archive.stat().st_size / 1e6:.1f} MB")
+
+
+def members_of(model_type: str, weights_dir: Path) -> dict[str, Path]:
+    """What the archive holds: name inside -> file it comes from."""
+    members = {
+        str(path.relative_to(HANDLERS)): path
+        for path in sorted(HANDLERS.rglob("*"))
+        if path.is_file() and path.suffix == ".py"
+    }
+    members[f"{model_type}.pt"] = weights_dir / f"{model_type}.pt"
+    members["weights.json"] = weights_dir / f"{model_type}.json"
+    members[f"{model_type}.yaml"] = ROOT / "config" / "models" / f"{model_type}.yaml"
+    return members
+
+
+def holds(archive: Path, members: dict[str, Path]) -> bool:
+    """Whether the archive is whole and its members are these files, byte for byte."""
+    try:
+        with zipfile.ZipFile(archive) as mar:
+            found = {i.filename: i.CRC for i in mar.infolist() if not i.is_dir()}
+            found.pop(MANIFEST, None)
+            expected = {name: zlib.crc32(path.read_bytes()) for name, path in members.items()}
+            return found == expected and mar.testzip() is None
+    except (OSError, zipfile.BadZipFile, zlib.error):
+        return False
+
+
+def build(archive: Path, model_type: str, members: dict[str, Path]) -> None:
+    """Build beside the destination, then move: nobody ever sees half an archive."""
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".building-") as scratch:
+        stage, extra, out = (Path(scratch, name) for name in ("stage", "extra", "out"))
+        out.mkdir()
+        named = {
+            "sam_handler.py": "--handler",
+            f"{model_type}.pt": "--serialized-file",
+            f"{model_type}.yaml": "--config-file",
+        }
+        options = []
+        for name, path in members.items():
+            # The archiver puts the content of an extra folder at the archive's root.
+            staged = (stage if name in named else extra) / name
+            staged.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, staged)
+            if name in named:
+                options += [named[name], str(staged)]
+        command = [
+            str(Path(sys.executable).with_name("torch-model-archiver")),
+            *("--model-name", model_type, "--version", MODEL_VERSION, *options),
+            *("--extra-files", str(extra), "--export-path", str(out)),
+        ]
+        subprocess.run(command, check=True)
+        built = out / archive.name
+        if not holds(built, members):
+            raise RuntimeError(f"torch-model-archiver left something out of {archive.name}")
+        built.replace(archive)
+
+
+def relative(path: Path) -> Path:
+    """For messages: seen from the repository where it lies inside."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,135 @@
+"""What a server can be told: flags, and the environment variables of the same names."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from gateway.settings import automask_lane
+
+ROOT = Path(__file__).resolve().parent.parent
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Each field is `--its-name` on the command line, or `SAMSERVE_ITS_NAME`; the flag wins."""
+
+    host: str = LOOPBACK
+    port: int = 8000
+    models: str = "vit_t"
+    prompt_workers: int | None = None
+    automask_workers: int | None = None
+    inference_port: int = 8080
+    management_port: int = 8081
+    metrics_port: int = 8082
+    grpc_inference_port: int = 7070
+    grpc_management_port: int = 7071
+    model_store: Path = ROOT / "model_store"
+
+    @property
+    def url(self) -> str:
+        """The gateway, as a client on this machine writes it."""
+        host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(self.host, self.host)
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    @property
+    def inference_url(self) -> str:
+        return f"http://{LOOPBACK}:{self.inference_port}"
+
+    @property
+    def management_url(self) -> str:
+        return f"http://{LOOPBACK}:{self.management_port}"
+
+    @property
+    def run_dir(self) -> Path:
+        """Where this server keeps its files while it runs."""
+        return ROOT / "run" / str(self.port)
+
+    @property
+    def key_file(self) -> Path:
+        """TorchServe's tokens."""
+        return self.run_dir / "key_file.json"
+
+    def model_types(self) -> list[str]:
+        return self.models.split()
+
+    def lanes(self) -> dict[str, str]:
+        """Each lane to load -> its model type, a model's prompts before its automask."""
+        return {
+            lane: model for model in self.model_types() for lane in (model, automask_lane(model))
+        }
+
+    def ports(self) -> dict[str, tuple[str, int]]:
+        """Every port to be bound: the field that sets it -> (address, port)."""
+        torchserves = [f.name for f in fields(self) if f.name.endswith("_port")]
+        return {
+            "port": (self.host, self.port),
+            **{name: (LOOPBACK, getattr(self, name)) for name in torchserves},
+        }
+
+
+_HELP = {
+    "host": "address the gateway listens on; 0.0.0.0 opens it to the network, unencrypted",
+    "port": "the gateway's port, the only one that clients need",
+    "models": "model types to load, space-separated; each needs its archive",
+    "prompt_workers": "workers of each prompt lane (default: config/config.properties)",
+    "automask_workers": "workers of each automask lane (default: config/config.properties)",
+    "inference_port": "TorchServe's inference API, on loopback",
+    "management_port": "TorchServe's management API, on loopback",
+    "metrics_port": "TorchServe's metrics API, on loopback",
+    "grpc_inference_port": "TorchServe's gRPC, on loopback; not used, but it cannot be turned off",
+    "grpc_management_port": "the same, its second port",
+    "model_store": "folder of the .mar archives",
+}
+
+
+def parse_options(arguments: list[str] | None = None) -> Options:
+    """From the command line and the environment; exits with a message on a bad value."""
+    parser = argparse.ArgumentParser(
+        prog="make serve",
+        description="Serve Segment Anything: TorchServe and the samapi-compatible gateway.",
+        epilog="Every flag is also an environment variable, which `make serve` passes on. Besides, "
+        "the gateway reads SAMSERVE_MAX_BODY_BYTES, SAMSERVE_PROMPT_TIMEOUT_S and "
+        "SAMSERVE_AUTOMASK_TIMEOUT_S.",
+    )
+    for field in fields(Options):
+        kind = {"host": str, "models": str, "model_store": Path}.get(field.name, _whole_number)
+        variable = f"SAMSERVE_{field.name.upper()}"
+        shown = "" if field.default is None else f" (default: {field.default})"
+        parser.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=kind,
+            # a string default is cast and checked just as a flag is
+            default=os.environ.get(variable) or field.default,
+            help=f"{_HELP[field.name]}{shown} [{variable}]",
+        )
+    options = Options(**vars(parser.parse_args(arguments)))
+    if not options.model_types():
+        parser.error("--models names no model type")
+    return options
+
+
+def _whole_number(text: str) -> int:
+    number = int(text)
+    if not 0 < number < 65536:
+        raise ValueError
+    return number
+
+
+_whole_number.__name__ = "number from 1 to 65535"  # argparse's messages name the type so
+
+
+def free_ports(options: Options) -> Options:
+    """The same options with ports that nobody uses now."""
+    names = list(options.ports())
+    probes = [socket.socket() for _ in names]
+    for probe in probes:
+        probe.bind((LOOPBACK, 0))
+    chosen = {name: probe.getsockname()[1] for name, probe in zip(names, probes, strict=True)}
+    for probe in probes:
+        probe.close()
+    return Options(**{**vars(options), **chosen})

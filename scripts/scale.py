@@ -1,0 +1,85 @@
+"""Set a lane's workers through TorchServe's management API, and show the lanes.
+
+python -m scripts.scale                      show the lanes
+python -m scripts.scale vit_t-automask 2     two workers for the automasks of vit_t
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from gateway.torchserve import TorchServe, TorchServeError
+
+from .options import ROOT
+
+SCALE_TIMEOUT_S = 300.0
+
+
+def main() -> None:
+    """Exits non-zero, with the reason, if there is no such server or lane."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("lane", nargs="?", help="as vit_t or vit_t-automask")
+    parser.add_argument("workers", nargs="?", type=int, help="processes the lane shall have")
+    parser.add_argument("--port", type=int, help="the server's gateway port, if several run")
+    arguments = parser.parse_args()
+    if arguments.lane is not None and (arguments.workers is None or arguments.workers < 0):
+        parser.error("say how many workers the lane shall have: 0 or more")
+    try:
+        print(asyncio.run(scale(find_server(arguments.port), arguments.lane, arguments.workers)))
+    except TorchServeError as error:
+        sys.exit(f"samserve: {error}")
+
+
+def find_server(port: int | None) -> dict[str, str]:
+    """What the running server wrote of itself; exits if none or several could be meant."""
+    states = sorted((ROOT / "run").glob(f"{port or '*'}/server.json"))
+    if len(states) != 1:
+        found = ", ".join(path.parent.name for path in states) or "none"
+        sys.exit(f"samserve: which server? Running: {found}. Say --port (make: PORT=).")
+    found_state: dict[str, str] = json.loads(states[0].read_text())
+    return found_state
+
+
+async def scale(server: dict[str, str], lane: str | None, workers: int | None) -> str:
+    """Scale if told to, wait for it, and give the table of lanes."""
+    torchserve = TorchServe(
+        server["inference_url"], server["management_url"], Path(server["key_file"])
+    )
+    try:
+        if lane is not None and workers is not None:
+            await torchserve.scale(lane, workers, SCALE_TIMEOUT_S)
+        names = await torchserve.lanes()
+        return table([await torchserve.lane(name) for name in names])
+    finally:
+        await torchserve.close()
+
+
+def table(lanes: list[dict[str, Any]]) -> str:
+    """The lanes as TorchServe describes them, a row each."""
+    rows = [("LANE", "WORKERS", "READY", "BATCH", "WAITING", "PIDS")]
+    for lane in lanes:
+        ready = [worker for worker in lane["workers"] if worker["status"] == "READY"]
+        rows.append(
+            (
+                lane["modelName"],
+                str(lane["minWorkers"]),
+                str(len(ready)),
+                str(lane["batchSize"]),
+                str(lane["jobQueueStatus"]["pendingRequests"]),
+                " ".join(str(worker["pid"]) for worker in ready),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Serve until Ctrl-C: start TorchServe and the gateway, say where everything is, stop both.
+
+python -m scripts.serve --help
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from types import FrameType
+
+from gateway.torchserve import TorchServe
+from samserve import __version__
+
+from .options import Options, parse_options
+from .server import ServerError, check_alive, running
+
+# A 64x64 picture of a disc, so that the request shown works wherever it is pasted.
+DISC_PNG = (
+    "iVBORw0KGgoAAAANSUhEUgAAAEAAAABAAQAAAACCEkxzAAAAbUlEQVR42s3QsRGDQAxE0YdMQIQpgVJckjuA0iiFEi4k"
+    "YDgH5wBmICDjR5r9UqDlebwTAt/2n+RckhcTQU1P0NARdDTlirLcUxN8iKMqVGRUJ+ruMJIv1MRGMLMeVWIhWEgEK/Pu"
+    "ZRi2fS1P4we9mxVt0n1lfgAAAABJRU5ErkJggg=="
+)
+
+
+def main() -> int:
+    """Exit status: 0 stopped by a signal, 1 could not start or a process ended."""
+    options = parse_options()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+    started = time.monotonic()
+    try:
+        print(f"starting {', '.join(options.lanes())}; logs in {options.run_dir}/logs", flush=True)
+        with running(options) as children:
+            print(ready_block(options, time.monotonic() - started), flush=True)
+            while True:
+                check_alive(options, children)
+                time.sleep(1)
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+        return 0
+    except ServerError as error:
+        print(f"samserve: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # stopping is under way; let it finish
+    raise KeyboardInterrupt
+
+
+def ready_block(options: Options, seconds: float) -> str:
+    """What a person wants to know of a server that has just started."""
+    model = options.model_types()[0]
+    body = json.dumps({"type": model, "bbox": [14, 14, 50, 50], "b64img": DISC_PNG})
+    return f"""
+samserve {__version__} is ready after {seconds:.0f} s
+
+  API         {options.url}/sam/
+              {options.url}/sam/automask/
+  pages       {options.url}/docs
+  models      {asyncio.run(_loaded(options))}
+  TorchServe  {options.inference_url} (inference), {options.management_url} (management)
+  files       {options.run_dir}
+
+Try it:
+curl -s {options.url}/sam/ -H 'Content-Type: application/json' -d '{body}'
+
+Ctrl-C stops everything.
+"""
+
+
+async def _loaded(options: Options) -> str:
+    """A line a lane: workers, threads, device, and where the weights came from."""
+    torchserve = TorchServe(options.inference_url, options.management_url, options.key_file)
+    try:
+        lines = []
+        for lane in options.lanes():
+            workers = len((await torchserve.lane(lane))["workers"])
+            told = await torchserve.worker_description(lane)
+            lines.append(
+                f"{lane}: {workers} worker(s) x {told['threads']} thread(s) on {told['device']}; "
+                f"weights: {told['weights']['source']}"
+            )
+        return "\n              ".join(lines)
+    finally:
+        await torchserve.close()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""The processes of one server: checked, started, waited for, and all stopped again.
+
+`running(options)` is the whole of it; `serve` and `demo` stand on it. What a server leaves
+while it runs lies in `run/<port>/`: the configuration in force, TorchServe's tokens, the
+logs, and `server.json`, by which `scale` finds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import psutil
+
+from samserve.settings import AUTOMASK_SUFFIX, usable_cores
+
+from .java import java_home
+from .options import ROOT, Options
+
+START_TIMEOUT_S = 300
+STOP_TIMEOUT_S = 20
+
+WORKER_ENVIRONMENT = {
+    # glibc would give every large tensor fresh pages and take them back, which costs more
+    # than the arithmetic on them; a worker keeps its pages instead.
+    "MALLOC_MMAP_THRESHOLD_": str(2**32),
+    "MALLOC_TRIM_THRESHOLD_": str(2**40),
+    # A thread that waits must not spin: the other lane can use its core.
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+Children = dict[str, "subprocess.Popen[bytes]"]
+
+
+class ServerError(Exception):
+    """The server cannot start, or ended by itself; the message says why."""
+
+
+@contextlib.contextmanager
+def running(options: Options) -> Iterator[Children]:
+    """A ready server, for as long as the block lasts; gives its two processes.
+
+    Raises:
+        ServerError: an archive is missing, a port is taken, or a process ended.
+    """
+    check_archives(options)
+    check_ports(options)
+    logs = options.run_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    config = options.run_dir / "config.properties"
+    config.write_text(configuration(options))
+    state = options.run_dir / "server.json"
+    children: Children = {}
+    # Short, for it holds the workers' sockets, whose paths may have 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="samserve-", ignore_cleanup_errors=True) as scratch:
+        try:
+            children["torchserve"] = _start_torchserve(options, config, scratch)
+            children["gateway"] = _start_gateway(options)
+            state.write_text(json.dumps({**_addresses(options), "pid": os.getpid()}))
+            wait_until_ready(options, children)
+            yield children
+        finally:
+            stop(children)
+            state.unlink(missing_ok=True)
+            options.key_file.unlink(missing_ok=True)
+
+
+def check_archives(options: Options) -> None:
+    """Raises ServerError, naming the command that builds a missing one."""
+    for model in options.model_types():
+        archive = options.model_store / f"{model}.mar"
+        if not archive.is_file():
+            raise ServerError(f"{archive} is missing; `make archive MODELS={model}` builds it.")
+
+
+def check_ports(options: Options) -> None:
+    """Raises ServerError, naming the port, who holds it and the flag that changes it."""
+    for name, (host, port) in options.ports().items():
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError as exc:
+                raise ServerError(
+                    f"port {port} on {host} cannot be used ({exc.strerror}): {holder_of(port)}. "
+                    f"Choose another with --{name.replace('_', '-')} or SAMSERVE_{name.upper()}."
+                ) from exc
+
+
+def holder_of(port: int) -> str:
+    """Who listens on a TCP port, in words."""
+    try:
+        for connection in psutil.net_connections("tcp"):
+            listening = connection.status == psutil.CONN_LISTEN
+            if listening and connection.laddr.port == port and connection.pid is not None:
+                command = " ".join(psutil.Process(connection.pid).cmdline())
+                return f"process {connection.pid} holds it, {command[:120]}"
+    except psutil.Error:
+        pass  # it has just gone, or this system does not tell
+    return "this user cannot see who holds it"
+
+
+def read_properties(text: str) -> dict[str, str]:
+    """Java properties as far as ours go: comments, `key=value`, lines continued by a backslash."""
+    lines = re.sub(r"\\\n\s*", "", text).splitlines()
+    pairs = (line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def configuration(options: Options) -> str:
+    """config/config.properties, and after it the lines that these options change."""
+    text = (ROOT / "config" / "config.properties").read_text()
+    lanes = json.loads(read_properties(text)["models"])
+    for lane in options.lanes():
+        if lane not in lanes:
+            raise ServerError(f"config/config.properties has no lane {lane} under `models`.")
+        wanted = options.prompt_workers
+        if lane.endswith(AUTOMASK_SUFFIX):
+            wanted = options.automask_workers
+        if wanted is not None:
+            for version in lanes[lane].values():
+                version.update(minWorkers=wanted, maxWorkers=wanted)
+    store = options.model_store.resolve()
+    changes = {
+        "inference_address": options.inference_url,
+        "management_address": options.management_url,
+        "metrics_address": f"http://127.0.0.1:{options.metrics_port}",
+        "grpc_inference_port": options.grpc_inference_port,
+        "grpc_management_port": options.grpc_management_port,
+        "model_store": store,
+        "load_models": ",".join(f"{lane}={model}.mar" for lane, model in options.lanes().items()),
+        "models": json.dumps(lanes),
+        "allowed_urls": f"file://{store}/.*",
+    }
+    lines = "\n".join(f"{key}={value}" for key, value in changes.items())
+    return f"{text}\n# --- From the options of this start.\n{lines}\n"
+
+
+def threads_per_worker(config: str) -> dict[str, int]:
+    """Mode -> threads of each of its workers, so that a lane's workers together fill the cores."""
+    most = {"prompt": 1, "automask": 1}
+    for lane, versions in json.loads(read_properties(config)["models"]).items():
+        mode = "automask" if lane.endswith(AUTOMASK_SUFFIX) else "prompt"
+        most[mode] = max(most[mode], *(version["minWorkers"] for version in versions.values()))
+    return {mode: max(1, usable_cores() // workers) for mode, workers in most.items()}
+
+
+def wait_until_ready(options: Options, children: Children) -> None:
+    """Returns once `GET /readyz` says ready.
+
+    Raises:
+        ServerError: a process ended, or the time is over.
+    """
+    deadline = time.monotonic() + START_TIMEOUT_S
+    lanes: dict[str, Any] = {}
+    while time.monotonic() < deadline:
+        check_alive(options, children)
+        with contextlib.suppress(httpx.TransportError):  # the gateway is not up yet
+            answer = httpx.get(f"{options.url}/readyz", timeout=10, trust_env=False)
+            if answer.status_code == 200:
+                return
+            lanes = answer.json()["lanes"]
+        time.sleep(0.25)
+    states = ", ".join(f"{name} {lane['state']}" for name, lane in lanes.items())
+    raise ServerError(
+        f"not ready after {START_TIMEOUT_S} s ({states or 'the gateway does not answer'}). "
+        f"The logs are in {options.run_dir / 'logs'}."
+    )
+
+
+def check_alive(options: Options, children: Children) -> None:
+    """Raises ServerError, with the end of what it said, if a process has ended."""
+    for name, child in children.items():
+        if child.poll() is not None:
+            said = (options.run_dir / "logs" / f"{name}-console.log").read_text(errors="replace")
+            raise ServerError(
+                f"{name} ended with status {child.returncode}; its last words:\n{said[-2000:]}"
+            )
+
+
+def stop(children: Children) -> None:
+    """End every process started and all that those started; kill what does not go."""
+    processes = []
+    for child in children.values():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(child.pid)
+            processes += [process, *process.children(recursive=True)]
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(processes, timeout=STOP_TIMEOUT_S)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    for child in children.values():
+        child.wait()
+
+
+def _start_torchserve(options: Options, config: Path, scratch: str) -> subprocess.Popen[bytes]:
+    options.key_file.unlink(missing_ok=True)  # a token of an earlier start would be refused
+    threads = threads_per_worker(config.read_text())
+    logs = str(options.run_dir / "logs")
+    environ = {
+        "JAVA_HOME": str(java_home()),
+        "TEMP": scratch,  # Java's: unpacked archives, the workers' sockets
+        "TMPDIR": scratch,  # the launcher's pid file, so that servers can run side by side
+        "LOG_LOCATION": logs,
+        "METRICS_LOCATION": logs,
+        **{f"SAMSERVE_{mode.upper()}_THREADS": str(n) for mode, n in threads.items()},
+        **WORKER_ENVIRONMENT,
+    }
+    command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs"]
+    command += ["--model-store", str(options.model_store.resolve()), "--ts-config", str(config)]
+    command += ["--log-config", str(ROOT / "config" / "log4j2.xml")]
+    return _spawn(command, environ, options, "torchserve")
+
+
+def _start_gateway(options: Options) -> subprocess.Popen[bytes]:
+    environ = {
+        "SAMSERVE_HOST": options.host,
+        "SAMSERVE_PORT": str(options.port),
+        "SAMSERVE_MODELS": options.models,
+        **{f"SAMSERVE_{name.upper()}": value for name, value in _addresses(options).items()},
+    }
+    return _spawn([sys.executable, "-m", "gateway"], environ, options, "gateway")
+
+
+def _spawn(
+    command: list[str], environ: dict[str, str], options: Options, name: str
+) -> subprocess.Popen[bytes]:
+    """A child in a session of its own, so that Ctrl-C reaches only us, who stop it in order."""
+    with (options.run_dir / "logs" / f"{name}-console.log").open("wb") as output:
+        return subprocess.Popen(
+            command,
+            env={**os.environ, **environ},
+            cwd=options.run_dir,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _addresses(options: Options) -> dict[str, str]:
+    """What it takes to talk to this server's TorchServe."""
+    return {
+        "inference_url": options.inference_url,
+        "management_url": options.management_url,
+        "key_file": str(options.key_file),
+    }
