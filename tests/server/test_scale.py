@@ -1,0 +1,48 @@
+"""Workers set through the management API, as `make scale` does it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+from tests.conftest import ROOT
+
+
+def scale(server: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "scripts.scale", *arguments]
+    command += ["--port", str(server.options.port)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def lanes_of(table: str) -> dict[str, list[str]]:
+    header, *rows = (line.split() for line in table.splitlines())
+    assert header == ["LANE", "WORKERS", "READY", "BATCH", "WAITING", "PIDS"]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_a_lane_grows_and_shrinks(server: Any) -> None:
+    before = lanes_of(scale(server).stdout)
+    assert {lane: row[:3] for lane, row in before.items()} == {
+        "vit_t": ["1", "1", "4"],
+        "vit_t-automask": ["1", "1", "1"],
+    }
+    grown = lanes_of(scale(server, "vit_t-automask", "2").stdout)
+    assert grown["vit_t-automask"][:2] == ["2", "2"]
+    assert len(set(grown["vit_t-automask"][4:])) == 2
+    shrunk = lanes_of(scale(server, "vit_t-automask", "1").stdout)
+    assert shrunk["vit_t-automask"][:2] == ["1", "1"]
+    assert shrunk["vit_t"] == before["vit_t"]
+
+
+def test_an_unknown_lane_says_so(server: Any) -> None:
+    told = scale(server, "vit_x", "2")
+    assert told.returncode != 0
+    assert "vit_x" in told.stderr
+
+
+def test_no_server_says_so() -> None:
+    command = [sys.executable, "-m", "scripts.scale", "--port", "1"]
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert told.returncode != 0
+    assert "Running: none" in told.stderr

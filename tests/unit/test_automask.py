@@ -1,0 +1,147 @@
+"""Automask against the reference's own generator, field by field, and samapi's additions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from mobile_sam import SamAutomaticMaskGenerator
+from mobile_sam.utils.amg import calculate_stability_score
+from numpy.typing import NDArray
+
+from samserve import automask, decoder
+from samserve.features import AutoMask
+from samserve.requests import AutomaskRequest
+from tests.conftest import picture
+
+
+def generate(model: Any, image: NDArray[np.uint8], **fields: Any) -> list[AutoMask]:
+    return automask.generate(model, image, AutomaskRequest.model_validate({"b64img": "", **fields}))
+
+
+def full(found: AutoMask, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    frame = np.zeros(image.shape[:2], np.bool_)
+    (x0, y0), (height, width) = found.origin, found.mask.shape
+    frame[y0 : y0 + height, x0 : x0 + width] = found.mask
+    return frame
+
+
+def keys(masks: list[AutoMask]) -> set[tuple[Any, ...]]:
+    return {(m.origin, m.mask.shape, m.area, m.predicted_iou) for m in masks}
+
+
+PARAMETERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "a small batch": ("coins", {"points_per_side": 4, "points_per_batch": 5}),
+    "strict": ("coffee", {"points_per_side": 4, "pred_iou_thresh": 0.95}),
+    "all masks": (
+        "immunohistochemistry",
+        {
+            "points_per_side": 2,
+            "pred_iou_thresh": 0.0,
+            "stability_score_thresh": 0.0,
+            "box_nms_thresh": 1.0,
+        },
+    ),
+    "crops": (
+        "astronaut",
+        {
+            "points_per_side": 4,
+            "crop_n_layers": 1,
+            "crop_n_points_downscale_factor": 2,
+            "crop_nms_thresh": 0.5,
+        },
+    ),
+    "small regions": (
+        "coins",
+        {"points_per_side": 4, "min_mask_region_area": 120, "stability_score_thresh": 0.8},
+    ),
+    "offset": ("coins", {"points_per_side": 3, "stability_score_offset": 3.0}),
+}
+
+
+@pytest.mark.parametrize(("name", "fields"), PARAMETERS.values(), ids=PARAMETERS.keys())
+def test_equal_to_the_reference(model: Any, name: str, fields: dict[str, Any]) -> None:
+    image = picture(name)
+    expected = SamAutomaticMaskGenerator(model, **fields).generate(image)
+    found = generate(model, image, **fields)
+    expected = [e for e in expected if e["area"] > 0]  # an empty mask is no object
+    assert len(found) == len(expected) > 0
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.array_equal(full(ours, image), theirs["segmentation"])
+        assert ours.predicted_iou == pytest.approx(theirs["predicted_iou"], abs=1e-5)
+        assert ours.stability_score == pytest.approx(theirs["stability_score"], abs=1e-5)
+        assert list(ours.bbox) == theirs["bbox"]
+        assert ours.point_coords == theirs["point_coords"]
+        assert ours.area == theirs["area"]
+
+
+def test_output_types_choose_by_samapis_rules(model: Any) -> None:
+    image = picture("coins")
+    fields = {"points_per_side": 3, "pred_iou_thresh": 0.7, "stability_score_thresh": 0.7}
+    found = {
+        kind: generate(model, image, output_type=f"Multi-mask ({kind})", **fields)
+        for kind in ("best quality", "largest", "smallest", "all")
+    }
+    found["absent"] = generate(model, image, **fields)
+    assert keys(found["absent"]) == keys(found["best quality"])
+    for kind in ("best quality", "largest", "smallest"):
+        assert keys(found[kind]) < keys(found["all"])
+    areas = {kind: [m.area for m in masks] for kind, masks in found.items()}
+    assert areas["largest"] == sorted(areas["all"], reverse=True)[:1] + areas["largest"][1:]
+    assert areas["largest"] == sorted(areas["largest"], reverse=True)
+    assert areas["smallest"] == sorted(areas["smallest"])
+    assert areas["smallest"][0] == min(areas["all"])
+
+
+def test_single_mask_is_one_a_point(model: Any) -> None:
+    image = picture("coins")
+    fields = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
+    found = generate(model, image, output_type="Single mask", box_nms_thresh=1.0, **fields)
+    assert 1 <= len(found) <= 4
+    assert len({tuple(map(tuple, m.point_coords)) for m in found}) == len(found)
+
+
+def test_without_the_image_edge_the_background_goes(model: Any) -> None:
+    image = picture("coins")
+    height, width = image.shape[:2]
+    kept = generate(model, image, points_per_side=4)
+    fewer = generate(model, image, points_per_side=4, include_image_edge=False)
+
+    def spans(m: AutoMask) -> bool:
+        x, y, w, h = m.bbox
+        distances = (x, y, width - x - w, height - y - h)
+        return all(side <= automask.IMAGE_EDGE_TOLERANCE for side in distances)
+
+    assert any(spans(m) for m in kept)
+    assert not any(spans(m) for m in fewer)
+    assert {m.bbox for m in kept if not spans(m)} <= {m.bbox for m in fewer}
+
+
+def test_stability_score_is_the_references() -> None:
+    logits = torch.randn(7, 30, 40, generator=torch.Generator().manual_seed(0)) * 3
+    assert torch.equal(
+        automask.stability_score(logits, 1.0), calculate_stability_score(logits, 0.0, 1.0)
+    )
+
+
+def test_stability_score_of_very_wide_masks() -> None:
+    """Where segment-anything's 16-bit sums overflow."""
+    logits = torch.full((1, 2, 70_000), 5.0)
+    logits[0, 1] = 0.5
+    assert automask.stability_score(logits, 1.0).item() == 0.5
+
+
+def test_points_per_batch_is_capped(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client's 10,000 must not become our memory."""
+    sizes: list[int] = []
+    original = decoder.decode
+
+    def decode(*args: Any, points: Any, **kwargs: Any) -> Any:
+        sizes.append(len(points[0]))
+        return original(*args, points=points, **kwargs)
+
+    monkeypatch.setattr(automask, "decode", decode)
+    generate(model, picture("coins"), points_per_side=9, points_per_batch=10_000)
+    assert sizes == [64, 17]

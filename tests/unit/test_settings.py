@@ -1,0 +1,44 @@
+"""The archive's own YAML loads, and a mistake in it is named."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from samserve.settings import ModelSettings, usable_cores
+from tests.conftest import ROOT
+
+
+@pytest.fixture
+def config() -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load((ROOT / "config/models/vit_t.yaml").read_text())
+    return loaded
+
+
+def test_the_shipped_settings(config: dict[str, Any]) -> None:
+    settings = ModelSettings.from_yaml(config, {})
+    assert settings.model_type == "vit_t"
+    assert settings.prompt.resolve_threads() == usable_cores() > 0
+    assert settings.automask.nice > settings.prompt.nice
+
+
+def test_the_starter_knows_the_threads_better(config: dict[str, Any]) -> None:
+    environ = {"SAMSERVE_PROMPT_THREADS": "3", "SAMSERVE_AUTOMASK_THREADS": "1"}
+    settings = ModelSettings.from_yaml(config, environ)
+    assert settings.prompt.resolve_threads() == 3
+    assert settings.automask.resolve_threads() == 1
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value"),
+    [("limits", "max_points", 0), ("limits", "max_pionts", 5), ("prompt", "threads", "all")],
+)
+def test_a_wrong_setting_is_named(
+    config: dict[str, Any], section: str, name: str, value: object
+) -> None:
+    config["samserve"][section][name] = value
+    with pytest.raises(ValidationError, match=name):
+        ModelSettings.from_yaml(config, {})
