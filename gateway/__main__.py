@@ -11,7 +11,8 @@ from .settings import Settings
 def main() -> None:
     """Serve until SIGINT or SIGTERM."""
     settings = Settings.from_environ()
-    uvicorn.run(create_app(settings), host=settings.host, port=settings.port)
+    # TorchServe's access log rolls over; this one would only grow.
+    uvicorn.run(create_app(settings), host=settings.host, port=settings.port, access_log=False)
 
 
 if __name__ == "__main__":

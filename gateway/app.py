@@ -17,6 +17,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from samserve import __version__
@@ -45,8 +46,12 @@ def create_app(settings: Settings) -> FastAPI:
         await readiness.close()
         await torchserve.close()
 
-    app = FastAPI(
-        title="samserve", version=__version__, description=docs.DESCRIPTION, lifespan=lifespan
+    app = FastAPIOffline(
+        redoc_url=None,
+        title="samserve",
+        version=__version__,
+        description=docs.DESCRIPTION,
+        lifespan=lifespan,
     )
     app.openapi = lambda: docs.openapi(app)  # type: ignore[method-assign]
 

@@ -14,6 +14,8 @@ from pydantic.json_schema import models_json_schema
 
 from samserve.requests import AutomaskRequest, PromptRequest
 
+from . import example
+
 DESCRIPTION = """
 Segment Anything and MobileSAM over HTTP, with [samapi](https://github.com/ksugar/samapi)'s
 API, so that QuPath's SAM extension and samapi's scripts work unchanged.
@@ -47,8 +49,11 @@ def _feature(**properties: object) -> dict[str, Any]:
     return {"type": "Feature", "geometry": _SQUARE, "properties": {**common, **properties}}
 
 
-def _segmentation(summary: str, description: str, model: str, example: Any) -> dict[str, Any]:
+def _segmentation(
+    summary: str, description: str, model: str, request: Any, answer: Any
+) -> dict[str, Any]:
     """The keyword arguments that document a POST route."""
+    schema = {"$ref": _REF.format(model=model)}
     error = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
     return {
         "summary": summary,
@@ -56,13 +61,13 @@ def _segmentation(summary: str, description: str, model: str, example: Any) -> d
         "openapi_extra": {
             "requestBody": {
                 "required": True,
-                "content": {"application/json": {"schema": {"$ref": _REF.format(model=model)}}},
+                "content": {"application/json": {"schema": schema, "example": request}},
             }
         },
         "responses": {
             200: {
                 "description": "A JSON array of GeoJSON Features; `[]` where nothing was found.",
-                "content": {"application/json": {"example": example}},
+                "content": {"application/json": {"example": answer}},
             },
             **{s: {"description": d, "content": error} for s, d in _ERRORS.items()},
         },
@@ -74,6 +79,7 @@ PROMPT = _segmentation(
     "One Feature per mask. `quality` is that mask's predicted IoU; `prompt_idx` says which of "
     "`prompts` it answers. A prompt whose mask is empty has no Feature.",
     "PromptRequest",
+    example.prompt("vit_t"),
     [_feature(prompt_idx=0)],
 )
 AUTOMASK = _segmentation(
@@ -81,6 +87,7 @@ AUTOMASK = _segmentation(
     "segment-anything's automatic mask generation. Takes seconds to minutes; it has workers "
     "and a queue of its own, so that prompts do not wait behind it.",
     "AutomaskRequest",
+    example.automask("vit_t"),
     [_feature(stability_score=0.98, area=1024, bbox=[16, 16, 31, 31], point_coords=[[32.0, 32.0]])],
 )
 VERSION: dict[str, Any] = {"summary": "The server's version, as plain text"}

@@ -10,23 +10,17 @@ Probes run beside the question, never inside it: `check` answers at once.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from typing import Any
 
+from samserve.settings import AUTOMASK_SUFFIX
+
+from . import example
 from .settings import Settings
 from .torchserve import TorchServe, TorchServeError
 
 logger = logging.getLogger(__name__)
-
-# A 16x16 PNG: a white square on black.
-PROBE_IMAGE = (
-    "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQAQAAAAA3iMLMAAAAFElEQVR42mNgQAL8H5gYGDARMgAAI20BDofI"
-    "/jkAAAAASUVORK5CYII="
-)
-PROBES = {
-    "prompt": f'{{"bbox": [4, 4, 12, 12], "b64img": "{PROBE_IMAGE}"}}'.encode(),
-    "automask": f'{{"points_per_side": 1, "b64img": "{PROBE_IMAGE}"}}'.encode(),
-}
 
 
 class Readiness:
@@ -75,11 +69,11 @@ class Readiness:
         return _state("warming", len(workers))
 
     async def _probe(self, name: str, workers: frozenset[int]) -> None:
-        mode = "automask" if name.endswith("-automask") else "prompt"
+        model_type = name.removesuffix(AUTOMASK_SUFFIX)
+        ask = example.prompt if name == model_type else example.automask
+        body = json.dumps(ask(model_type)).encode()
         try:
-            answer = await self._torchserve.predict(
-                name, PROBES[mode], self._settings.automask_timeout_s
-            )
+            answer = await self._torchserve.predict(name, body, self._settings.automask_timeout_s)
             if answer.status_code == 200:
                 self._answered[name] = workers
             else:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from samserve.settings import AUTOMASK_SUFFIX
+
 PREFIX = "SAMSERVE_"
 
 
@@ -39,4 +41,4 @@ class Settings(BaseModel):
 
 def automask_lane(model_type: str) -> str:
     """The lane that answers automask for a model type."""
-    return f"{model_type}-automask"
+    return model_type + AUTOMASK_SUFFIX

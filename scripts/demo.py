@@ -27,7 +27,12 @@ OUT = ROOT / "out" / "demo"
 # (name, path, picture, what is asked): a gland in a stained section, and a tray of coins.
 REQUESTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("ihc-box", "/sam/", "immunohistochemistry", {"bbox": [248, 303, 385, 510]}),
-    ("coins-automask", "/sam/automask/", "coins", {"points_per_side": 16}),
+    (
+        "coins-automask",
+        "/sam/automask/",
+        "coins",
+        {"points_per_side": 16, "include_image_edge": False},  # without the background
+    ),
 ]
 
 COLORS = [

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from gateway.torchserve import TorchServe, TorchServeError
 
 from .options import ROOT
@@ -35,17 +37,22 @@ def main() -> None:
         sys.exit(f"samserve: {error}")
 
 
-def find_server(port: int | None) -> dict[str, str]:
+def find_server(port: int | None) -> dict[str, Any]:
     """What the running server wrote of itself; exits if none or several could be meant."""
-    states = sorted((ROOT / "run").glob(f"{port or '*'}/server.json"))
-    if len(states) != 1:
-        found = ", ".join(path.parent.name for path in states) or "none"
-        sys.exit(f"samserve: which server? Running: {found}. Say --port (make: PORT=).")
-    found_state: dict[str, str] = json.loads(states[0].read_text())
-    return found_state
+    written = {
+        path.parent.name: json.loads(path.read_text())
+        for path in sorted((ROOT / "run").glob(f"{port or '*'}/server.json"))
+    }
+    # A server that was killed could not take its file away.
+    found = {name: server for name, server in written.items() if psutil.pid_exists(server["pid"])}
+    if len(found) != 1:
+        names = ", ".join(found) or "none"
+        sys.exit(f"samserve: which server? Running: {names}. Say --port (make: PORT=).")
+    server: dict[str, Any] = found.popitem()[1]
+    return server
 
 
-async def scale(server: dict[str, str], lane: str | None, workers: int | None) -> str:
+async def scale(server: dict[str, Any], lane: str | None, workers: int | None) -> str:
     """Scale if told to, wait for it, and give the table of lanes."""
     torchserve = TorchServe(
         server["inference_url"], server["management_url"], Path(server["key_file"])

@@ -12,18 +12,12 @@ import sys
 import time
 from types import FrameType
 
+from gateway import example
 from gateway.torchserve import TorchServe
 from samserve import __version__
 
 from .options import Options, parse_options
 from .server import ServerError, check_alive, running
-
-# A 64x64 picture of a disc, so that the request shown works wherever it is pasted.
-DISC_PNG = (
-    "iVBORw0KGgoAAAANSUhEUgAAAEAAAABAAQAAAACCEkxzAAAAbUlEQVR42s3QsRGDQAxE0YdMQIQpgVJckjuA0iiFEi4k"
-    "YDgH5wBmICDjR5r9UqDlebwTAt/2n+RckhcTQU1P0NARdDTlirLcUxN8iKMqVGRUJ+ruMJIv1MRGMLMeVWIhWEgEK/Pu"
-    "ZRi2fS1P4we9mxVt0n1lfgAAAABJRU5ErkJggg=="
-)
 
 
 def main() -> int:
@@ -55,8 +49,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 def ready_block(options: Options, seconds: float) -> str:
     """What a person wants to know of a server that has just started."""
-    model = options.model_types()[0]
-    body = json.dumps({"type": model, "bbox": [14, 14, 50, 50], "b64img": DISC_PNG})
+    body = json.dumps(example.prompt(options.model_types()[0]))
     return f"""
 samserve {__version__} is ready after {seconds:.0f} s
 

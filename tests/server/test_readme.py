@@ -1,0 +1,173 @@
+"""The README's code blocks, run as written, against `make serve` on its default ports.
+
+Also what a person does to a running server: paste its ready block's request, start a second
+one by mistake, press Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import shapely.geometry
+from mobile_sam import SamAutomaticMaskGenerator
+
+from scripts.options import Options
+from scripts.server import check_ports
+from tests.conftest import ROOT, picture
+from tests.geometry import rasterise
+
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+# A person's shell knows nothing of the make that runs the tests.
+ENVIRON = {
+    name: value
+    for name, value in os.environ.items()
+    if not name.startswith(("MAKE", "MFLAGS", "FLAGS", "SAMSERVE_"))
+}
+
+
+def blocks(language: str, containing: str) -> list[str]:
+    found = [text for kind, text in BLOCKS if kind == language and containing in text]
+    assert found, f"the README has no {language} block with {containing}"
+    return found
+
+
+def shell(block: str) -> str:
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", block],
+        cwd=ROOT,
+        env=ENVIRON,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def made_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Path]]:
+    """`make serve` as a person runs it, and what it has printed; Ctrl-C at the end."""
+    check_ports(Options())  # says who is in the way
+    [block] = blocks("sh", "make serve")
+    said = tmp_path_factory.mktemp("serve") / "said"
+    with said.open("wb") as output:
+        process = subprocess.Popen(
+            ["bash", "-c", block],
+            cwd=ROOT,
+            env=ENVIRON,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + 300
+    while "Ctrl-C stops everything" not in said.read_text():
+        assert process.poll() is None, said.read_text()
+        assert time.monotonic() < deadline, said.read_text()
+        time.sleep(0.2)
+    yield process, said
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_the_demo(tmp_path: Path) -> None:
+    [block] = blocks("sh", "make demo")
+    said = shell(block)
+    assert "timings: server ready" in said
+    for name in ("ihc-box", "coins-automask"):
+        features = json.loads((ROOT / "out" / "demo" / f"{name}.geojson").read_text())
+        assert all(shapely.geometry.shape(f["geometry"]).is_valid for f in features)
+        assert (ROOT / "out" / "demo" / f"{name}.png").stat().st_size > 100_000
+    assert len(features) >= 24  # the coins
+
+
+def test_the_box(made_server: Any, reference_masks: Any) -> None:
+    [block] = blocks("sh", "8000/sam/ ")
+    answer = shell(block)
+    [feature] = json.loads(answer)
+    assert shapely.geometry.shape(feature["geometry"]).is_valid
+    [mask], [quality] = reference_masks("coins", [20, 30, 70, 78])
+    assert np.array_equal(rasterise(feature["geometry"], *mask.shape), mask)
+    # and the README shows this very answer
+    [shown] = blocks("json", '"Feature"')
+    assert answer.startswith(shown.split(" … ")[0].rstrip(","))
+    shown_properties = json.loads(shown[shown.index('"properties":') + 13 : -3])
+    assert shown_properties.pop("quality") == round(quality, 3)
+    assert shown_properties.items() <= feature["properties"].items()
+
+
+def test_the_automask(made_server: Any, model: Any) -> None:
+    [block] = blocks("sh", "/sam/automask/")
+    features = json.loads(shell(block))
+    reference = SamAutomaticMaskGenerator(model, points_per_side=8).generate(picture("coins"))
+    assert len(features) == len(reference) > 10
+    for feature, expected in zip(features, reference, strict=True):
+        assert shapely.geometry.shape(feature["geometry"]).is_valid
+        mask = expected["segmentation"]
+        assert np.array_equal(rasterise(feature["geometry"], *mask.shape), mask)
+
+
+def test_the_python_block(made_server: Any) -> None:
+    [block] = blocks("python", "urllib")
+    done = subprocess.run(
+        [sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"docs/coins.png \d+ objects", done.stdout)
+
+
+def test_the_scaling(made_server: Any) -> None:
+    [block] = blocks("sh", "make scale")
+    shown = re.findall(r"^vit_t-automask +(\d) +(\d)", shell(block), re.MULTILINE)
+    assert shown == [("1", "1"), ("2", "2"), ("1", "1")]
+
+
+def test_the_ready_blocks_request_works_when_pasted(made_server: Any) -> None:
+    _, said = made_server
+    [line] = [line for line in said.read_text().splitlines() if line.startswith("curl ")]
+    [feature] = json.loads(shell(line))
+    disc = shapely.geometry.shape(feature["geometry"])
+    assert disc.area == pytest.approx(np.pi * 16**2, rel=0.1)
+
+
+def test_a_second_start_says_which_port_and_who_holds_it(made_server: Any) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.serve"],
+        cwd=ROOT,
+        env=ENVIRON,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "port 8000 on 127.0.0.1" in done.stderr
+    holder = re.search(r"process (\d+) holds it, .*-m gateway", done.stderr)
+    assert holder
+    assert psutil.pid_exists(int(holder[1]))
+    assert "--port or SAMSERVE_PORT" in done.stderr
+
+
+def test_ctrl_c_stops_every_process(made_server: Any) -> None:
+    process, said = made_server
+    started = psutil.Process(process.pid).children(recursive=True)
+    commands = " ".join(" ".join(p.cmdline()) for p in started)
+    assert all(part in commands for part in ("scripts.serve", "gateway", "ModelServer"))
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    process.wait(timeout=60)
+    _, alive = psutil.wait_procs(started, timeout=1)
+    assert not alive
+    assert said.read_text().rstrip().splitlines()[-1].startswith(("stopped", "make"))
+    check_ports(Options())  # all free again

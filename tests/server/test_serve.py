@@ -1,0 +1,111 @@
+"""A server that is stopped, or that loses a process, leaves nothing behind."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from scripts.options import Options, free_ports, parse_options
+from scripts.server import (
+    ServerError,
+    check_alive,
+    configuration,
+    read_properties,
+    running,
+    threads_per_worker,
+)
+from tests.conftest import ROOT
+
+
+def flags(options: Options) -> list[str]:
+    """The command line that gives these ports."""
+    return [f"--{name.replace('_', '-')}={port}" for name, (_, port) in options.ports().items()]
+
+
+def test_sigterm_while_starting_stops_everything() -> None:
+    options = free_ports(Options())
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.serve", *flags(options)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    serve = psutil.Process(process.pid)
+    deadline = time.monotonic() + 60
+    while len(serve.children(recursive=True)) < 3 and time.monotonic() < deadline:
+        time.sleep(0.1)
+    started = serve.children(recursive=True)
+    assert len(started) >= 3
+    process.send_signal(signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert said.rstrip().endswith("stopped")
+    _, alive = psutil.wait_procs(started, timeout=1)
+    assert not alive
+    assert {path.name for path in options.run_dir.iterdir()} == {"config.properties", "logs"}
+
+
+def test_a_lost_process_is_told_and_the_rest_is_stopped() -> None:
+    options = free_ports(Options())
+    children = {}
+
+    def lose_the_gateway() -> None:
+        with running(options) as processes:
+            children.update(processes)
+            processes["gateway"].kill()
+            processes["gateway"].wait()
+            check_alive(options, processes)
+
+    with pytest.raises(ServerError, match="gateway ended with status"):
+        lose_the_gateway()
+    assert sorted(children) == ["gateway", "torchserve"]
+    assert all(child.returncode is not None for child in children.values())
+
+
+def test_a_missing_archive_names_the_command(tmp_path: Path) -> None:
+    options = free_ports(Options(model_store=tmp_path))
+    with pytest.raises(ServerError, match="make archive MODELS=vit_t"), running(options):
+        pass
+
+
+def test_the_configuration_is_ours_with_the_options_after_it() -> None:
+    options = replace(Options(), automask_workers=3, inference_port=9999)
+    properties = read_properties(configuration(options))
+    assert properties["inference_address"] == "http://127.0.0.1:9999"
+    assert properties["load_models"] == "vit_t=vit_t.mar,vit_t-automask=vit_t.mar"
+    assert properties["enable_model_api"] == "false"
+    assert properties["disable_token_authorization"] == "false"
+    assert (
+        '"vit_t-automask": {"1.0": {"marName": "vit_t.mar", "minWorkers": 3' in properties["models"]
+    )
+
+
+def test_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scripts.server.usable_cores", lambda: 8)
+    text = configuration(replace(Options(), automask_workers=3))
+    assert threads_per_worker(text) == {"prompt": 8, "automask": 2}
+
+
+def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAMSERVE_PORT", "9000")
+    monkeypatch.setenv("SAMSERVE_HOST", "0.0.0.0")
+    assert parse_options([]).port == 9000
+    assert parse_options(["--port", "9001"]).port == 9001
+    assert parse_options([]).url == "http://127.0.0.1:9000"
+
+
+@pytest.mark.parametrize("value", ["abc", "0", "70000", "-1"])
+def test_a_bad_port_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], value: str
+) -> None:
+    monkeypatch.setenv("SAMSERVE_PORT", value)
+    with pytest.raises(SystemExit):
+        parse_options([])
+    assert "argument --port: invalid number from 1 to 65535" in capsys.readouterr().err
