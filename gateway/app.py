@@ -19,6 +19,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from samserve import __version__
 from samserve.errors import NotFound, SamserveError, TooLarge, error_body
@@ -70,6 +71,15 @@ def create_app(settings: Settings) -> FastAPI:
         phrase = HTTPStatus(error.status_code).phrase
         code = phrase.lower().replace(" ", "_")
         return JSONResponse(error_body(code, f"{phrase}."), error.status_code, error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def forget(_: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=400)  # nobody is there to read it
+
+    @app.exception_handler(Exception)
+    async def apologise(_: Request, error: Exception) -> JSONResponse:
+        message = "The gateway failed on this request; its log says why."
+        return JSONResponse(error_body("internal_error", message), 500)
 
     @app.post("/sam/", **docs.PROMPT)
     async def prompt(request: Request) -> Response:
@@ -156,9 +166,11 @@ async def _not_loaded(torchserve: TorchServe, model_type: str) -> NotFound:
             f"Loaded: {names}.",
             "type",
         )
-    command = " ".join(["make serve MODELS='", *loaded, model_type]).replace("' ", "'") + "'"
+    models = " ".join([*loaded, model_type])
     return NotFound(
-        f"Model type {model_type} is not loaded. Loaded: {names}. Add it with: {command}", "type"
+        f"Model type {model_type} is not loaded. Loaded: {names}. "
+        f"Add it with: make serve MODELS='{models}'",
+        "type",
     )
 
 

@@ -148,7 +148,8 @@ class TorchServe:
     def _read_keys(self) -> dict[str, str]:
         try:
             entries = json.loads(self._key_file.read_bytes())
-            self._keys = {name: entry["key"] for name, entry in entries.items()}
+            names = ("inference", "management", "API")
+            self._keys = {name: entries[name]["key"] for name in names}
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise TorchServeError(f"no tokens in {self._key_file}: {exc}") from exc
         return self._keys

@@ -149,10 +149,13 @@ def configuration(options: Options) -> str:
 
 def threads_per_worker(config: str) -> dict[str, int]:
     """Mode -> threads of each of its workers, so that a lane's workers together fill the cores."""
+    properties = read_properties(config)
+    lanes = json.loads(properties["models"])
     most = {"prompt": 1, "automask": 1}
-    for lane, versions in json.loads(read_properties(config)["models"]).items():
+    for loaded in properties["load_models"].split(","):
+        lane = loaded.split("=")[0]
         mode = "automask" if lane.endswith(AUTOMASK_SUFFIX) else "prompt"
-        most[mode] = max(most[mode], *(version["minWorkers"] for version in versions.values()))
+        most[mode] = max(most[mode], *(v["minWorkers"] for v in lanes[lane].values()))
     return {mode: max(1, usable_cores() // workers) for mode, workers in most.items()}
 
 
