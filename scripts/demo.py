@@ -10,19 +10,20 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import skimage.data
-from PIL import Image, ImageChops, ImageDraw
+from PIL import Image, ImageChops, ImageDraw, ImageStat
 
 from .options import ROOT, free_ports, parse_options
 from .server import ServerError, running
 
 OUT = ROOT / "out" / "demo"
+SCALE = 2  # of the overlays
 
 # (name, path, picture, what is asked): a gland in a stained section, and a tray of coins.
 REQUESTS: list[tuple[str, str, str, dict[str, Any]]] = [
@@ -55,23 +56,25 @@ def main() -> int:
                 image = Image.fromarray(getattr(skimage.data, picture)())
                 print(f"{name}: POST {path} {json.dumps(question)}", flush=True)
                 asked = time.monotonic()
-                features = ask(f"{options.url}{path}", image, question)
+                answer = ask(f"{options.url}{path}", image, question)
                 seconds = time.monotonic() - asked
+                features = json.loads(answer)
                 timings.append(f"{name} {seconds:.1f} s ({len(features)} objects)")
+                (OUT / f"{name}.geojson").write_bytes(answer)
                 draw(image, features, question.get("bbox")).save(OUT / f"{name}.png")
-                (OUT / f"{name}.geojson").write_text(json.dumps(features))
-                print(f"{name}: {relative(OUT / name)}.geojson and .png", flush=True)
+                print(f"{name}: {OUT.relative_to(ROOT)}/{name}.geojson and .png", flush=True)
             stopping = time.monotonic()
         timings.append(f"stopped in {time.monotonic() - stopping:.1f} s")
     except ServerError as error:
         print(f"samserve: {error}", file=sys.stderr)
         return 1
+    shutil.rmtree(options.run_dir)  # of no use to anyone, since all went well
     print("timings: " + ", ".join(timings))
     return 0
 
 
-def ask(url: str, image: Image.Image, question: dict[str, Any]) -> list[dict[str, Any]]:
-    """The server's Features for a picture.
+def ask(url: str, image: Image.Image, question: dict[str, Any]) -> bytes:
+    """The server's answer about a picture, a JSON array of Features.
 
     Raises:
         ServerError: it refused, with its own words.
@@ -82,53 +85,45 @@ def ask(url: str, image: Image.Image, question: dict[str, Any]) -> list[dict[str
     answer = httpx.post(url, json=body, timeout=1200, trust_env=False)
     if answer.status_code != 200:
         raise ServerError(f"{url} answered {answer.status_code}: {answer.text}")
-    features: list[dict[str, Any]] = answer.json()
-    return features
+    return answer.content
 
 
 def draw(
     image: Image.Image, features: list[dict[str, Any]], bbox: list[int] | None = None
 ) -> Image.Image:
     """The picture at twice its size, each object tinted and outlined, the box if there is one."""
-    scale = 2
-    size = (image.width * scale, image.height * scale)
+    size = (image.width * SCALE, image.height * SCALE)
     picture = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
+    objects = [_rings(feature["geometry"]) for feature in features]
     # Large objects first, so that what lies on them stays visible.
-    for index, feature in enumerate(sorted(features, key=_area, reverse=True)):
+    objects.sort(key=lambda rings: ImageStat.Stat(_inside(rings, size)).sum[0], reverse=True)
+    for index, rings in enumerate(objects):
         color = COLORS[index % len(COLORS)]
-        inside = Image.new("1", size)
-        outline = ImageDraw.Draw(picture)
-        geometry = feature["geometry"]
-        many = geometry["type"] == "MultiPolygon"
-        for rings in geometry["coordinates"] if many else [geometry["coordinates"]]:
-            for ring in rings:
-                points = [(x * scale, y * scale) for x, y in ring]
-                filled = Image.new("1", size)
-                ImageDraw.Draw(filled).polygon(points, fill=1)
-                inside = ImageChops.logical_xor(inside, filled)  # a hole takes away what it covers
-        tint = Image.blend(picture, Image.new("RGB", size, color), 0.45)
-        picture.paste(tint, mask=inside)
-        for rings in geometry["coordinates"] if many else [geometry["coordinates"]]:
-            for ring in rings:
-                outline.line([(x * scale, y * scale) for x, y in ring], fill=color, width=2)
+        tinted = Image.blend(picture, Image.new("RGB", size, color), 0.45)
+        picture.paste(tinted, mask=_inside(rings, size))
+        for ring in rings:
+            ImageDraw.Draw(picture).line(ring, fill=color, width=2)
     if bbox is not None:
-        corners = [side * scale for side in bbox]
+        corners = [side * SCALE for side in bbox]
         ImageDraw.Draw(picture).rectangle(corners, outline=(255, 255, 255), width=3)
     return picture
 
 
-def _area(feature: dict[str, Any]) -> float:
-    """The extent of a Feature's box, to sort by."""
-    geometry = feature["geometry"]
-    polygons = geometry["coordinates"]
-    exteriors = [p[0] for p in (polygons if geometry["type"] == "MultiPolygon" else [polygons])]
-    xs = [x for ring in exteriors for x, _ in ring]
-    ys = [y for ring in exteriors for _, y in ring]
-    return float((max(xs) - min(xs)) * (max(ys) - min(ys)))
+def _rings(geometry: dict[str, Any]) -> list[list[tuple[int, int]]]:
+    """All rings, exteriors and holes alike, at the drawing's scale."""
+    many = geometry["type"] == "MultiPolygon"
+    polygons = geometry["coordinates"] if many else [geometry["coordinates"]]
+    return [[(x * SCALE, y * SCALE) for x, y in ring] for rings in polygons for ring in rings]
 
 
-def relative(path: Path) -> Path:
-    return path.relative_to(ROOT)
+def _inside(rings: list[list[tuple[int, int]]], size: tuple[int, int]) -> Image.Image:
+    """What the rings enclose, even-odd, so that a hole takes away what it covers."""
+    inside = Image.new("1", size)
+    for ring in rings:
+        filled = Image.new("1", size)
+        ImageDraw.Draw(filled).polygon(ring, fill=1)
+        inside = ImageChops.logical_xor(inside, filled)
+    return inside
 
 
 if __name__ == "__main__":

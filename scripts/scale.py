@@ -17,7 +17,7 @@ import psutil
 
 from gateway.torchserve import TorchServe, TorchServeError
 
-from .options import ROOT
+from .options import ROOT, Options
 
 SCALE_TIMEOUT_S = 300.0
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("lane", nargs="?", help="as vit_t or vit_t-automask")
     parser.add_argument("workers", nargs="?", type=int, help="processes the lane shall have")
-    parser.add_argument("--port", type=int, help="the server's gateway port, if several run")
+    parser.add_argument("--port", type=int, help="the server's port, if several run")
     arguments = parser.parse_args()
     if arguments.lane is not None and (arguments.workers is None or arguments.workers < 0):
         parser.error("say how many workers the lane shall have: 0 or more")
@@ -38,18 +38,24 @@ def main() -> None:
 
 
 def find_server(port: int | None) -> dict[str, Any]:
-    """What the running server wrote of itself; exits if none or several could be meant."""
+    """What a running server wrote of itself: the one told, the default one, or the only one.
+
+    Exits, naming those that run, where none of these is there.
+    """
     written = {
-        path.parent.name: json.loads(path.read_text())
-        for path in sorted((ROOT / "run").glob(f"{port or '*'}/server.json"))
+        int(path.parent.name): json.loads(path.read_text())
+        for path in sorted((ROOT / "run").glob("*/server.json"))
     }
     # A server that was killed could not take its file away.
-    found = {name: server for name, server in written.items() if psutil.pid_exists(server["pid"])}
-    if len(found) != 1:
-        names = ", ".join(found) or "none"
-        sys.exit(f"samserve: which server? Running: {names}. Say --port (make: PORT=).")
-    server: dict[str, Any] = found.popitem()[1]
-    return server
+    running: dict[int, dict[str, Any]] = {
+        name: server for name, server in written.items() if psutil.pid_exists(server["pid"])
+    }
+    default = Options.port if Options.port in running or len(running) != 1 else min(running)
+    wanted = default if port is None else port
+    if wanted not in running:
+        names = ", ".join(map(str, running)) or "none"
+        sys.exit(f"samserve: no server runs on port {wanted}. Running: {names}.")
+    return running[wanted]
 
 
 async def scale(server: dict[str, Any], lane: str | None, workers: int | None) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +50,7 @@ def server() -> Iterator[Server]:
     options = free_ports(Options())
     with running(options), httpx.Client(timeout=300, trust_env=False) as http:
         yield Server(options, http)
+    shutil.rmtree(options.run_dir)
 
 
 @pytest.fixture(params=["gateway", "torchserve"])
@@ -64,8 +65,3 @@ def door(request: pytest.FixtureRequest, server: Server) -> Any:
         return server.predict(lane, body, content=content)
 
     return post
-
-
-def run(coroutine: Any) -> Any:
-    """For the asynchronous client in a test that is not."""
-    return asyncio.run(coroutine)

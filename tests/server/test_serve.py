@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -50,6 +51,7 @@ def test_sigterm_while_starting_stops_everything() -> None:
     _, alive = psutil.wait_procs(started, timeout=1)
     assert not alive
     assert {path.name for path in options.run_dir.iterdir()} == {"config.properties", "logs"}
+    shutil.rmtree(options.run_dir)
 
 
 def test_a_lost_process_is_told_and_the_rest_is_stopped() -> None:
@@ -67,6 +69,7 @@ def test_a_lost_process_is_told_and_the_rest_is_stopped() -> None:
         lose_the_gateway()
     assert sorted(children) == ["gateway", "torchserve"]
     assert all(child.returncode is not None for child in children.values())
+    shutil.rmtree(options.run_dir)
 
 
 def test_a_missing_archive_names_the_command(tmp_path: Path) -> None:
