@@ -11,12 +11,10 @@ does not look at a second page, and knows nothing of masks or models.
 
 from __future__ import annotations
 
-import contextlib
 import re
 import struct
 import threading
 import warnings
-from collections.abc import Mapping
 from io import BytesIO
 from typing import Any
 
@@ -31,12 +29,14 @@ from PIL import (
     Image,
     JpegImagePlugin,  # noqa: F401
     PngImagePlugin,  # noqa: F401
-    TiffImagePlugin,
+    TiffImagePlugin,  # noqa: F401
     WebPImagePlugin,  # noqa: F401
 )
 from PIL.ImageFile import ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
-from samserve.errors import InvalidField, InvalidImage, SamserveError, TooLarge
+from . import tiff
+from .errors import InvalidField, InvalidImage, SamserveError, TooLarge
 
 # Pillow's own limit warns at 89 million pixels and refuses at 178, whatever ours
 # is, and can only be moved for the whole process.
@@ -61,28 +61,6 @@ _WIDE_GREYS = ("I", "I;16", "I;16B", "I;16L", "F")
 # sender some hundred bytes: 6 MB of scans would keep a worker busy for an hour.
 # Encoders write about ten.
 _MAX_JPEG_SCANS = 200
-
-# Pillow turns a TIFF by its orientation while it loads; this turns it back.
-_TURNED_BACK = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_90,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_270,
-}
-_ORIENTATION = 274  # in EXIF as in TIFF, whose other tags follow
-_BITS = 258
-_COMPRESSION = 259
-_PHOTOMETRIC = 262
-_FILL_ORDER = 266
-_SAMPLES = 277
-_PLANAR = 284
-_TILE_WIDTH = 322
-_TILE_LENGTH = 323
-_SAMPLE_FORMAT = 339
-_SUBSAMPLING = 530
 
 
 def decode_base64(text: str, field: str = "b64img") -> bytes:
@@ -173,7 +151,7 @@ def decode_image(data: bytes, max_pixels: int, field: str = "b64img") -> NDArray
         # what they raise: fuzzing met OSError, SyntaxError, ValueError, TypeError and
         # OverflowError. Whatever it is, these bytes are no picture.
         except Exception as exc:
-            layout = _tiff_layout(data) if kind == "TIFF" else ""
+            layout = tiff.layout(data) if kind == "TIFF" else ""
             raise InvalidImage(
                 f"the {kind} is truncated or damaged, or of a kind we do not read{layout}", field
             ) from exc
@@ -224,8 +202,8 @@ def _check_size(size: tuple[int, int], max_pixels: int, field: str) -> None:
 
 def _refusal(image: ImageFile, data: bytes, max_pixels: int) -> str | None:
     """Why Pillow must not decode this opened image although it would, or None."""
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return _tiff_refusal(image, max_pixels)
+    if isinstance(image, TiffImageFile):
+        return tiff.refusal(image, max_pixels)
     # Decoded in Python byte by byte, before Pillow 13 without a bound on memory.
     if image.format == "BMP" and image.tile[0][0] == "bmp_rle":
         return "run-length encoded BMP is not read"
@@ -234,80 +212,18 @@ def _refusal(image: ImageFile, data: bytes, max_pixels: int) -> str | None:
     return None
 
 
-def _tiff_refusal(image: TiffImagePlugin.TiffImageFile, max_pixels: int) -> str | None:
-    tags = image.tag_v2
-    # libtiff allocates a whole tile, however small the picture in it.
-    tile_pixels = tags.get(_TILE_WIDTH, 0) * tags.get(_TILE_LENGTH, 0)
-    if tile_pixels > max_pixels:
-        return f"the TIFF's tiles are of {tile_pixels} pixels; the limit is {max_pixels} pixels"
-    bits = set(tags.get(_BITS, (1,)))
-    if bits == {8} and 2 in tags.get(_SAMPLE_FORMAT, (1,)):
-        return "TIFF with signed 8-bit samples is not read"
-    if image.tile[0][0] == "libtiff":
-        return None
-
-    # Without libtiff, Pillow trusts the strips: missing ones leave black, surplus
-    # ones are decoded again and again.
-    planes = tags.get(_SAMPLES, 1) if tags.get(_PLANAR) == 2 else 1
-    covered = sum(
-        (right - left) * (bottom - top)
-        for _, extents, *_ in image.tile
-        if extents is not None
-        for left, top, right, bottom in [extents]
-    )
-    if covered != planes * image.size[0] * image.size[1]:
-        return "the TIFF is damaged: its strips or tiles do not cover the picture just once"
-    # … and reads these as something else.
-    plain = bits == {8} and tags.get(_FILL_ORDER, 1) == 1 and tags.get(_PHOTOMETRIC) != 0
-    if tags.get(_PLANAR) == 2 and not plain:
-        return "uncompressed TIFF with separate planes is read with plain 8-bit samples only"
-    # (Pillow 12, the last for Python 3.10, takes YCbCr for RGB.)
-    full_ycbcr = image.mode == "YCbCr" and tags.get(_SUBSAMPLING, (2, 2)) == (1, 1)
-    if tags.get(_PHOTOMETRIC) == 6 and not full_ycbcr:
-        return "uncompressed TIFF in YCbCr is read without subsampling only, by Pillow 13 or later"
-    return None
-
-
-def _tiff_layout(data: bytes) -> str:
-    """What the TIFF says of its pixels, as the end of a sentence; may be empty."""
-    # Only to say more about an image that is refused already.
-    with contextlib.suppress(Exception):
-        header = data[:16] if data[2:4] in (b"+\0", b"\0+") else data[:8]
-        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
-        stream = BytesIO(data)
-        stream.seek(tags.next)
-        tags.load(stream)
-        found = {
-            "samples": tags.get(_SAMPLES, 1),
-            "bits": tags.get(_BITS, (1,)),
-            "sample format": tags.get(_SAMPLE_FORMAT, (1,)),
-            "photometric": tags.get(_PHOTOMETRIC),
-            "planar": tags.get(_PLANAR, 1),
-            "compression": tags.get(_COMPRESSION, 1),
-        }
-        return " (" + ", ".join(f"{name} {value!s:.40}" for name, value in found.items()) + ")"
-    return ""
-
-
 def _rgb(image: ImageFile) -> NDArray[np.uint8]:
     """Decodes the opened image: (H, W, 3) uint8."""
-    tags: Mapping[int, Any] = {}
-    turned_back = None
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        tags = image.tag_v2
-        turned_back = _TURNED_BACK.get(image.getexif().get(_ORIENTATION, 1))
-    image.load()
-    stored = image if turned_back is None else image.transpose(turned_back)
-
+    stored: Image.Image = image
+    if isinstance(image, TiffImageFile):
+        stored = tiff.load_as_stored(image)
+    else:
+        image.load()
     if stored.mode in _WIDE_GREYS:
         values = np.asarray(stored)
-        # Pillow has no unsigned 32 bits and reads them as signed ones …
-        if tags.get(_BITS) == (32,) and tags.get(_SAMPLE_FORMAT, (1,)) == (1,):
-            values = values.view(np.uint32)
-        # … and inverts white-is-zero in 8 bits only.
-        white_is_zero = tags.get(_PHOTOMETRIC) == 0
-        grey = _stretch(-values.astype(np.float64) if white_is_zero else values)
-        return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
+        if isinstance(image, TiffImageFile):
+            values = tiff.grey_values(image, values)
+        return np.repeat(_stretch(values)[:, :, np.newaxis], 3, axis=2)
     if stored.mode == "La":  # the one mode with no way to RGB
         stored = stored.convert("LA")
     if stored.mode != "RGB":
