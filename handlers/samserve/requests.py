@@ -86,7 +86,24 @@ class _Model(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-class Prompt(_Model):
+def _refuse(value: object) -> object:
+    if value is not None:
+        raise ValueError("is not served yet; send bbox, or prompts with one each")
+    return value
+
+
+_NotServed = Annotated[None, BeforeValidator(_refuse), Field(description="Not served yet.")]
+
+
+class _OtherPrompts(_Model):
+    """samapi's other prompts: refused by name, since a mask without them would be wrong."""
+
+    point_coords: _NotServed = None
+    point_labels: _NotServed = None
+    b64mask: _NotServed = None
+
+
+class Prompt(_OtherPrompts):
     """One object to segment."""
 
     bbox: Annotated[Box, _BOX]
@@ -120,7 +137,9 @@ class RoutedRequest(_Model):
         path = ".".join(str(part) for part in first["loc"])
         if not path:
             raise InvalidRequest(f"The body must be a JSON object: {message}.")
-        raise InvalidField(f"{path}: {message}.", path)
+        # Our own messages are made to follow the field's name.
+        colon = "" if first["type"] == "value_error" else ":"
+        raise InvalidField(f"{path}{colon} {message}.", path)
 
 
 class SegmentRequest(RoutedRequest):
@@ -162,7 +181,7 @@ class SegmentRequest(RoutedRequest):
             )
 
 
-class PromptRequest(SegmentRequest):
+class PromptRequest(_OtherPrompts, SegmentRequest):
     """`POST /sam/`: masks for given boxes.
 
     One object: `bbox`. Several objects of one image: `prompts`, so that the image is
