@@ -17,6 +17,10 @@ import zipfile
 import zlib
 from pathlib import Path
 
+import yaml
+
+from samserve.settings import ModelSettings
+
 ROOT = Path(__file__).resolve().parent.parent
 HANDLERS = ROOT / "handlers"
 MODEL_VERSION = "1.0"  # config.properties names the lanes' settings by it
@@ -35,6 +39,7 @@ def main() -> None:
     missing = [str(path) for path in members.values() if not path.is_file()]
     if missing:
         sys.exit(f"{archive}: cannot be built, there is no {', '.join(missing)}")
+    check_settings(arguments.type, members[f"{arguments.type}.yaml"])
     if holds(archive, members):
         print(f"{relative(archive)}: up to date")
         return
@@ -54,6 +59,16 @@ def members_of(model_type: str, weights_dir: Path) -> dict[str, Path]:
     members["weights.json"] = weights_dir / f"{model_type}.json"
     members[f"{model_type}.yaml"] = ROOT / "config" / "models" / f"{model_type}.yaml"
     return members
+
+
+def check_settings(model_type: str, path: Path) -> None:
+    """Exits with the wrong setting's name: here at once, not in a worker that never loads."""
+    try:
+        settings = ModelSettings.from_yaml(yaml.safe_load(path.read_text()), {})
+    except (ValueError, KeyError, TypeError, yaml.YAMLError) as exc:
+        sys.exit(f"{relative(path)}: {exc}")
+    if settings.model_type != model_type:
+        sys.exit(f"{relative(path)}: model_type is {settings.model_type}, not {model_type}")
 
 
 def holds(archive: Path, members: dict[str, Path]) -> bool:

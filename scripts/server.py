@@ -8,6 +8,7 @@ logs, and `server.json`, by which `scale` finds it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import re
@@ -92,9 +93,13 @@ def check_ports(options: Options) -> None:
             try:
                 probe.bind((host, port))
             except OSError as exc:
+                reason, setting = holder_of(port), name
+                if exc.errno != errno.EADDRINUSE:
+                    # an address that is not this machine's, or a port that only root may have
+                    reason, setting = exc.strerror or str(exc), f"host or --{name}"
                 raise ServerError(
-                    f"port {port} on {host} cannot be used ({exc.strerror}): {holder_of(port)}. "
-                    f"Choose another with --{name.replace('_', '-')} or SAMSERVE_{name.upper()}."
+                    f"port {port} on {host} cannot be used: {reason}. "
+                    f"Choose another with --{setting.replace('_', '-')} or SAMSERVE_{name.upper()}."
                 ) from exc
 
 

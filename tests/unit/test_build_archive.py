@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.build_archive import MANIFEST, build, holds, members_of
+from scripts.build_archive import MANIFEST, build, check_settings, holds, members_of
 from tests.conftest import ROOT
 
 
@@ -64,6 +64,25 @@ def test_a_damaged_archive_is_not_valid(archive: Path, weights_dir: Path, damage
     else:
         archive.unlink()
     assert not holds(archive, members_of("vit_t", weights_dir))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("max_points: 16384", "max_points"),
+        ("model_type: vit_t", "model_type is vit_h"),
+        ("  prompt:", "prompt"),
+    ],
+)
+def test_a_wrong_setting_is_named_before_anything_is_built(
+    tmp_path: Path, wrong: str, said: str
+) -> None:
+    config = (ROOT / "config" / "models" / "vit_t.yaml").read_text()
+    path = tmp_path / "vit_t.yaml"
+    right = {"max_points: 16384": "max_pionts: 1", "model_type: vit_t": "model_type: vit_h"}
+    path.write_text(config.replace(wrong, right.get(wrong, "  promt:")))
+    with pytest.raises(SystemExit, match=said):
+        check_settings("vit_t", path)
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
