@@ -45,4 +45,4 @@ def test_no_server_says_so() -> None:
     command = [sys.executable, "-m", "scripts.scale", "--port", "1"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert told.returncode != 0
-    assert "Running: none" in told.stderr
+    assert "no server runs on port 1. Running: " in told.stderr
