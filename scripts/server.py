@@ -53,7 +53,8 @@ def running(options: Options) -> Iterator[Children]:
     """A ready server, for as long as the block lasts; gives its two processes.
 
     Raises:
-        ServerError: an archive is missing, a port is taken, or a process ended.
+        ServerError: an archive is missing, a port is taken, a worker cannot load its model,
+            or a process ended.
     """
     check_archives(options)
     check_ports(options)
@@ -62,6 +63,8 @@ def running(options: Options) -> Iterator[Children]:
     config = options.run_dir / "config.properties"
     config.write_text(configuration(options))
     state = options.run_dir / "server.json"
+    log = logs / "torchserve.log"
+    log_start = log.stat().st_size if log.exists() else 0
     children: Children = {}
     # Short, for it holds the workers' sockets, whose paths may have 107 bytes.
     with tempfile.TemporaryDirectory(prefix="samserve-", ignore_cleanup_errors=True) as scratch:
@@ -69,7 +72,7 @@ def running(options: Options) -> Iterator[Children]:
             children["torchserve"] = _start_torchserve(options, config, scratch)
             children["gateway"] = _start_gateway(options)
             state.write_text(json.dumps({**_addresses(options), "pid": os.getpid()}))
-            wait_until_ready(options, children)
+            wait_until_ready(options, children, log, log_start)
             yield children
         finally:
             stop(children)
@@ -164,16 +167,20 @@ def threads_per_worker(config: str) -> dict[str, int]:
     return {mode: max(1, usable_cores() // workers) for mode, workers in most.items()}
 
 
-def wait_until_ready(options: Options, children: Children) -> None:
+def wait_until_ready(options: Options, children: Children, log: Path, log_start: int) -> None:
     """Returns once `GET /readyz` says ready.
 
+    Args:
+        log: TorchServe's log, of which this start writes what follows byte `log_start`.
+
     Raises:
-        ServerError: a process ended, or the time is over.
+        ServerError: a process ended, a worker cannot load its model, or the time is over.
     """
     deadline = time.monotonic() + START_TIMEOUT_S
     lanes: dict[str, Any] = {}
     while time.monotonic() < deadline:
         check_alive(options, children)
+        check_loading(log, log_start)
         with contextlib.suppress(httpx.TransportError):  # the gateway is not up yet
             answer = httpx.get(f"{options.url}/readyz", timeout=10, trust_env=False)
             if answer.status_code == 200:
@@ -195,6 +202,22 @@ def check_alive(options: Options, children: Children) -> None:
             raise ServerError(
                 f"{name} ended with status {child.returncode}; its last words:\n{said[-2000:]}"
             )
+
+
+def check_loading(log: Path, log_start: int) -> None:
+    """Raises ServerError, with the worker's own words, if one could not load its model.
+
+    TorchServe would start it again and again, and only its log would say why.
+    """
+    if not log.exists():
+        return
+    with log.open("rb") as file:
+        file.seek(log_start)
+        said = file.read().decode(errors="replace")
+    if "Load model failed" in said:
+        words = re.findall(r"-stdout - ((?:[\w.]+\.)?\w*(?:Error|Exception)\b.*)", said)
+        why = "; ".join(dict.fromkeys(words)) or "it died"
+        raise ServerError(f"a worker cannot load its model: {why}. The whole story is in {log}.")
 
 
 def stop(children: Children) -> None:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +77,26 @@ def test_a_missing_archive_names_the_command(tmp_path: Path) -> None:
     options = free_ports(Options(model_store=tmp_path))
     with pytest.raises(ServerError, match="make archive MODELS=vit_t"), running(options):
         pass
+
+
+def test_a_worker_that_cannot_load_tells_why(tmp_path: Path) -> None:
+    """An archive that lost a file; TorchServe alone would go on trying."""
+    with (
+        zipfile.ZipFile(ROOT / "model_store" / "vit_t.mar") as whole,
+        zipfile.ZipFile(tmp_path / "vit_t.mar", "w") as broken,
+    ):
+        for member in whole.infolist():
+            if member.filename != "weights.json":
+                broken.writestr(member, whole.read(member))
+    options = free_ports(Options(model_store=tmp_path))
+    with (
+        pytest.raises(
+            ServerError, match=r"cannot load its model: FileNotFoundError.*weights\.json"
+        ),
+        running(options),
+    ):
+        pass
+    shutil.rmtree(options.run_dir)
 
 
 def test_the_configuration_is_ours_with_the_options_after_it() -> None:
