@@ -43,9 +43,9 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        yield
-        await readiness.close()
-        await torchserve.close()
+        async with torchserve:
+            yield
+            await readiness.close()
 
     app = FastAPIOffline(
         redoc_url=None,

@@ -14,7 +14,7 @@ import json
 import logging
 from typing import Any
 
-from samserve.settings import AUTOMASK_SUFFIX
+from samserve.settings import AUTOMASK_SUFFIX, mode_of
 
 from . import example
 from .settings import Settings
@@ -70,7 +70,7 @@ class Readiness:
 
     async def _probe(self, name: str, workers: frozenset[int]) -> None:
         model_type = name.removesuffix(AUTOMASK_SUFFIX)
-        ask = example.prompt if name == model_type else example.automask
+        ask = example.prompt if mode_of(name) == "prompt" else example.automask
         body = json.dumps(ask(model_type)).encode()
         try:
             answer = await self._torchserve.predict(name, body, self._settings.automask_timeout_s)

@@ -35,10 +35,15 @@ class Settings(BaseModel):
         return cls.model_validate({name: value for name, value in names.items() if value})
 
     def lanes(self) -> list[str]:
-        """The lanes that `models` stand for, prompts first."""
-        return [lane for model in self.models.split() for lane in (model, automask_lane(model))]
+        """The lanes of `models`."""
+        return list(lanes_of(self.models))
 
 
 def automask_lane(model_type: str) -> str:
     """The lane that answers automask for a model type."""
     return model_type + AUTOMASK_SUFFIX
+
+
+def lanes_of(models: str) -> dict[str, str]:
+    """Space-separated model types -> each lane and its type, prompts before automask."""
+    return {lane: model for model in models.split() for lane in (model, automask_lane(model))}

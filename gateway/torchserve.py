@@ -55,7 +55,10 @@ class TorchServe:
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
         )
 
-    async def close(self) -> None:
+    async def __aenter__(self) -> TorchServe:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
         await self._http.aclose()
 
     async def predict(self, lane: str, body: bytes, timeout_s: float) -> httpx.Response:

@@ -26,7 +26,7 @@ from samserve.errors import InvalidRequest, SamserveError, TooLarge, error_body
 from samserve.features import ObjectMask, dumps, features
 from samserve.images import decode_base64, decode_image
 from samserve.requests import AutomaskRequest, PromptRequest
-from samserve.settings import AUTOMASK_SUFFIX, ModelSettings
+from samserve.settings import ModelSettings, mode_of
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,8 @@ class SamHandler:
         properties = context.system_properties
         model_dir = Path(properties["model_dir"])
         self.settings = ModelSettings.from_yaml(context.model_yaml_config)
-        self.is_automask = context.model_name.endswith(AUTOMASK_SUFFIX)
-        lane = self.settings.automask if self.is_automask else self.settings.prompt
+        self.mode = mode_of(context.model_name)
+        lane = self.settings.automask if self.mode == "automask" else self.settings.prompt
         os.nice(lane.nice)
         torch.set_num_threads(lane.resolve_threads())
         gpu_id = properties.get("gpu_id")
@@ -85,7 +85,7 @@ class SamHandler:
         body = self.body(row)
         limits = self.settings.limits
         request: AutomaskRequest | PromptRequest
-        if self.is_automask:
+        if self.mode == "automask":
             request = AutomaskRequest.parse(body)
             request.check_work(limits.max_points)
         else:
@@ -122,7 +122,7 @@ class SamHandler:
         """What `GET /models/{lane}?customized=true` tells of this worker."""
         return {
             "type": self.settings.model_type,
-            "mode": "automask" if self.is_automask else "prompt",
+            "mode": self.mode,
             "device": str(self.device),
             "threads": torch.get_num_threads(),
             "weights": self.weights,

@@ -21,7 +21,8 @@ import yaml
 
 from samserve.settings import ModelSettings
 
-ROOT = Path(__file__).resolve().parent.parent
+from .options import ROOT
+
 HANDLERS = ROOT / "handlers"
 MODEL_VERSION = "1.0"  # config.properties names the lanes' settings by it
 MANIFEST = "MAR-INF/MANIFEST.json"

@@ -94,13 +94,14 @@ def draw(
     """The picture at twice its size, each object tinted and outlined, the box if there is one."""
     size = (image.width * SCALE, image.height * SCALE)
     picture = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
-    objects = [_rings(feature["geometry"]) for feature in features]
+    outlines = [_rings(feature["geometry"]) for feature in features]
+    objects = [(rings, _inside(rings, size)) for rings in outlines]
     # Large objects first, so that what lies on them stays visible.
-    objects.sort(key=lambda rings: ImageStat.Stat(_inside(rings, size)).sum[0], reverse=True)
-    for index, rings in enumerate(objects):
+    objects.sort(key=lambda drawn: ImageStat.Stat(drawn[1]).sum[0], reverse=True)
+    for index, (rings, inside) in enumerate(objects):
         color = COLORS[index % len(COLORS)]
         tinted = Image.blend(picture, Image.new("RGB", size, color), 0.45)
-        picture.paste(tinted, mask=_inside(rings, size))
+        picture.paste(tinted, mask=inside)
         for ring in rings:
             ImageDraw.Draw(picture).line(ring, fill=color, width=2)
     if bbox is not None:

@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from gateway.settings import automask_lane
+from gateway.settings import lanes_of
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
@@ -45,6 +45,10 @@ class Options:
         return f"http://{LOOPBACK}:{self.management_port}"
 
     @property
+    def metrics_url(self) -> str:
+        return f"http://{LOOPBACK}:{self.metrics_port}"
+
+    @property
     def run_dir(self) -> Path:
         """Where this server keeps its files while it runs."""
         return ROOT / "run" / str(self.port)
@@ -58,10 +62,8 @@ class Options:
         return self.models.split()
 
     def lanes(self) -> dict[str, str]:
-        """Each lane to load -> its model type, a model's prompts before its automask."""
-        return {
-            lane: model for model in self.model_types() for lane in (model, automask_lane(model))
-        }
+        """Each lane to load -> its model type."""
+        return lanes_of(self.models)
 
     def ports(self) -> dict[str, tuple[str, int]]:
         """Every port to be bound: the field that sets it -> (address, port)."""

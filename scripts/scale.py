@@ -60,16 +60,13 @@ def find_server(port: int | None) -> dict[str, Any]:
 
 async def scale(server: dict[str, Any], lane: str | None, workers: int | None) -> str:
     """Scale if told to, wait for it, and give the table of lanes."""
-    torchserve = TorchServe(
+    async with TorchServe(
         server["inference_url"], server["management_url"], Path(server["key_file"])
-    )
-    try:
+    ) as torchserve:
         if lane is not None and workers is not None:
             await torchserve.scale(lane, workers, SCALE_TIMEOUT_S)
         names = await torchserve.lanes()
         return table([await torchserve.lane(name) for name in names])
-    finally:
-        await torchserve.close()
 
 
 def table(lanes: list[dict[str, Any]]) -> str:

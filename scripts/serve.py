@@ -69,9 +69,10 @@ Ctrl-C stops everything.
 
 async def _loaded(options: Options) -> str:
     """A line a lane: workers, threads, device, and where the weights came from."""
-    torchserve = TorchServe(options.inference_url, options.management_url, options.key_file)
-    try:
-        lines = []
+    lines = []
+    async with TorchServe(
+        options.inference_url, options.management_url, options.key_file
+    ) as torchserve:
         for lane in options.lanes():
             workers = len((await torchserve.lane(lane))["workers"])
             told = await torchserve.worker_description(lane)
@@ -79,9 +80,7 @@ async def _loaded(options: Options) -> str:
                 f"{lane}: {workers} worker(s) x {told['threads']} thread(s) on {told['device']}; "
                 f"weights: {told['weights']['source']}"
             )
-        return "\n              ".join(lines)
-    finally:
-        await torchserve.close()
+    return "\n              ".join(lines)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from typing import Any
 import httpx2 as httpx
 import psutil
 
-from samserve.settings import AUTOMASK_SUFFIX, usable_cores
+from samserve.settings import Mode, mode_of, usable_cores
 
 from .java import java_home
 from .options import ROOT, Options
@@ -133,9 +133,8 @@ def configuration(options: Options) -> str:
     for lane in options.lanes():
         if lane not in lanes:
             raise ServerError(f"config/config.properties has no lane {lane} under `models`.")
-        wanted = options.prompt_workers
-        if lane.endswith(AUTOMASK_SUFFIX):
-            wanted = options.automask_workers
+        prompts = mode_of(lane) == "prompt"
+        wanted = options.prompt_workers if prompts else options.automask_workers
         if wanted is not None:
             for version in lanes[lane].values():
                 version.update(minWorkers=wanted, maxWorkers=wanted)
@@ -143,7 +142,7 @@ def configuration(options: Options) -> str:
     changes = {
         "inference_address": options.inference_url,
         "management_address": options.management_url,
-        "metrics_address": f"http://127.0.0.1:{options.metrics_port}",
+        "metrics_address": options.metrics_url,
         "grpc_inference_port": options.grpc_inference_port,
         "grpc_management_port": options.grpc_management_port,
         "model_store": store,
@@ -155,14 +154,14 @@ def configuration(options: Options) -> str:
     return f"{text}\n# --- From the options of this start.\n{lines}\n"
 
 
-def threads_per_worker(config: str) -> dict[str, int]:
+def threads_per_worker(config: str) -> dict[Mode, int]:
     """Mode -> threads of each of its workers, so that a lane's workers together fill the cores."""
     properties = read_properties(config)
     lanes = json.loads(properties["models"])
-    most = {"prompt": 1, "automask": 1}
+    most: dict[Mode, int] = {"prompt": 1, "automask": 1}
     for loaded in properties["load_models"].split(","):
         lane = loaded.split("=")[0]
-        mode = "automask" if lane.endswith(AUTOMASK_SUFFIX) else "prompt"
+        mode = mode_of(lane)
         most[mode] = max(most[mode], *(v["minWorkers"] for v in lanes[lane].values()))
     return {mode: max(1, usable_cores() // workers) for mode, workers in most.items()}
 

@@ -1,4 +1,4 @@
-"""GeoJSON back to pixels, independently of the code that made it."""
+"""GeoJSON and cropped masks back to pixels, independently of the code that made them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from samserve.features import ObjectMask
+
 Mask = NDArray[np.bool_]
+
+
+def full_frame(found: ObjectMask, image: NDArray[np.uint8]) -> Mask:
+    """A mask's crop back in its place in the image."""
+    frame = np.zeros(image.shape[:2], np.bool_)
+    (x0, y0), (height, width) = found.origin, found.mask.shape
+    frame[y0 : y0 + height, x0 : x0 + width] = found.mask
+    return frame
 
 
 def polygons(geometry: dict[str, Any]) -> list[Any]:

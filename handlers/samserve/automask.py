@@ -230,7 +230,11 @@ def _without_small_regions(
         full[top : bottom + 1, left : right + 1] = candidate.mask
         full, filled = remove_small_regions(full, request.min_mask_region_area, mode="holes")
         full, dropped = remove_small_regions(full, request.min_mask_region_area, mode="islands")
-        scores.append(0.0 if filled or dropped else 1.0)  # untouched masks win
+        touched = filled or dropped
+        scores.append(0.0 if touched else 1.0)  # untouched masks win
+        if not touched:
+            cleaned.append(candidate)
+            continue
         box = tuple(batched_mask_to_box(torch.as_tensor(full)).tolist())
         left, top, right, bottom = box
         mask = full[top : bottom + 1, left : right + 1].copy()

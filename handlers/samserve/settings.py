@@ -7,12 +7,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 AUTOMASK_SUFFIX = "-automask"
 """Ends the name of every automask lane: `vit_t` takes prompts, `vit_t-automask` does not."""
+
+Mode = Literal["prompt", "automask"]
+
+
+def mode_of(lane: str) -> Mode:
+    """What a lane of this name answers."""
+    return "automask" if lane.endswith(AUTOMASK_SUFFIX) else "prompt"
 
 
 def usable_cores() -> int:

@@ -15,17 +15,11 @@ from samserve import automask, decoder
 from samserve.features import AutoMask
 from samserve.requests import AutomaskRequest
 from tests.conftest import picture
+from tests.geometry import full_frame
 
 
 def generate(model: Any, image: NDArray[np.uint8], **fields: Any) -> list[AutoMask]:
     return automask.generate(model, image, AutomaskRequest.model_validate({"b64img": "", **fields}))
-
-
-def full(found: AutoMask, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    frame = np.zeros(image.shape[:2], np.bool_)
-    (x0, y0), (height, width) = found.origin, found.mask.shape
-    frame[y0 : y0 + height, x0 : x0 + width] = found.mask
-    return frame
 
 
 def keys(masks: list[AutoMask]) -> set[tuple[Any, ...]]:
@@ -69,7 +63,7 @@ def test_equal_to_the_reference(model: Any, name: str, fields: dict[str, Any]) -
     expected = [e for e in expected if e["area"] > 0]  # an empty mask is no object
     assert len(found) == len(expected) > 0
     for ours, theirs in zip(found, expected, strict=True):
-        assert np.array_equal(full(ours, image), theirs["segmentation"])
+        assert np.array_equal(full_frame(ours, image), theirs["segmentation"])
         assert ours.predicted_iou == pytest.approx(theirs["predicted_iou"], abs=1e-5)
         assert ours.stability_score == pytest.approx(theirs["stability_score"], abs=1e-5)
         assert list(ours.bbox) == theirs["bbox"]

@@ -14,14 +14,7 @@ from samserve.encoder import encode
 from samserve.errors import InvalidImage
 from samserve.requests import PromptRequest
 from tests.conftest import picture
-
-
-def full(found: Any, image: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    frame = np.zeros(image.shape[:2], np.bool_)
-    (x0, y0), (height, width) = found.origin, found.mask.shape
-    frame[y0 : y0 + height, x0 : x0 + width] = found.mask
-    return frame
-
+from tests.geometry import full_frame
 
 PICTURES = {
     "landscape": picture("coins"),
@@ -51,7 +44,7 @@ def test_equal_to_the_reference(model: Any, image: NDArray[np.uint8]) -> None:
     for index, box in enumerate(boxes):
         masks, quality, _ = reference.predict(box=np.array(box), multimask_output=True)
         for ours, mask, iou in zip(found[3 * index : 3 * index + 3], masks, quality, strict=True):
-            assert np.count_nonzero(full(ours, image) != mask) <= 1e-6 * mask.size
+            assert np.count_nonzero(full_frame(ours, image) != mask) <= 1e-6 * mask.size
             assert ours.predicted_iou == pytest.approx(iou, abs=1e-5)
 
 
