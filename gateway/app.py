@@ -121,7 +121,10 @@ def create_app(settings: Settings) -> FastAPI:
             raise TooLarge("The body is larger than TorchServe's max_request_size.")
         if answer.status_code >= 400 and not _is_ours(answer):
             raise TorchServeError(message_of(answer), answer.status_code)
-        return Response(answer.content, answer.status_code, media_type="application/json")
+        headers = (
+            {"Server-Timing": timing} if (timing := answer.headers.get("Server-Timing")) else {}
+        )
+        return Response(answer.content, answer.status_code, headers, "application/json")
 
     async def routed(request: Request) -> tuple[bytes, str]:
         """The body and the model type it asks for, which is one we know."""

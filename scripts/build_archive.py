@@ -3,22 +3,26 @@
     python -m scripts.build_archive vit_t
 
 An archive is the handler with its package, the model's YAML, the weights and where they
-came from (`weights.json`). One archive serves both lanes.
+came from (`weights.json`), and, where the YAML asks for it, the encoder compiled for CPUs
+(`encoder.xml`, `.bin`). One archive serves both lanes.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 import zlib
+from importlib.metadata import version
 from pathlib import Path
 
 import yaml
 
+from samserve.model_types import sha256_of
 from samserve.settings import ModelSettings
 
 from .options import ROOT
@@ -40,7 +44,9 @@ def main() -> None:
     missing = [str(path) for path in members.values() if not path.is_file()]
     if missing:
         sys.exit(f"{archive}: cannot be built, there is no {', '.join(missing)}")
-    check_settings(arguments.type, members[f"{arguments.type}.yaml"])
+    settings = checked_settings(arguments.type, members[f"{arguments.type}.yaml"])
+    if settings.encoder == "openvino":
+        members |= compiled_encoder(arguments.type, arguments.weights_dir)
     if holds(archive, members):
         print(f"{relative(archive)}: up to date")
         return
@@ -62,7 +68,29 @@ def members_of(model_type: str, weights_dir: Path) -> dict[str, Path]:
     return members
 
 
-def check_settings(model_type: str, path: Path) -> None:
+def compiled_encoder(model_type: str, weights_dir: Path) -> dict[str, Path]:
+    """The compiled encoder's archive members, kept beside the weights they are made of."""
+    weights, folder = weights_dir / f"{model_type}.pt", weights_dir / f"{model_type}-encoder"
+    members = {name: folder / name for name in ("encoder.xml", "encoder.bin")}
+    origin = {"weights": sha256_of(weights), "openvino": version("openvino")}
+    stamp = folder / "made_from.json"
+    if stamp.is_file() and json.loads(stamp.read_text()) == origin:
+        return members
+    print(f"{relative(folder)}: compiling the encoder", flush=True)
+    # Heavy, and not needed where nothing is to be compiled.
+    import torch
+
+    from samserve import compiled
+    from samserve.checkpoints import load_model
+
+    folder.mkdir(exist_ok=True)
+    stamp.unlink(missing_ok=True)  # until all of it is there, none of it is
+    compiled.export(load_model(model_type, weights, torch.device("cpu")), members["encoder.xml"])
+    stamp.write_text(json.dumps(origin))
+    return members
+
+
+def checked_settings(model_type: str, path: Path) -> ModelSettings:
     """Exits with the wrong setting's name: here at once, not in a worker that never loads."""
     try:
         settings = ModelSettings.from_yaml(yaml.safe_load(path.read_text()), {})
@@ -70,6 +98,7 @@ def check_settings(model_type: str, path: Path) -> None:
         sys.exit(f"{relative(path)}: {exc}")
     if settings.model_type != model_type:
         sys.exit(f"{relative(path)}: model_type is {settings.model_type}, not {model_type}")
+    return settings
 
 
 def holds(archive: Path, members: dict[str, Path]) -> bool:

@@ -54,6 +54,13 @@ class Options:
         return ROOT / "run" / str(self.port)
 
     @property
+    def cache_dir(self) -> Path:
+        """Where its workers share embeddings, in memory where the system has a folder for that."""
+        memory = Path("/dev/shm")
+        name = f"samserve-{os.getuid()}-{self.port}"
+        return memory / name if memory.is_dir() else self.run_dir / "embeddings"
+
+    @property
     def key_file(self) -> Path:
         """TorchServe's tokens."""
         return self.run_dir / "key_file.json"

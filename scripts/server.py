@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -78,6 +79,8 @@ def running(options: Options) -> Iterator[Children]:
             stop(children)
             state.unlink(missing_ok=True)
             options.key_file.unlink(missing_ok=True)
+            # It may be memory, which nobody would ever give back.
+            shutil.rmtree(options.cache_dir, ignore_errors=True)
 
 
 def check_archives(options: Options) -> None:
@@ -247,6 +250,9 @@ def _start_torchserve(options: Options, config: Path, scratch: str) -> subproces
         "TMPDIR": scratch,  # the launcher's pid file, so that servers can run side by side
         "LOG_LOCATION": logs,
         "METRICS_LOCATION": logs,
+        "SAMSERVE_CACHE_DIRECTORY": os.environ.get(
+            "SAMSERVE_CACHE_DIRECTORY", str(options.cache_dir)
+        ),
         **{f"SAMSERVE_{mode.upper()}_THREADS": str(n) for mode, n in threads.items()},
         **WORKER_ENVIRONMENT,
     }

@@ -16,6 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from samserve.checkpoints import load_model
+from samserve.decoder import Decoder
+from samserve.embeddings import EmbeddingCache
+from samserve.encoder import Encoder
+from samserve.segmenter import Segmenter
+from samserve.threads import Threads
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,6 +38,13 @@ def base64_png(pixels: NDArray[Any]) -> str:
     png = io.BytesIO()
     Image.fromarray(pixels).save(png, "PNG")
     return base64.b64encode(png.getvalue()).decode()
+
+
+def segmenter_of(model: Any) -> Segmenter:
+    """All that answers with this model, remembering nothing."""
+    encoder, decoder = Encoder(model), Decoder(model)
+    embeddings = EmbeddingCache(encoder, decoder, identity="", memory_bytes=0, store=None)
+    return Segmenter(embeddings, decoder, model.device, "pytorch", Threads(2))
 
 
 @pytest.fixture(scope="session")

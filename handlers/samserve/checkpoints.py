@@ -9,20 +9,13 @@ from __future__ import annotations
 
 import pickle
 import struct
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-with warnings.catch_warnings():
-    # mobile_sam imports timm by its old names and registers TinyViTs that timm
-    # has too: seven warnings at every start that no reader of a log can act on.
-    warnings.simplefilter("ignore")
-    from mobile_sam import sam_model_registry
-    from mobile_sam.modeling import Sam
-
 from .model_types import MODEL_TYPES
+from .reference import Sam, sam_model_registry
 
 _NAMED_KEYS = 5  # a wrong file differs in hundreds of keys; the first few tell which
 

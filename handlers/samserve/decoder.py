@@ -1,70 +1,112 @@
 """Embedding + prompts -> mask logits: SAM's prompt encoder and mask decoder.
 
-Masks leave the network at 256×256 (`low_res_masks`); `upscale` brings those worth it to
-the image's own size. Thresholds nothing and chooses nothing: that is the callers' part.
+Masks leave the network at 256×256 (`low_res_masks`), and only those that are asked for are
+made at all: the predicted IoUs come first. Thresholds nothing and chooses nothing: that is
+the callers' part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
-from mobile_sam.modeling import Sam
-from torch.nn import functional as F
 
 from .encoder import Embedding
+from .factored import FactoredDecoder, PreparedImage
+from .reference import Sam
 
-MASK_THRESHOLD = 0.0
-"""A pixel is of the object where its logit is above this (`Sam.mask_threshold`)."""
+PROMPTS_AT_ONCE = 8
+"""Prompts decoded together by one thread; about 3 MB of memory each."""
 
-_PIXELS_AT_ONCE = 2**25  # 128 MiB of float32 logits
+
+@dataclass(frozen=True)
+class Image:
+    """An embedding with what the decoder makes of it, once, for all its prompts."""
+
+    embedding: Embedding
+    prepared: PreparedImage
+
+    @property
+    def nbytes(self) -> int:
+        return self.embedding.features.nbytes + self.prepared.nbytes
+
+
+class Masks(Protocol):
+    """B prompts decoded.
+
+    Attributes:
+        iou_predictions: B×4; `single_or_three` says which are whose.
+    """
+
+    @property
+    def iou_predictions(self) -> torch.Tensor: ...
+
+    def low_res_masks(self, prompt: int, channels: slice) -> torch.Tensor:
+        """C×256×256 logits of one prompt."""
+        ...
+
+
+def single_or_three(multimask_output: bool) -> slice:
+    """Which of the network's four masks: the three for ambiguous prompts, or the one."""
+    return slice(1, 4) if multimask_output else slice(0, 1)
+
+
+class Decoder:
+    """The decoder of one model, ready to run."""
+
+    def __init__(self, model: Sam) -> None:
+        self._model = model
+        self._factored = FactoredDecoder(model)
+
+    def prepare(self, embedding: Embedding) -> Image:
+        """The image's part of decoding, about as much work as one prompt's."""
+        return Image(embedding, self._factored.prepare(embedding.features))
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        image: Image,
+        *,
+        points: tuple[torch.Tensor, torch.Tensor] | None = None,
+        boxes: torch.Tensor | None = None,
+    ) -> Masks:
+        """Decode B prompts on one image, in one run of the network.
+
+        Args:
+            points: (B×N×2 XY, B×N labels: 1 object, 0 background) in the input frame
+                (`Embedding.to_input_frame`).
+            boxes: B×4 XYXY, in the input frame.
+        """
+        sparse, _ = self._model.prompt_encoder(points=points, boxes=boxes, masks=None)
+        return self._factored.decode(image.prepared, sparse)
+
+
+@dataclass(frozen=True)
+class PlainMasks:
+    """What `decode_plain` gives: every mask, made already."""
+
+    iou_predictions: torch.Tensor
+    masks: torch.Tensor  # B×4×256×256
+
+    def low_res_masks(self, prompt: int, channels: slice) -> torch.Tensor:
+        return self.masks[prompt, channels]
 
 
 @torch.inference_mode()
-def decode(
+def decode_plain(
     model: Sam,
     embedding: Embedding,
     *,
     points: tuple[torch.Tensor, torch.Tensor] | None = None,
     boxes: torch.Tensor | None = None,
-    multimask_output: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Masks for B prompts on one image, in one run of the network.
-
-    Args:
-        points: (B×N×2 XY, B×N labels: 1 object, 0 background) in the input frame
-            (`Embedding.to_input_frame`).
-        boxes: B×4 XYXY, in the input frame.
-        multimask_output: the three masks for an ambiguous prompt (C=3), or the one (C=1).
-
-    Returns:
-        `low_res_masks`, B×C×256×256 logits, and `iou_predictions`, B×C.
-    """
+) -> PlainMasks:
+    """`Decoder.decode` by the network's own modules: what the rewrite is tested against."""
     sparse, dense = model.prompt_encoder(points=points, boxes=boxes, masks=None)
-    low_res_masks, iou_predictions = model.mask_decoder(
+    masks, iou_predictions = model.mask_decoder.predict_masks(
         image_embeddings=embedding.features,
         image_pe=model.prompt_encoder.get_dense_pe(),
         sparse_prompt_embeddings=sparse,
         dense_prompt_embeddings=dense,
-        multimask_output=multimask_output,
     )
-    return low_res_masks, iou_predictions
-
-
-@torch.inference_mode()
-def upscale(
-    model: Sam, low_res_masks: torch.Tensor, embedding: Embedding
-) -> Iterator[torch.Tensor]:
-    """N×256×256 logits -> logits in the image's own H×W pixels, padding removed.
-
-    The reference's two bilinear steps (`Sam.postprocess_masks`), so that the thresholded
-    mask is its mask. A few masks at a time, K×H×W in the order given, so that memory
-    stays bounded whatever the number of masks and the size of the image.
-    """
-    side = model.image_encoder.img_size
-    in_h, in_w = embedding.input_size
-    height, width = embedding.original_size
-    at_once = max(1, _PIXELS_AT_ONCE // max(height * width, side * side))
-    for chunk in torch.split(low_res_masks[:, None], at_once):
-        logits = F.interpolate(chunk, (side, side), mode="bilinear")[..., :in_h, :in_w]
-        yield F.interpolate(logits, (height, width), mode="bilinear")[:, 0]
+    return PlainMasks(iou_predictions, masks)

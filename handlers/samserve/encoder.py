@@ -3,20 +3,28 @@
 Preprocessing is the reference's (`SamPredictor.set_image`): the longer side resized to
 the network's 1024 pixels as PIL does it, normalised, padded at the right and bottom.
 
-Holds no state: an embedding is a value, good for any number of prompts.
+On a CPU the network runs in OpenVINO where the archive brings it compiled for that
+(`compiled.py`), two to three times as fast as PyTorch; else in PyTorch, with each
+BatchNorm folded into its convolution. Both give the reference's numbers up to rounding.
+
+Remembers nothing: an embedding is a value, good for any number of prompts, and
+`embeddings.py` keeps it.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from mobile_sam.modeling import Sam
-from mobile_sam.utils.transforms import ResizeLongestSide
 from numpy.typing import NDArray
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .errors import InvalidImage
+from .reference import ResizeLongestSide, Sam
 
 
 @dataclass(frozen=True)
@@ -40,24 +48,53 @@ class Embedding:
         return coords * scale
 
 
-@torch.inference_mode()
-def encode(model: Sam, image: NDArray[np.uint8]) -> Embedding:
-    """Embed an H×W×3 uint8 RGB image.
+class Encoder:
+    """The encoder of one model, ready to run.
 
-    Raises:
-        InvalidImage: so thin that nothing of its short side is left at the network's
-            resolution (longer than about 2000 times its width).
+    Args:
+        model: a `Sam` of any type.
+        network: 1×3×1024×1024 normalised pixels -> 1×256×64×64 features, in the place of
+            the model's own.
     """
-    transform = ResizeLongestSide(model.image_encoder.img_size)
-    height, width = image.shape[:2]
-    in_h, in_w = transform.get_preprocess_shape(height, width, transform.target_length)
-    if min(in_h, in_w) < 1:
-        raise InvalidImage(
-            f"A {width}x{height} image is too thin: its short side vanishes when its long "
-            f"side is resized to {transform.target_length} pixels.",
-            "b64img",
-        )
-    resized = torch.as_tensor(transform.apply_image(image), device=model.device)
-    pixels = resized.permute(2, 0, 1).contiguous()[None]
-    features = model.image_encoder(model.preprocess(pixels))
-    return Embedding(features, (in_h, in_w), (height, width))
+
+    def __init__(
+        self, model: Sam, network: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> None:
+        self._model = model
+        self.device: torch.device = model.device
+        self._transform = ResizeLongestSide(model.image_encoder.img_size)
+        self._network = network or fold_batch_norms(model.image_encoder)
+
+    @torch.inference_mode()
+    def encode(self, image: NDArray[np.uint8]) -> Embedding:
+        """Embed an H×W×3 uint8 RGB image.
+
+        Raises:
+            InvalidImage: so thin that nothing of its short side is left at the network's
+                resolution (longer than about 2000 times its width).
+        """
+        height, width = image.shape[:2]
+        target = self._transform.target_length
+        in_h, in_w = self._transform.get_preprocess_shape(height, width, target)
+        if min(in_h, in_w) < 1:
+            raise InvalidImage(
+                f"A {width}x{height} image is too thin: its short side vanishes when its long "
+                f"side is resized to {target} pixels.",
+                "b64img",
+            )
+        resized = torch.as_tensor(self._transform.apply_image(image), device=self.device)
+        pixels = self._model.preprocess(resized.permute(2, 0, 1).contiguous()[None])
+        return Embedding(self._network(pixels), (in_h, in_w), (height, width))
+
+
+def fold_batch_norms(encoder: nn.Module) -> nn.Module:
+    """The same network without BatchNorm, and with channels last; itself if it has none."""
+    if not any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()):
+        return encoder
+    folded = copy.deepcopy(encoder)
+    for module in list(folded.modules()):
+        for name, child in module.named_children():
+            match list(child.children()):
+                case [nn.Conv2d() as convolution, nn.BatchNorm2d() as norm]:  # TinyViT's pairs
+                    setattr(module, name, fuse_conv_bn_eval(convolution, norm))
+    return folded.to(memory_format=torch.channels_last)

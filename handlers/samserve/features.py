@@ -7,7 +7,7 @@ their order, and leaves outlines to `polygons`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +71,19 @@ class AutoMask(ObjectMask):
     stability_score: float
     bbox: tuple[int, int, int, int]
     point_coords: list[list[float]]
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """XYXY, both ends included."""
+        left, top, width, height = self.bbox
+        return left, top, left + width, top + height
+
+    def reshaped(self, full: NDArray[np.bool_]) -> AutoMask:
+        """The same object with another mask, given on the whole image, H×W."""
+        mask, (left, top) = _crop(full)
+        height, width = mask.shape
+        bbox = (left, top, max(0, width - 1), max(0, height - 1))
+        return replace(self, mask=mask, origin=(left, top), bbox=bbox)
 
     def properties(self) -> dict[str, Any]:
         return {

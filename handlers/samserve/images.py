@@ -11,10 +11,12 @@ does not look at a second page, and knows nothing of masks or models.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import struct
 import threading
 import warnings
+from functools import cached_property
 from io import BytesIO
 from typing import Any
 
@@ -61,6 +63,38 @@ _WIDE_GREYS = ("I", "I;16", "I;16B", "I;16L", "F")
 # sender some hundred bytes: 6 MB of scans would keep a worker busy for an hour.
 # Encoders write about ten.
 _MAX_JPEG_SCANS = 200
+
+
+class Picture:
+    """An image as it was sent, decoded when somebody wants its pixels.
+
+    Args:
+        text: base64 of an image file.
+        max_pixels: the most pixels, width times height, that are decoded.
+        field: what the text is called in the request.
+    """
+
+    def __init__(self, text: str, max_pixels: int, field: str = "b64img") -> None:
+        self._text = text
+        self.max_pixels = max_pixels
+        self._field = field
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the text as sent: equal digests, equal pixels."""
+        # Surrogates that JSON let in are no base64, which `pixels` will say.
+        return hashlib.sha256(self._text.encode(errors="surrogatepass")).hexdigest()
+
+    @cached_property
+    def pixels(self) -> NDArray[np.uint8]:
+        """H×W×3 uint8 RGB.
+
+        Raises:
+            InvalidField: not base64.
+            TooLarge: more than `max_pixels`.
+            InvalidImage: no image that we read.
+        """
+        return decode_image(decode_base64(self._text, self._field), self.max_pixels, self._field)
 
 
 def decode_base64(text: str, field: str = "b64img") -> bytes:

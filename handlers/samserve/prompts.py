@@ -1,60 +1,85 @@
-"""One answer to one prompt: boxes on an image -> a mask each (three with multimask_output).
+"""Answers to prompts: boxes on an image -> a mask each (three with multimask_output).
 
-Equal to `SamPredictor.predict` for every prompt; all prompts share one embedding and run
-through the decoder together.
+Equal to `SamPredictor.predict` for every prompt. All prompts on one image share its embedding
+and run through the decoder together, be they of one request or of several.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
 import numpy as np
 import torch
-from mobile_sam.modeling import Sam
-from numpy.typing import NDArray
 
-from .decoder import MASK_THRESHOLD, decode, upscale
-from .encoder import encode
+from .decoder import PROMPTS_AT_ONCE, Decoder, Image, single_or_three
 from .features import PromptMask
-from .requests import PromptRequest
+from .masks import MASK_THRESHOLD, upscale
+from .requests import Box, PromptRequest
+from .segmenter import Segmenter
 
-PROMPTS_PER_BATCH = 32
-"""Prompts decoded at once; about 30 MB of memory each."""
+
+@dataclass(frozen=True)
+class _Prompt:
+    """One prompt of one request; `request` is its place among them."""
+
+    request: int
+    prompt_idx: int
+    box: Box
+    channels: slice
 
 
-def predict(model: Sam, image: NDArray[np.uint8], request: PromptRequest) -> list[PromptMask]:
-    """Masks for each of the request's prompts, in its order.
+def predict(
+    segmenter: Segmenter, image: Image, requests: Sequence[PromptRequest]
+) -> list[list[PromptMask]]:
+    """Masks for each request's prompts, in its order.
 
     Args:
-        image: H×W×3 uint8 RGB.
+        image: the image of every one of these requests.
 
     Raises:
-        InvalidField: no prompt, or one outside the image.
-        InvalidImage: too thin to encode.
+        InvalidField: a request has no prompt, or one outside the image.
     """
-    boxes = np.array(request.boxes(*image.shape[:2]))
-    embedding = encode(model, image)
-    masks: list[PromptMask] = []
-    for start in range(0, len(boxes), PROMPTS_PER_BATCH):
-        corners = boxes[start : start + PROMPTS_PER_BATCH].reshape(-1, 2, 2)
-        low_res_masks, iou_predictions = decode(
-            model,
-            embedding,
-            boxes=torch.as_tensor(
-                embedding.to_input_frame(corners).reshape(-1, 4),
-                dtype=torch.float,
-                device=model.device,
-            ),
-            multimask_output=request.multimask_output,
-        )
-        per_prompt = iou_predictions.shape[1]
-        predicted_iou = iou_predictions.flatten().tolist()
-        for chunk in upscale(model, low_res_masks.flatten(0, 1), embedding):
-            for mask in (chunk > MASK_THRESHOLD).cpu().numpy():
-                index = len(masks)
-                masks.append(
-                    PromptMask.from_full(
-                        mask,
-                        predicted_iou=predicted_iou[index - start * per_prompt],
-                        prompt_idx=index // per_prompt,
-                    )
+    prompts = [
+        _Prompt(place, prompt_idx, box, single_or_three(request.multimask_output))
+        for place, request in enumerate(requests)
+        for prompt_idx, box in enumerate(request.boxes(*image.embedding.original_size))
+    ]
+    at_once = max(1, min(PROMPTS_AT_ONCE, -(-len(prompts) // segmenter.threads.count)))
+    batches = [prompts[i : i + at_once] for i in range(0, len(prompts), at_once)]
+    predict_batch = partial(_predict, segmenter.decoder, image)
+    # A single batch is best off here, where each operation has all threads for itself.
+    each = map if len(batches) == 1 else segmenter.threads.map
+    answers: list[list[PromptMask]] = [[] for _ in requests]
+    for batch, masks in zip(batches, each(predict_batch, batches), strict=True):
+        for prompt, own in zip(batch, masks, strict=True):
+            answers[prompt.request] += own
+    return answers
+
+
+def _predict(decoder: Decoder, image: Image, prompts: Sequence[_Prompt]) -> list[list[PromptMask]]:
+    """Each prompt's masks."""
+    embedding = image.embedding
+    corners = np.array([prompt.box for prompt in prompts], np.float64).reshape(-1, 2, 2)
+    boxes = torch.as_tensor(
+        embedding.to_input_frame(corners).reshape(-1, 4),
+        dtype=torch.float,
+        device=embedding.features.device,
+    )
+    decoded = decoder.decode(image, boxes=boxes)
+    answers = []
+    for index, prompt in enumerate(prompts):
+        low_res_masks = decoded.low_res_masks(index, prompt.channels).cpu().numpy()
+        predicted_iou = decoded.iou_predictions[index, prompt.channels].tolist()
+        answers.append(
+            [
+                PromptMask.from_full(
+                    upscale(low_res_mask, embedding) > MASK_THRESHOLD,
+                    predicted_iou=iou,
+                    prompt_idx=prompt.prompt_idx,
                 )
-    return masks
+                for low_res_mask, iou in zip(low_res_masks, predicted_iou, strict=True)
+            ]
+        )
+    return answers

@@ -6,7 +6,9 @@ A misspelt or missing setting stops the worker at load, with the setting's name.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -52,11 +54,30 @@ class LaneSettings(_Settings):
         return self.threads or usable_cores()
 
 
+class CacheSettings(_Settings):
+    """How many embeddings are kept, so that a known image is not encoded again."""
+
+    enabled: bool
+    memory_bytes: int = Field(ge=0)
+    machine_bytes: int = Field(ge=0)
+    directory: Path | None
+
+    def resolve_directory(self) -> Path:
+        """The setting; or, where it is null, this user's own folder in shared memory."""
+        if self.directory is not None:
+            return self.directory
+        memory = Path("/dev/shm")
+        parent = memory if memory.is_dir() else Path(tempfile.gettempdir())
+        return parent / f"samserve-{os.getuid()}"
+
+
 class ModelSettings(_Settings):
     """One model type's settings, for both of its lanes."""
 
     model_type: str
+    encoder: Literal["openvino", "pytorch"]
     limits: Limits
+    embedding_cache: CacheSettings
     prompt: LaneSettings
     automask: LaneSettings
 
@@ -64,8 +85,11 @@ class ModelSettings(_Settings):
     def from_yaml(
         cls, config: Mapping[str, Any], environ: Mapping[str, str] = os.environ
     ) -> ModelSettings:
-        """From the parsed YAML; `SAMSERVE_PROMPT_THREADS` and `SAMSERVE_AUTOMASK_THREADS`
-        win over it, since only who starts the server knows how many workers share the cores.
+        """From the parsed YAML.
+
+        `SAMSERVE_PROMPT_THREADS`, `SAMSERVE_AUTOMASK_THREADS` and `SAMSERVE_CACHE_DIRECTORY`
+        win over it, since only who starts the server knows how many workers share the cores,
+        and where there is a folder that he will remove.
 
         Raises:
             pydantic.ValidationError: names the wrong setting.
@@ -75,4 +99,7 @@ class ModelSettings(_Settings):
             threads = environ.get(f"SAMSERVE_{lane.upper()}_THREADS")
             if threads is not None:
                 settings[lane] = {**settings[lane], "threads": threads}
+        directory = environ.get("SAMSERVE_CACHE_DIRECTORY")
+        if directory is not None:
+            settings["embedding_cache"] = {**settings["embedding_cache"], "directory": directory}
         return cls.model_validate(settings)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.build_archive import MANIFEST, build, check_settings, holds, members_of
+from scripts.build_archive import MANIFEST, build, checked_settings, holds, members_of
 from tests.conftest import ROOT
 
 
@@ -82,7 +82,7 @@ def test_a_wrong_setting_is_named_before_anything_is_built(
     right = {"max_points: 16384": "max_pionts: 1", "model_type: vit_t": "model_type: vit_h"}
     path.write_text(config.replace(wrong, right.get(wrong, "  promt:")))
     with pytest.raises(SystemExit, match=said):
-        check_settings("vit_t", path)
+        checked_settings("vit_t", path)
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:

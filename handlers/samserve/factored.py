@@ -1,0 +1,484 @@
+"""SAM's mask decoder, rewritten so that a prompt costs a fifth of the arithmetic.
+
+Source: `mask_decoder.py` and `transformer.py` of segment-anything. The same function of
+the same weights; only float rounding differs (logits by about 1e-4).
+
+The decoder lets T tokens (five of its own, and the prompt's) and N = 64×64 image tokens
+attend to each other, twice over. As written, it carries the N×256 image side along for
+every prompt and multiplies it by ten 256-wide matrices. But all prompts of an image start
+from the same image tokens E, and change them only by attending to T tokens: a change of
+rank H·T (H = 8 heads) out of N×256 numbers. So the image side is never formed:
+
+    layer 0:  keys₁ = d₀·(E + A₀U₀)·γ₀ + β₀                  A₀: N×HT, U₀: HT×256
+    layer 1:  keys₂ = d₁·(d₀·(E + A₀U₀)·γ₀ + A₁U₁ + c)·γ₁ + β₁
+
+A is the attention of the image tokens to the T tokens (softmax over T, all heads side by
+side); U is what those tokens have to say (their values through the head's output matrix);
+d is LayerNorm's 1/deviation, one number a pixel; γ, β are its weights and c its β₀ with
+the attention's bias. LayerNorm's mean is gone because E and U are centred over the
+channels beforehand; its deviation needs only the norm of the rows of a sum,
+
+    ‖E + A₀U₀‖² = ‖E‖² + 2·A₀·(E U₀ᵀ) + A₀ (U₀U₀ᵀ) A₀ᵀ.
+
+Whatever is wanted of the keys (attention scores, values, the first transposed convolution)
+is linear in them, so it is a part that depends on the image alone, computed once per image
+(`PreparedImage`), and a part of rank HT through A. Scores never see a key either: the
+matrix that would make keys is applied to the T queries instead, and the one that would make
+values to the T sums.
+
+The tokens' own side (self-attention, MLPs, norms) is small, and is the reference's modules.
+
+Takes sparse prompts only. A mask prompt is added to E, which ends the sharing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .reference import Sam
+
+_SUBPIXELS_AT_ONCE = 4096  # rows through the upscaling at once: their activations fit the cache
+
+
+@dataclass(frozen=True)
+class PreparedImage:
+    """All that the decoder needs of one image, whatever the prompt.
+
+    Names say whose part it is: attention `t` (token to image) or `i` (image to token), its
+    keys, values or queries, and the layer 0, 1 or the final one. H×16×N unless said.
+    """
+
+    keys_t0: torch.Tensor
+    values_t0: torch.Tensor
+    queries_i0: torch.Tensor
+    keys_t1: torch.Tensor
+    values_t1: torch.Tensor
+    queries_i1: torch.Tensor
+    keys_final: torch.Tensor
+    values_final: torch.Tensor
+    onto_u0: torch.Tensor
+    """E·W_outᵀ of layer 0: times a token's values it is the inner product with U₀."""
+    onto_u0_scaled: torch.Tensor
+    """The same for Eγ₀ and U₀γ₀."""
+    onto_u1: torch.Tensor
+    norm0: torch.Tensor
+    """‖E‖² of each pixel, N."""
+    norm1: torch.Tensor
+    """‖Eγ₀‖² of each pixel, centred, N."""
+    along_c: torch.Tensor
+    """2·Eγ₀·c of each pixel, N."""
+    upscaled: torch.Tensor
+    """E through the first transposed convolution, N×256."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it keeps: all parts but two share one storage."""
+        storages = {t.untyped_storage().data_ptr(): t for t in vars(self).values()}
+        return sum(t.untyped_storage().nbytes() for t in storages.values())
+
+
+@dataclass(frozen=True)
+class FactoredMasks:
+    """B prompts decoded, as far as `iou_predictions`; each prompt's masks are made when asked.
+
+    Attributes:
+        iou_predictions: B×4; of the single mask, then of the three for ambiguous prompts.
+    """
+
+    iou_predictions: torch.Tensor
+    _decoder: FactoredDecoder
+    _image: PreparedImage
+    _hyper: torch.Tensor  # B×4×32, the weights that make masks of the upscaled keys
+    _attention: torch.Tensor  # B×2J×N: d₀·A₀ and below it A₁
+    _u: torch.Tensor  # B×2J×256: U₀γ₀ and below it U₁
+    _d0: torch.Tensor  # B×N
+    _d1: torch.Tensor  # B×N
+
+    @torch.inference_mode()
+    def low_res_masks(self, prompt: int, channels: slice) -> torch.Tensor:
+        """C×256×256 logits of one prompt."""
+        return self._decoder.upscale(
+            self._image,
+            self._attention[prompt],
+            self._u[prompt],
+            self._d0[prompt],
+            self._d1[prompt],
+            self._hyper[prompt, channels],
+        )
+
+
+class FactoredDecoder:
+    """The rewritten decoder of one model.
+
+    Args:
+        model: a `Sam` of any type; its decoder's weights are read now, not later.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: Sam) -> None:
+        self.decoder = decoder = model.mask_decoder
+        self.transformer = decoder.transformer
+        layer0, layer1 = self.transformer.layers
+        final = self.transformer.final_attn_token_to_image
+        t0, t1 = layer0.cross_attn_token_to_image, layer1.cross_attn_token_to_image
+        i0, i1 = layer0.cross_attn_image_to_token, layer1.cross_attn_image_to_token
+        self.heads = t0.num_heads
+        self.head_width = t0.internal_dim // t0.num_heads
+        self.epsilon = (layer0.norm4.eps, layer1.norm4.eps)
+
+        # Composed in double precision, so that the composition itself rounds nothing.
+        pe = _double(model.prompt_encoder.get_dense_pe())[0].flatten(1)  # 256×N
+        no_mask = _double(model.prompt_encoder.no_mask_embed.weight)[0]
+        width = len(no_mask)
+        centre = torch.eye(width, dtype=torch.double, device=pe.device) - 1 / width
+        gamma0, beta0 = torch.diag(_double(layer0.norm4.weight)), _double(layer0.norm4.bias)
+        gamma1, beta1 = torch.diag(_double(layer1.norm4.weight)), _double(layer1.norm4.bias)
+        scaled = centre @ gamma0 @ centre  # E centred -> Eγ₀ centred
+        out0, out1 = _double(i0.out_proj.weight), _double(i1.out_proj.weight)
+        c = centre @ (beta0 + _double(i1.out_proj.bias))
+        convolution = _double(decoder.output_upscaling[0].weight)
+        up = convolution.permute(2, 3, 1, 0).reshape(-1, width)  # (dy, dx, channel)×256
+        up_bias = _double(decoder.output_upscaling[0].bias).repeat(4)
+        k0, v0, q0 = t0.k_proj, t0.v_proj, i0.q_proj
+
+        # What is linear in the features, one matrix for all of it: rows in PreparedImage's
+        # order. The features lack `no_mask`; what is centred has layer 0's bias in it too.
+        plain = [_double(k0.weight), _double(v0.weight), _double(q0.weight)]
+        centred = [
+            _double(t1.k_proj.weight) @ gamma0,
+            _double(t1.v_proj.weight) @ gamma0,
+            _double(i1.q_proj.weight) @ gamma0,
+            _double(final.k_proj.weight) @ gamma1 @ scaled,
+            _double(final.v_proj.weight) @ gamma1 @ scaled,
+            out0.T,
+            out0.T @ centre @ gamma0 @ scaled,
+            out1.T @ scaled,
+            2 * (c @ scaled)[None],
+            up @ gamma1 @ scaled,
+        ]
+        shift = no_mask + _double(i0.out_proj.bias)
+        biases = [_double(part.bias) for part in (k0, v0, q0)]
+        self.image_weight = _single(torch.cat([*plain, *(m @ centre for m in centred)]))
+        self.image_bias = _single(
+            torch.cat(
+                [m @ no_mask + bias for m, bias in zip(plain, biases, strict=True)]
+                + [m @ centre @ shift for m in centred]
+            )
+        )[:, None]
+        self.rows = [len(m) for m in plain + centred]
+        self.image_pe_k0 = _single(plain[0] @ pe)
+        self.image_pe_q0 = _single(plain[2] @ pe)
+        self.to_norm0 = (_single(centre), _single(centre @ shift)[:, None])
+        self.to_norm1 = (_single(scaled), _single(scaled @ shift)[:, None])
+
+        # What the position encoding, β and the biases give to scores, H×16×N.
+        self.pe_t1 = self._by_head(_with_bias(t1.k_proj, beta0[:, None] + pe))
+        self.pe_i1 = self._by_head(_with_bias(i1.q_proj, beta0[:, None] + pe))
+        self.pe_final = self._by_head(_with_bias(final.k_proj, beta1[:, None] + pe))
+        # And to values, H×1×16.
+        self.bias_t1 = self._by_head(_with_bias(t1.v_proj, beta0[:, None])).mT
+        self.bias_final = self._by_head(_with_bias(final.v_proj, beta1[:, None])).mT
+
+        # Maps on the tokens' side, H×16×256: values -> U; queries -> what they read of the
+        # keys; and, from U's side, keys' sums -> values.
+        self.to_u0 = self._by_head((centre @ out0).T)
+        self.to_u0_scaled = self._by_head((centre @ gamma0 @ centre @ out0).T)
+        self.to_u1 = self._by_head((centre @ out1).T)
+        self.read_t1 = self._by_head(_double(t1.k_proj.weight) @ gamma0)
+        self.sum_t1 = self._by_head(_double(t1.v_proj.weight) @ gamma0).mT
+        self.read_i1 = self._by_head(_double(i1.q_proj.weight) @ gamma0)
+        self.read_final = self._by_head(_double(final.k_proj.weight) @ gamma1)
+        self.sum_final = self._by_head(_double(final.v_proj.weight) @ gamma1).mT
+        self.c = _single(c)
+        self.c_norm = float(c @ c)
+        self.read_final_c = self.read_final @ self.c  # H×16
+        self.sum_final_c = self.c @ self.sum_final  # H×16
+
+        # The upscaling, pixel-major: a transposed convolution of 2×2 steps is a linear map.
+        self.up = _single((up @ gamma1).T)
+        self.up_c = _single(up @ gamma1 @ c)
+        self.up_bias = _single(up @ beta1 + up_bias)
+        self.up_norm = decoder.output_upscaling[1]
+        second = decoder.output_upscaling[3]
+        self.up2 = second.weight.permute(0, 2, 3, 1).flatten(1).contiguous()
+        self.up2_bias = second.bias.repeat(4)
+
+    @torch.inference_mode()
+    def prepare(self, features: torch.Tensor) -> PreparedImage:
+        """The image's part.
+
+        Args:
+            features: 1×256×64×64, the encoder's output.
+        """
+        pixels = features[0].flatten(1)
+        linear = torch.addmm(self.image_bias, self.image_weight, pixels)
+        *by_head, along_c, upscaled = torch.split(linear, self.rows)
+        k0, v0, q0, k1, v1, q1, k_final, v_final, u0, u0_scaled, u1 = (
+            part.view(self.heads, self.head_width, -1) for part in by_head
+        )
+        k0.view_as(self.image_pe_k0).add_(self.image_pe_k0)
+        q0.view_as(self.image_pe_q0).add_(self.image_pe_q0)
+        norms = [
+            torch.addmm(shift, matrix, pixels).square_().sum(0)
+            for matrix, shift in (self.to_norm0, self.to_norm1)
+        ]
+        return PreparedImage(
+            keys_t0=k0,
+            values_t0=v0,
+            queries_i0=q0,
+            keys_t1=k1,
+            values_t1=v1,
+            queries_i1=q1,
+            keys_final=k_final,
+            values_final=v_final,
+            onto_u0=u0,
+            onto_u0_scaled=u0_scaled,
+            onto_u1=u1,
+            norm0=norms[0],
+            norm1=norms[1],
+            along_c=along_c[0],
+            upscaled=upscaled.T.contiguous(),
+        )
+
+    @torch.inference_mode()
+    def decode(self, image: PreparedImage, sparse: torch.Tensor) -> FactoredMasks:
+        """Decode B prompts.
+
+        Args:
+            sparse: B×n×256, the prompt encoder's sparse embeddings.
+        """
+        decoder, (layer0, layer1) = self.decoder, self.transformer.layers
+        own = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        tokens_pe = torch.cat([own.expand(len(sparse), -1, -1), sparse], dim=1)
+        state = _State.empty(len(sparse), self.heads * tokens_pe.shape[1], image)
+
+        tokens = layer0.norm1(layer0.self_attn(tokens_pe, tokens_pe, tokens_pe))
+        tokens = self._read_layer0(image, tokens, tokens_pe)
+        v0, u0 = self._write_layer0(image, tokens, tokens_pe, state)
+
+        with_pe = tokens + tokens_pe
+        tokens = layer1.norm1(tokens + layer1.self_attn(with_pe, with_pe, tokens))
+        tokens = self._read_layer1(image, tokens, tokens_pe, u0, state)
+        u = self._write_layer1(image, tokens, tokens_pe, v0, u0, state)
+        tokens = self._read_final(image, tokens, tokens_pe, u, state)
+
+        masks = tokens[:, 1 : 1 + decoder.num_mask_tokens]
+        mlps = decoder.output_hypernetworks_mlps
+        return FactoredMasks(
+            iou_predictions=decoder.iou_prediction_head(tokens[:, 0]),
+            _decoder=self,
+            _image=image,
+            _hyper=torch.stack([mlp(masks[:, i]) for i, mlp in enumerate(mlps)], dim=1),
+            _attention=state.attention,
+            _u=u,
+            _d0=state.d0,
+            _d1=state.d1,
+        )
+
+    def upscale(
+        self,
+        image: PreparedImage,
+        attention: torch.Tensor,
+        u: torch.Tensor,
+        d0: torch.Tensor,
+        d1: torch.Tensor,
+        hyper: torch.Tensor,
+    ) -> torch.Tensor:
+        """One prompt's keys₂ through the transposed convolutions: C×256×256 logits.
+
+        Pixel-major and a strip of the image at a time, so that nothing leaves the cache.
+        """
+        side = int(len(d0) ** 0.5)
+        u_up = u @ self.up
+        strips = []
+        step = _SUBPIXELS_AT_ONCE // 4
+        for start in range(0, len(d0), step):
+            strip = slice(start, start + step)
+            x = image.upscaled[strip] * d0[strip, None]
+            x.addmm_(attention[:, strip].T, u_up)
+            x.add_(self.up_c).mul_(d1[strip, None]).add_(self.up_bias)
+            x = x.view(-1, len(self.up2))  # a row for each of a pixel's four
+            x = F.layer_norm(
+                x, x.shape[1:], self.up_norm.weight, self.up_norm.bias, self.up_norm.eps
+            )
+            x = F.gelu(torch.addmm(self.up2_bias, F.gelu(x), self.up2))
+            strips.append(hyper @ x.view(-1, hyper.shape[1]).T)
+        # Each pixel's 16 lie together, (dy, dx) of the first convolution, then of the second.
+        logits = torch.cat(strips, dim=1).view(-1, side, side, 2, 2, 2, 2)
+        return logits.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 4 * side, 4 * side)
+
+    # --- Tokens read from the image ("token to image"), and write to it ("image to token").
+    # One prompt at a time where pixels are involved: its J×N scores stay in the cache.
+
+    def _read_layer0(
+        self, image: PreparedImage, tokens: torch.Tensor, tokens_pe: torch.Tensor
+    ) -> torch.Tensor:
+        layer = self.transformer.layers[0]
+        attention = layer.cross_attn_token_to_image
+        read = torch.empty_like(queries := self._queries(attention, tokens + tokens_pe))
+        for b, query in enumerate(queries):
+            scores = torch.bmm(query, image.keys_t0).softmax(-1)
+            torch.bmm(scores, image.values_t0.mT, out=read[b])
+        return self._after_read(layer, attention, tokens, read)
+
+    def _write_layer0(
+        self, image: PreparedImage, tokens: torch.Tensor, tokens_pe: torch.Tensor, state: _State
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        attention = self.transformer.layers[0].cross_attn_image_to_token
+        keys = self._split(attention.k_proj(tokens + tokens_pe)) * self.head_width**-0.5
+        values = self._split(attention.v_proj(tokens))
+        u0 = (values @ self.to_u0).flatten(1, 2)
+        gram = u0 @ u0.mT
+        width = u0.shape[2]
+        for b, key in enumerate(keys):
+            a0 = torch.bmm(key, image.queries_i0).softmax(1).flatten(0, 1)
+            cross = torch.bmm(2 * values[b], image.onto_u0).flatten(0, 1)
+            norm = cross.addmm_(gram[b], a0).mul_(a0).sum(0).add_(image.norm0)
+            torch.rsqrt(norm / width + self.epsilon[0], out=state.d0[b])
+            torch.mul(a0, state.d0[b], out=state.a0(b))
+        return values, u0
+
+    def _read_layer1(
+        self,
+        image: PreparedImage,
+        tokens: torch.Tensor,
+        tokens_pe: torch.Tensor,
+        u0: torch.Tensor,
+        state: _State,
+    ) -> torch.Tensor:
+        layer = self.transformer.layers[1]
+        attention = layer.cross_attn_token_to_image
+        queries = self._queries(attention, tokens + tokens_pe)
+        through_u = (queries @ self.read_t1).flatten(1, 2) @ u0.mT
+        read = torch.empty_like(queries)
+        for b, query in enumerate(queries):
+            scores = torch.bmm(query, image.keys_t1).mul_(state.d0[b])
+            scores.flatten(0, 1).addmm_(through_u[b], state.a0(b))
+            weights = scores.baddbmm_(query, self.pe_t1).softmax(-1)
+            sums = (weights.flatten(0, 1) @ state.a0(b).T @ u0[b]).view(*query.shape[:2], -1)
+            torch.bmm(weights.mul_(state.d0[b]), image.values_t1.mT, out=read[b])
+            read[b] += torch.bmm(sums, self.sum_t1) + self.bias_t1
+        return self._after_read(layer, attention, tokens, read)
+
+    def _write_layer1(
+        self,
+        image: PreparedImage,
+        tokens: torch.Tensor,
+        tokens_pe: torch.Tensor,
+        v0: torch.Tensor,
+        u0: torch.Tensor,
+        state: _State,
+    ) -> torch.Tensor:
+        attention = self.transformer.layers[1].cross_attn_image_to_token
+        keys = self._split(attention.k_proj(tokens + tokens_pe)) * self.head_width**-0.5
+        values = self._split(attention.v_proj(tokens))
+        through_u = (keys @ self.read_i1).flatten(1, 2) @ u0.mT
+        u = torch.cat(
+            [(v0 @ self.to_u0_scaled).flatten(1, 2), (values @ self.to_u1).flatten(1, 2)], 1
+        )
+        gram, along_c = u @ u.mT, 2 * (u @ self.c)
+        j, width = u0.shape[1:]
+        for b, key in enumerate(keys):
+            d0, a = state.d0[b], state.attention[b]
+            scores = torch.bmm(key, image.queries_i1).mul_(d0)
+            scores.flatten(0, 1).addmm_(through_u[b], state.a0(b))
+            torch.softmax(scores.baddbmm_(key, self.pe_i1), 1, out=a[j:].view_as(scores))
+
+            cross = torch.empty_like(a)
+            torch.bmm(2 * v0[b], image.onto_u0_scaled, out=cross[:j].view_as(scores))
+            torch.bmm(2 * values[b], image.onto_u1, out=cross[j:].view_as(scores))
+            cross.mul_(d0).addmm_(gram[b], a).add_(along_c[b, :, None])
+            norm = cross.mul_(a).sum(0).add_(self.c_norm)
+            norm += d0 * (d0 * image.norm1 + image.along_c)
+            torch.rsqrt(norm / width + self.epsilon[1], out=state.d1[b])
+        return u
+
+    def _read_final(
+        self,
+        image: PreparedImage,
+        tokens: torch.Tensor,
+        tokens_pe: torch.Tensor,
+        u: torch.Tensor,
+        state: _State,
+    ) -> torch.Tensor:
+        attention = self.transformer.final_attn_token_to_image
+        queries = self._queries(attention, tokens + tokens_pe)
+        through_u = (queries @ self.read_final).flatten(1, 2) @ u.mT
+        along_c = (queries * self.read_final_c[:, None]).sum(-1, keepdim=True)
+        read = torch.empty_like(queries)
+        for b, query in enumerate(queries):
+            d0, d1, a = state.d0[b], state.d1[b], state.attention[b]
+            scores = torch.bmm(query, image.keys_final).mul_(d0)
+            scores.flatten(0, 1).addmm_(through_u[b], a)
+            scores.add_(along_c[b]).mul_(d1)
+            weights = scores.baddbmm_(query, self.pe_final).softmax(-1).mul_(d1)
+            sums = (weights.flatten(0, 1) @ a.T @ u[b]).view(*query.shape[:2], -1)
+            constant = weights.sum(-1, keepdim=True) * self.sum_final_c[:, None]
+            torch.bmm(weights.mul_(d0), image.values_final.mT, out=read[b])
+            read[b] += torch.bmm(sums, self.sum_final) + constant + self.bias_final
+        read_out = attention.out_proj(self._merge(read))
+        tokens = self.transformer.norm_final_attn(tokens + read_out)
+        return tokens
+
+    def _after_read(
+        self, layer: Any, attention: Any, tokens: torch.Tensor, read: torch.Tensor
+    ) -> torch.Tensor:
+        """The rest of a layer's token side."""
+        tokens = layer.norm2(tokens + attention.out_proj(self._merge(read)))
+        tokens = layer.norm3(tokens + layer.mlp(tokens))
+        return tokens
+
+    def _queries(self, attention: Any, tokens: torch.Tensor) -> torch.Tensor:
+        """B×H×T×16, with the scores' scale in them."""
+        queries: torch.Tensor = self._split(attention.q_proj(tokens)) * self.head_width**-0.5
+        return queries
+
+    def _split(self, tokens: torch.Tensor) -> torch.Tensor:
+        """B×T×128 -> B×H×T×16."""
+        return tokens.view(*tokens.shape[:2], self.heads, self.head_width).transpose(1, 2)
+
+    def _merge(self, by_head: torch.Tensor) -> torch.Tensor:
+        return by_head.transpose(1, 2).flatten(2)
+
+    def _by_head(self, matrix: torch.Tensor) -> torch.Tensor:
+        """128×M double -> H×16×M."""
+        return _single(matrix).view(self.heads, self.head_width, -1)
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the image tokens have become, for B prompts."""
+
+    attention: torch.Tensor  # B×2J×N
+    d0: torch.Tensor  # B×N
+    d1: torch.Tensor  # B×N
+
+    @classmethod
+    def empty(cls, prompts: int, j: int, image: PreparedImage) -> _State:
+        pixels = image.norm0
+        return cls(
+            attention=pixels.new_empty(prompts, 2 * j, len(pixels)),
+            d0=pixels.new_empty(prompts, len(pixels)),
+            d1=pixels.new_empty(prompts, len(pixels)),
+        )
+
+    def a0(self, prompt: int) -> torch.Tensor:
+        """d₀·A₀ of one prompt, J×N."""
+        return self.attention[prompt, : self.attention.shape[1] // 2]
+
+
+def _double(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().double()
+
+
+def _single(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.float().contiguous()
+
+
+def _with_bias(linear: nn.Linear, columns: torch.Tensor) -> torch.Tensor:
+    return _double(linear.weight) @ columns + _double(linear.bias)[:, None]

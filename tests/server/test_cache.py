@@ -1,0 +1,135 @@
+"""An image is encoded once for all workers of all lanes, as their own counters tell."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import numpy as np
+import psutil
+import pytest
+
+from samserve.settings import usable_cores
+from scripts.options import Options, free_ports
+from scripts.server import running
+from tests.conftest import base64_png, picture
+from tests.geometry import rasterise
+from tests.server.test_scale import scale
+
+BOX = [20, 30, 70, 78]
+
+
+def new_picture() -> str:
+    """A picture that no cache can know."""
+    pixels = picture("coins").copy()
+    pixels[0, :8] = np.frombuffer(np.int64(time.time_ns()).tobytes(), np.uint8)[:, None]
+    return base64_png(pixels)
+
+
+def source(answer: httpx.Response) -> str:
+    """Where the worker says that the embedding came from."""
+    assert answer.status_code == 200, answer.text
+    return answer.headers["Server-Timing"].split('embed;desc="')[1].split('"')[0]
+
+
+def described(server: Any, lane: str) -> Any:
+    """What TorchServe tells of a lane, and the lane's one worker of itself."""
+    url = f"{server.options.management_url}/models/{lane}?customized=true"
+    return server.http.get(url, headers=server.authorization("management")).json()[0]
+
+
+def found(server: Any, lane: str) -> Counter[str]:
+    """The worker's counters."""
+    return Counter(described(server, lane)["customizedMetadata"]["embeddings"])
+
+
+def prompt_body(image: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "vit_t", "bbox": BOX, "b64img": image, **fields}
+
+
+def automask_body(image: str) -> dict[str, Any]:
+    return {"type": "vit_t", "points_per_side": 2, "b64img": image}
+
+
+def test_the_lanes_share(server: Any, door: Any) -> None:
+    before = {lane: found(server, lane) for lane in ("vit_t", "vit_t-automask")}
+    first, second = new_picture(), new_picture()
+    assert source(door("automask", automask_body(first))) == "encoder"
+    assert source(door("prompt", prompt_body(first))) == "machine"
+    assert source(door("prompt", prompt_body(first))) == "memory"
+    assert source(door("prompt", prompt_body(second))) == "encoder"
+    assert source(door("automask", automask_body(second))) == "machine"
+    assert source(door("automask", automask_body(second))) == "memory"
+    expected = Counter(encoder=1, machine=1, memory=1)
+    for lane, counters in before.items():
+        assert found(server, lane) - counters == expected
+
+
+def test_all_workers_share(server: Any) -> None:
+    scale(server, "vit_t", "2")
+    try:
+        body = prompt_body(new_picture(), prompts=[{"bbox": BOX}] * 8, bbox=None)
+        with ThreadPoolExecutor(12) as pool:
+            answers = list(pool.map(lambda _: server.post("/sam/", body), range(24)))
+        sources = Counter(map(source, answers))
+        # Those that shared the batch of the one that encoded say so too.
+        assert 1 <= sources["encoder"] <= 4
+        # Only the other worker can have found it outside its own memory.
+        assert sources["machine"] >= 1
+        assert all(len(answer.json()) == 8 for answer in answers)
+    finally:
+        scale(server, "vit_t", "1")
+
+
+def minor_faults(pid: int) -> int:
+    """How often the system has given the process a page of memory."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[7])
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux tells by /proc")
+def test_a_worker_keeps_its_memory(server: Any) -> None:
+    """The allocator's setting is in effect where it counts, and memory stays within bounds."""
+    image = new_picture()
+    for _ in range(3):
+        server.post("/sam/", prompt_body(image))
+    [pid] = [int(worker["pid"]) for worker in described(server, "vit_t")["workers"]]
+    environment = psutil.Process(pid).environ()
+    assert environment["MALLOC_TRIM_THRESHOLD_"] == str(2**40)
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    before = minor_faults(pid)
+    for _ in range(10):
+        server.post("/sam/", prompt_body(image))
+    # With fresh pages for every tensor a single prompt costs tens of thousands.
+    assert minor_faults(pid) - before < 10 * 1000
+    assert psutil.Process(pid).memory_info().rss < 3 * 2**30
+
+
+def test_threads_are_shared_out(server: Any) -> None:
+    worker = described(server, "vit_t")["customizedMetadata"]
+    assert worker["threads"] == usable_cores()
+    assert worker["encoder"] == "openvino"
+
+
+def test_a_folder_that_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, reference_masks: Any
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("SAMSERVE_CACHE_DIRECTORY", str(tmp_path / "file" / "embeddings"))
+    options = free_ports(Options())
+    body = prompt_body(base64_png(picture("coins")))
+    with running(options), httpx.Client(timeout=300, trust_env=False) as http:
+        answers = [http.post(f"{options.url}/sam/", json=body) for _ in range(2)]
+        log = (options.run_dir / "logs" / "torchserve.log").read_text()
+    shutil.rmtree(options.run_dir)
+    assert list(map(source, answers)) == ["encoder", "memory"]
+    masks, _ = reference_masks("coins", BOX)
+    for answer in answers:
+        [feature] = answer.json()
+        assert np.array_equal(rasterise(feature["geometry"], *masks[0].shape), masks[0])
+    assert "Stored embeddings: cannot use" in log

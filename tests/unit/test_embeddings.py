@@ -1,0 +1,210 @@
+"""An image is encoded once, whoever asks, in whatever file it comes, and never confused."""
+
+from __future__ import annotations
+
+import base64
+import io
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image as PillowImage
+
+from samserve.decoder import Decoder
+from samserve.embeddings import EmbeddingCache
+from samserve.encoder import Embedding, Encoder
+from samserve.errors import InvalidImage, TooLarge
+from samserve.images import Picture
+from samserve.store import EmbeddingStore
+from tests.conftest import base64_png, picture
+
+LIMIT = 10**7
+COINS = base64_png(picture("coins"))
+
+
+@pytest.fixture(scope="module")
+def parts(model: Any) -> tuple[Encoder, Decoder]:
+    return Encoder(model), Decoder(model)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EmbeddingStore:
+    return EmbeddingStore(tmp_path / "embeddings", 2**26)
+
+
+def cache(
+    parts: tuple[Encoder, Decoder],
+    store: EmbeddingStore | None,
+    memory_bytes: int = 2**27,
+    identity: str = "vit_t",
+) -> EmbeddingCache:
+    """One worker's; several on one store are the workers of one machine."""
+    return EmbeddingCache(*parts, identity=identity, memory_bytes=memory_bytes, store=store)
+
+
+def sent(text: str = COINS) -> Picture:
+    return Picture(text, LIMIT)
+
+
+def as_file(pixels: NDArray[np.uint8], kind: str) -> str:
+    file = io.BytesIO()
+    PillowImage.fromarray(pixels).save(file, kind)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def test_memory_then_machine_then_encoder(parts: Any, store: EmbeddingStore) -> None:
+    first, second = cache(parts, store), cache(parts, store)
+    sources = [worker.of_picture(sent()).source for worker in (first, first, second, second)]
+    assert sources == ["encoder", "memory", "machine", "memory"]
+    assert first.found == {"encoder": 1, "memory": 1}
+    assert second.found == {"machine": 1, "memory": 1}
+
+
+def test_what_is_kept_is_what_was_encoded(parts: Any, store: EmbeddingStore) -> None:
+    fresh = cache(parts, None).of_picture(sent()).image.embedding
+    cache(parts, store).of_picture(sent())
+    found = cache(parts, store).of_picture(sent())
+    assert found.source == "machine"
+    kept = found.image.embedding
+    assert torch.equal(kept.features, fresh.features)
+    assert (kept.input_size, kept.original_size) == (fresh.input_size, fresh.original_size)
+
+
+def test_a_known_image_is_not_even_decoded(parts: Any, store: EmbeddingStore) -> None:
+    cache(parts, store).of_picture(sent())
+    again = sent()
+    cache(parts, store).of_picture(again)
+    assert "pixels" not in vars(again)
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "BMP", "WEBP"])
+def test_the_same_picture_in_another_file(parts: Any, store: EmbeddingStore, kind: str) -> None:
+    worker = cache(parts, store)
+    worker.of_picture(sent())
+    pixels = picture("coins")
+    file = io.BytesIO()
+    PillowImage.fromarray(pixels).save(file, kind, lossless=True)
+    text = base64.b64encode(file.getvalue()).decode()
+    other = sent(text)
+    assert np.array_equal(other.pixels, pixels)
+    assert worker.of_picture(other).source == "memory"
+    assert worker.of_picture(sent("data:image/png;base64," + COINS)).source == "memory"
+    assert worker.found["encoder"] == 1
+
+
+def test_other_pictures_are_others(parts: Any, store: EmbeddingStore) -> None:
+    worker = cache(parts, store)
+    pixels = picture("coins")
+    changed = pixels.copy()
+    changed[150, 200, 1] ^= 1
+    reshaped = pixels.reshape(pixels.shape[1], pixels.shape[0], 3)  # the very same bytes
+    for image in (pixels, changed, reshaped):
+        assert worker.of_picture(sent(base64_png(image))).source == "encoder"
+
+
+def test_other_models_do_not_share(parts: Any, store: EmbeddingStore) -> None:
+    cache(parts, store, identity="vit_t").of_picture(sent())
+    assert cache(parts, store, identity="vit_b").of_picture(sent()).source == "encoder"
+
+
+def test_crops_are_known_too(parts: Any, store: EmbeddingStore) -> None:
+    crop = picture("coins")[20:200, 30:300]
+    assert cache(parts, store).of_pixels(crop).source == "encoder"
+    assert cache(parts, store).of_pixels(crop.copy()).source == "machine"
+    assert cache(parts, store).of_picture(sent(base64_png(crop))).source == "machine"
+
+
+def test_one_encodes_while_the_others_wait(parts: Any, store: EmbeddingStore) -> None:
+    workers = [cache(parts, store) for _ in range(4)]
+    ready = threading.Barrier(len(workers))
+    sources = []
+
+    def ask(worker: EmbeddingCache) -> None:
+        ready.wait()
+        sources.append(worker.of_picture(sent()).source)
+
+    threads = [threading.Thread(target=ask, args=(worker,)) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(sources) == ["encoder", "machine", "machine", "machine"]
+
+
+def test_memory_is_bounded(parts: Any) -> None:
+    worker = cache(parts, None, memory_bytes=2**26)  # one image's worth
+    texts = [base64_png(picture(name)) for name in ("coins", "coffee")]
+    sources = [worker.of_picture(sent(text)).source for text in (texts[0], *texts, texts[0])]
+    assert sources == ["encoder", "memory", "encoder", "encoder"]
+
+
+def test_off(parts: Any) -> None:
+    worker = cache(parts, None, memory_bytes=0)
+    assert [worker.of_picture(sent()).source for _ in range(2)] == ["encoder", "encoder"]
+
+
+def files(store_folder: Path) -> list[Path]:
+    return [path for path in store_folder.iterdir() if not path.name.startswith(".")]
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"", b"garbage", b"\0" * 5_000_000], ids=["none", "some", "much"]
+)
+def test_garbage_is_a_miss(
+    parts: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, garbage: bytes
+) -> None:
+    folder = tmp_path / "embeddings"
+    store = EmbeddingStore(folder, 2**26)
+    expected = cache(parts, store).of_picture(sent()).image.embedding
+    for path in files(folder):
+        path.write_bytes(garbage)
+    found = cache(parts, store).of_picture(sent())
+    assert found.source == "encoder"
+    assert torch.equal(found.image.embedding.features, expected.features)
+    assert "Stored embeddings" in caplog.text
+    assert cache(parts, store).of_picture(sent()).source == "machine"
+
+
+@pytest.mark.parametrize("payload", [b"", b"x" * 17, b"\xff" * 64, b"../" * 22], ids=repr)
+def test_what_is_no_embedding_is_a_miss(parts: Any, tmp_path: Path, payload: bytes) -> None:
+    """Whole entries, as far as the store can tell, of something else."""
+    folder = tmp_path / "embeddings"
+    store = EmbeddingStore(folder, 2**26)
+    cache(parts, store).of_picture(sent())
+    for path in files(folder):
+        store.save(path.name.removesuffix(".embedding"), payload)
+    assert cache(parts, store).of_picture(sent()).source == "encoder"
+    assert cache(parts, store).of_picture(sent()).source == "machine"
+
+
+def test_no_folder_no_harm(parts: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").touch()
+    worker = cache(parts, EmbeddingStore(tmp_path / "file" / "embeddings", 2**26))
+    assert [worker.of_picture(sent()).source for _ in range(2)] == ["encoder", "memory"]
+    assert caplog.text.count("Stored embeddings: cannot use") == 1
+
+
+def test_a_known_image_is_still_held_to_the_limit(parts: Any, store: EmbeddingStore) -> None:
+    cache(parts, store).of_picture(sent())
+    with pytest.raises(TooLarge):
+        cache(parts, store).of_picture(Picture(COINS, max_pixels=1000))
+
+
+def test_a_picture_that_cannot_be_read_leaves_nothing(parts: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "embeddings"
+    worker = cache(parts, EmbeddingStore(folder, 2**26))
+    for _ in range(2):
+        with pytest.raises(InvalidImage):
+            worker.of_picture(sent(base64.b64encode(b"no picture").decode()))
+    assert not folder.exists() or not files(folder)
+    assert not worker.found
+
+
+def test_sizes_are_those_of_the_picture(parts: Any, store: EmbeddingStore) -> None:
+    cache(parts, store).of_picture(sent())
+    kept: Embedding = cache(parts, store).of_picture(sent()).image.embedding
+    assert kept.original_size == picture("coins").shape[:2]
