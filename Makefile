@@ -7,7 +7,7 @@ PY := .venv/bin/python
 export SAMSERVE_MODELS ?= $(MODELS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup weights archive serve demo scale test lint lock clean
+.PHONY: help setup weights archive serve demo scale test lint bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1 — /p' Makefile
@@ -38,6 +38,9 @@ test: setup-dev archive ## unit tests, then the real server and gateway
 
 lint: setup-dev ## ruff and strict mypy
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+
+bench: setup-dev archive ## measure against the reference, into docs/benchmarks.md; FLAGS=--help
+	@exec $(PY) -m scripts.bench $(FLAGS)
 
 lock: setup-dev ## resolve the pinned versions anew, for every Python from 3.10
 	@$(PY) -m uv pip compile --quiet --universal --python-version 3.10 --no-header --upgrade \

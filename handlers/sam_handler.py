@@ -60,9 +60,7 @@ class SamHandler:
             self.settings.model_type,
             model_dir / context.manifest["model"]["serializedFile"],
             device=torch.device("cpu" if gpu_id is None else f"cuda:{gpu_id}"),
-            compiled_encoder=(
-                model_dir / "encoder.xml" if self.settings.encoder == "openvino" else None
-            ),
+            compiled_parts=model_dir if self.settings.cpu_runtime == "openvino" else None,
             cache=self.settings.embedding_cache,
         )
 
@@ -180,7 +178,7 @@ class SamHandler:
             "mode": self.mode,
             "device": str(self.segmenter.device),
             "threads": torch.get_num_threads(),
-            "encoder": self.segmenter.encoder_runtime,
+            "runtime": self.segmenter.runtime,
             "embeddings": dict(self.segmenter.embeddings.found),
             "weights": self.weights,
             "limits": self.settings.limits.model_dump(),

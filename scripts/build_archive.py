@@ -3,8 +3,8 @@
     python -m scripts.build_archive vit_t
 
 An archive is the handler with its package, the model's YAML, the weights and where they
-came from (`weights.json`), and, where the YAML asks for it, the encoder compiled for CPUs
-(`encoder.xml`, `.bin`). One archive serves both lanes.
+came from (`weights.json`), and, where the YAML asks for it, the network's heavy parts
+compiled for CPUs. One archive serves both lanes.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ def main() -> None:
     if missing:
         sys.exit(f"{archive}: cannot be built, there is no {', '.join(missing)}")
     settings = checked_settings(arguments.type, members[f"{arguments.type}.yaml"])
-    if settings.encoder == "openvino":
-        members |= compiled_encoder(arguments.type, arguments.weights_dir)
+    if settings.cpu_runtime == "openvino":
+        members |= compiled_parts(arguments.type, arguments.weights_dir)
     if holds(archive, members):
         print(f"{relative(archive)}: up to date")
         return
@@ -68,25 +68,31 @@ def members_of(model_type: str, weights_dir: Path) -> dict[str, Path]:
     return members
 
 
-def compiled_encoder(model_type: str, weights_dir: Path) -> dict[str, Path]:
-    """The compiled encoder's archive members, kept beside the weights they are made of."""
-    weights, folder = weights_dir / f"{model_type}.pt", weights_dir / f"{model_type}-encoder"
-    members = {name: folder / name for name in ("encoder.xml", "encoder.bin")}
-    origin = {"weights": sha256_of(weights), "openvino": version("openvino")}
-    stamp = folder / "made_from.json"
-    if stamp.is_file() and json.loads(stamp.read_text()) == origin:
-        return members
-    print(f"{relative(folder)}: compiling the encoder", flush=True)
-    # Heavy, and not needed where nothing is to be compiled.
+def compiled_parts(model_type: str, weights_dir: Path) -> dict[str, Path]:
+    """The compiled parts' archive members, kept beside the weights they are made of."""
+    # Heavy, and needed here only.
     import torch
 
     from samserve import compiled
     from samserve.checkpoints import load_model
 
+    weights, folder = weights_dir / f"{model_type}.pt", weights_dir / f"{model_type}-compiled"
+    members = {name: folder / name for name in compiled.FILES}
+    sources = [*HANDLERS.rglob("compiled.py"), *HANDLERS.rglob("factored.py")]
+    made_from = {
+        "weights": sha256_of(weights),
+        "code": [sha256_of(path) for path in sources],
+        "openvino": version("openvino"),
+        "torch": version("torch"),
+    }
+    stamp = folder / "made_from.json"
+    if stamp.is_file() and json.loads(stamp.read_text()) == made_from:
+        return members
+    print(f"{relative(folder)}: compiling", flush=True)
     folder.mkdir(exist_ok=True)
     stamp.unlink(missing_ok=True)  # until all of it is there, none of it is
-    compiled.export(load_model(model_type, weights, torch.device("cpu")), members["encoder.xml"])
-    stamp.write_text(json.dumps(origin))
+    compiled.export(load_model(model_type, weights, torch.device("cpu")), folder)
+    stamp.write_text(json.dumps(made_from))
     return members
 
 

@@ -153,9 +153,10 @@ class _Crop:
         predicted_iou = decoded.iou_predictions[:, channels].cpu().numpy()
         good = predicted_iou > (request.pred_iou_thresh or -np.inf)  # 0 switches the filter off
         for index in np.flatnonzero(good.any(axis=1)).tolist():
-            low_res_masks = decoded.low_res_masks(index, channels).cpu().numpy()
-            for channel in np.flatnonzero(good[index]):
-                low_res_mask: Logits = low_res_masks[channel]
+            wanted = np.flatnonzero(good[index])
+            low_res_masks = decoded.low_res_masks(index, (wanted + channels.start).tolist())
+            low_res_mask: Logits
+            for channel, low_res_mask in zip(wanted, low_res_masks.cpu().numpy(), strict=True):
                 at_most = bound(low_res_mask, request.stability_score_offset)
                 if at_most < request.stability_score_thresh:
                     continue

@@ -1,4 +1,4 @@
-"""The encoder for a CPU: taken out of PyTorch once, run by OpenVINO ever after.
+"""The heavy parts for a CPU: taken out of PyTorch once, run by OpenVINO ever after.
 
 `export` is for building an archive; `load` is for a worker. In float32 throughout: on
 processors that have faster, coarser numbers, OpenVINO would otherwise use them.
@@ -8,67 +8,97 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
+from torch.export import Dim
 
 from .encoder import fold_batch_norms
+from .factored import FactoredDecoder, Upscaler
 from .reference import Sam
+
+FILES = ("encoder.xml", "encoder.bin", "upscaler.xml", "upscaler.bin")
+"""What `export` leaves."""
+
+Network = Callable[..., torch.Tensor]
 
 
 @torch.no_grad()
-def export(model: Sam, path: Path) -> None:
-    """Write the encoder to `path`, an .xml, and its weights beside it, a .bin."""
+def export(model: Sam, folder: Path) -> None:
+    """Write the encoder and the decoder's upscaling of a model to files in `folder`."""
+    side = model.image_encoder.img_size
+    encoder = fold_batch_norms(model.image_encoder)
+    _export(encoder, (torch.zeros(1, 3, side, side),), None, folder / "encoder.xml")
+    # Any number of tokens, and of masks: some of a prompt's four.
+    rank, masks = Dim("rank", min=16, max=4096), Dim("masks", min=1, max=4)
+    pixels = 64 * 64
+    inputs = {
+        "upscaled": torch.zeros(pixels, 256),
+        "attention": torch.zeros(112, pixels),
+        "u": torch.zeros(112, 256),
+        "d0": torch.zeros(pixels),
+        "d1": torch.zeros(pixels),
+        "hyper": torch.zeros(3, 32),
+    }
+    varying = dict.fromkeys(inputs) | {"attention": {0: rank}, "u": {0: rank}, "hyper": {0: masks}}
+    upscaler: Upscaler = FactoredDecoder(model).upscaler
+    _export(upscaler, tuple(inputs.values()), varying, folder / "upscaler.xml")
+
+
+def load(folder: Path, threads: int) -> tuple[Network, Network]:
+    """The encoder and the upscaling that `export` wrote: tensors in, a tensor out.
+
+    Both may be called from several threads at once.
+
+    Args:
+        threads: of the processor, which the encoder uses all for one image; the upscaling
+            uses the one that calls it.
+
+    Raises:
+        ImportError: OpenVINO is not there for this machine.
+        RuntimeError: it cannot run the files.
+    """
+    core = _openvino().Core()
+    exactly = {"INFERENCE_PRECISION_HINT": "f32"}
+    # Not pinned to cores: the other lane's worker is on the same ones.
+    with_all = {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
+    # No stream of its own: it runs in the thread that calls, where the data is.
+    by_caller = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 0}
+    return (
+        _callable(core.compile_model(folder / "encoder.xml", "CPU", exactly | with_all)),
+        _callable(core.compile_model(folder / "upscaler.xml", "CPU", exactly | by_caller)),
+    )
+
+
+def _export(module: nn.Module, inputs: tuple[torch.Tensor, ...], varying: Any, path: Path) -> None:
     openvino = _openvino()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
-    side = model.image_encoder.img_size
-    program = torch.export.export(
-        fold_batch_norms(model.image_encoder), (torch.zeros(1, 3, side, side),)
-    )
+    program = torch.export.export(module, inputs, dynamic_shapes=varying)
     # It complains of operations that it knows and this version of PyTorch has dropped.
     logging.getLogger().addFilter(_is_not_about_decompositions)
     try:
+        # Kept in a name because nothing in the frontend holds on to it.
         decoder = TorchFXPythonDecoder.from_exported_program(program)
     finally:
         logging.getLogger().removeFilter(_is_not_about_decompositions)
-    # `decoder` is kept in a name because nothing in the frontend holds on to it.
     frontend = FrontEndManager().load_by_framework("pytorch")
     openvino.save_model(frontend.convert(frontend.load(decoder)), path, compress_to_fp16=False)
 
 
-def load(path: Path, threads: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The network that `export` wrote: 1×3×1024×1024 pixels -> 1×256×64×64 features.
+def _callable(compiled: Any) -> Network:
+    own = threading.local()
 
-    Args:
-        threads: of the processor, used for one image.
-
-    Raises:
-        ImportError: OpenVINO is not there for this machine.
-        RuntimeError: it cannot run the file.
-    """
-    compiled = (
-        _openvino()
-        .Core()
-        .compile_model(
-            path,
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": "f32",
-                "INFERENCE_NUM_THREADS": threads,
-                # The other lane's worker is on the same cores.
-                "ENABLE_CPU_PINNING": False,
-            },
-        )
-    )
-    request = compiled.create_infer_request()
-
-    def run(pixels: torch.Tensor) -> torch.Tensor:
-        features = request.infer([pixels.numpy()], share_inputs=True)[0]
-        return torch.from_numpy(features)
+    def run(*inputs: torch.Tensor) -> torch.Tensor:
+        if not hasattr(own, "request"):
+            own.request = compiled.create_infer_request()
+        arrays = [tensor.numpy() for tensor in inputs]
+        return torch.from_numpy(own.request.infer(arrays, share_inputs=True)[0])
 
     return run
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 
 from .encoder import Embedding
-from .factored import FactoredDecoder, PreparedImage
+from .factored import FactoredDecoder, PreparedImage, Upscaling
 from .reference import Sam
 
 PROMPTS_AT_ONCE = 8
@@ -42,7 +42,7 @@ class Masks(Protocol):
     @property
     def iou_predictions(self) -> torch.Tensor: ...
 
-    def low_res_masks(self, prompt: int, channels: slice) -> torch.Tensor:
+    def low_res_masks(self, prompt: int, channels: slice | list[int]) -> torch.Tensor:
         """C×256×256 logits of one prompt."""
         ...
 
@@ -53,11 +53,15 @@ def single_or_three(multimask_output: bool) -> slice:
 
 
 class Decoder:
-    """The decoder of one model, ready to run."""
+    """The decoder of one model, ready to run.
 
-    def __init__(self, model: Sam) -> None:
+    Args:
+        upscale: what runs in the place of PyTorch's upscaling.
+    """
+
+    def __init__(self, model: Sam, upscale: Upscaling | None = None) -> None:
         self._model = model
-        self._factored = FactoredDecoder(model)
+        self._factored = FactoredDecoder(model, upscale)
 
     def prepare(self, embedding: Embedding) -> Image:
         """The image's part of decoding, about as much work as one prompt's."""
@@ -89,7 +93,7 @@ class PlainMasks:
     iou_predictions: torch.Tensor
     masks: torch.Tensor  # B×4×256×256
 
-    def low_res_masks(self, prompt: int, channels: slice) -> torch.Tensor:
+    def low_res_masks(self, prompt: int, channels: slice | list[int]) -> torch.Tensor:
         return self.masks[prompt, channels]
 
 

@@ -33,6 +33,7 @@ Takes sparse prompts only. A mask prompt is added to E, which ends the sharing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +43,13 @@ from torch.nn import functional as F
 
 from .reference import Sam
 
-_SUBPIXELS_AT_ONCE = 4096  # rows through the upscaling at once: their activations fit the cache
+_STRIP = 1024  # pixels upscaled at once: their activations fit the cache
+
+Upscaling = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    torch.Tensor,
+]
+"""What `Upscaler.forward` is."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +107,12 @@ class FactoredMasks:
     _d1: torch.Tensor  # B×N
 
     @torch.inference_mode()
-    def low_res_masks(self, prompt: int, channels: slice) -> torch.Tensor:
-        """C×256×256 logits of one prompt."""
+    def low_res_masks(self, prompt: int, channels: slice | list[int]) -> torch.Tensor:
+        """C×256×256 logits of one prompt: those of its four masks that are asked for."""
         return self._decoder.upscale(
-            self._image,
+            self._image.upscaled,
             self._attention[prompt],
-            self._u[prompt],
+            self._u[prompt] @ self._decoder.up,
             self._d0[prompt],
             self._d1[prompt],
             self._hyper[prompt, channels],
@@ -117,10 +124,11 @@ class FactoredDecoder:
 
     Args:
         model: a `Sam` of any type; its decoder's weights are read now, not later.
+        upscale: what runs in the place of its `Upscaler`.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: Sam) -> None:
+    def __init__(self, model: Sam, upscale: Upscaling | None = None) -> None:
         self.decoder = decoder = model.mask_decoder
         self.transformer = decoder.transformer
         layer0, layer1 = self.transformer.layers
@@ -199,14 +207,9 @@ class FactoredDecoder:
         self.read_final_c = self.read_final @ self.c  # H×16
         self.sum_final_c = self.c @ self.sum_final  # H×16
 
-        # The upscaling, pixel-major: a transposed convolution of 2×2 steps is a linear map.
         self.up = _single((up @ gamma1).T)
-        self.up_c = _single(up @ gamma1 @ c)
-        self.up_bias = _single(up @ beta1 + up_bias)
-        self.up_norm = decoder.output_upscaling[1]
-        second = decoder.output_upscaling[3]
-        self.up2 = second.weight.permute(0, 2, 3, 1).flatten(1).contiguous()
-        self.up2_bias = second.bias.repeat(4)
+        self.upscaler = Upscaler(decoder, _single(up @ gamma1 @ c), _single(up @ beta1 + up_bias))
+        self.upscale = upscale or self.upscaler.in_strips
 
     @torch.inference_mode()
     def prepare(self, features: torch.Tensor) -> PreparedImage:
@@ -279,38 +282,6 @@ class FactoredDecoder:
             _d0=state.d0,
             _d1=state.d1,
         )
-
-    def upscale(
-        self,
-        image: PreparedImage,
-        attention: torch.Tensor,
-        u: torch.Tensor,
-        d0: torch.Tensor,
-        d1: torch.Tensor,
-        hyper: torch.Tensor,
-    ) -> torch.Tensor:
-        """One prompt's keys₂ through the transposed convolutions: C×256×256 logits.
-
-        Pixel-major and a strip of the image at a time, so that nothing leaves the cache.
-        """
-        side = int(len(d0) ** 0.5)
-        u_up = u @ self.up
-        strips = []
-        step = _SUBPIXELS_AT_ONCE // 4
-        for start in range(0, len(d0), step):
-            strip = slice(start, start + step)
-            x = image.upscaled[strip] * d0[strip, None]
-            x.addmm_(attention[:, strip].T, u_up)
-            x.add_(self.up_c).mul_(d1[strip, None]).add_(self.up_bias)
-            x = x.view(-1, len(self.up2))  # a row for each of a pixel's four
-            x = F.layer_norm(
-                x, x.shape[1:], self.up_norm.weight, self.up_norm.bias, self.up_norm.eps
-            )
-            x = F.gelu(torch.addmm(self.up2_bias, F.gelu(x), self.up2))
-            strips.append(hyper @ x.view(-1, hyper.shape[1]).T)
-        # Each pixel's 16 lie together, (dy, dx) of the first convolution, then of the second.
-        logits = torch.cat(strips, dim=1).view(-1, side, side, 2, 2, 2, 2)
-        return logits.permute(0, 1, 3, 5, 2, 4, 6).reshape(-1, 4 * side, 4 * side)
 
     # --- Tokens read from the image ("token to image"), and write to it ("image to token").
     # One prompt at a time where pixels are involved: its J×N scores stay in the cache.
@@ -448,6 +419,77 @@ class FactoredDecoder:
     def _by_head(self, matrix: torch.Tensor) -> torch.Tensor:
         """128×M double -> H×16×M."""
         return _single(matrix).view(self.heads, self.head_width, -1)
+
+
+class Upscaler(nn.Module):
+    """keys₂ through the transposed convolutions: mask logits.
+
+    Pixel-major, for a transposed convolution of 2×2 steps is a linear map of each pixel.
+
+    Args:
+        decoder: the reference's.
+        c, bias: what c and β₁ with the first convolution's bias come to, 256 each.
+    """
+
+    c: torch.Tensor
+    bias: torch.Tensor
+    weight2: torch.Tensor
+    bias2: torch.Tensor
+
+    def __init__(self, decoder: Any, c: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__()
+        second = decoder.output_upscaling[3]
+        self.norm = decoder.output_upscaling[1]
+        self.register_buffer("c", c)
+        self.register_buffer("bias", bias)
+        self.register_buffer("weight2", second.weight.permute(0, 2, 3, 1).flatten(1).contiguous())
+        self.register_buffer("bias2", second.bias.repeat(4))
+
+    def forward(
+        self,
+        upscaled: torch.Tensor,
+        attention: torch.Tensor,
+        u: torch.Tensor,
+        d0: torch.Tensor,
+        d1: torch.Tensor,
+        hyper: torch.Tensor,
+    ) -> torch.Tensor:
+        """One prompt's masks, for n whole rows of 64 pixels.
+
+        Args:
+            upscaled: N×256, the image's part.
+            attention: 2J×N.
+            u: 2J×256, through the first convolution.
+            d0, d1: N.
+            hyper: C×32.
+
+        Returns:
+            C×4n×256 logits.
+        """
+        x = ((upscaled * d0[:, None] + attention.T @ u) + self.c) * d1[:, None] + self.bias
+        x = x.view(-1, 64)  # a row for each of a pixel's four
+        x = F.layer_norm(x, (64,), self.norm.weight, self.norm.bias, self.norm.eps)
+        x = F.gelu(F.gelu(x) @ self.weight2 + self.bias2)
+        logits = hyper @ x.view(-1, 32).T
+        # Each pixel's 16 lie together, (dy, dx) of the first convolution, then of the second.
+        masks = hyper.shape[0]  # not len(), which an export would take for a constant
+        logits = logits.view(masks, -1, 64, 2, 2, 2, 2)
+        return logits.permute(0, 1, 3, 5, 2, 4, 6).reshape(masks, -1, 256)
+
+    def in_strips(
+        self,
+        upscaled: torch.Tensor,
+        attention: torch.Tensor,
+        u: torch.Tensor,
+        d0: torch.Tensor,
+        d1: torch.Tensor,
+        hyper: torch.Tensor,
+    ) -> torch.Tensor:
+        """`forward` a strip at a time, so that nothing leaves the processor's cache."""
+        strips = [slice(i, i + _STRIP) for i in range(0, len(d0), _STRIP)]
+        return torch.cat(
+            [self(upscaled[s], attention[:, s], u, d0[s], d1[s], hyper) for s in strips], dim=1
+        )
 
 
 @dataclass(frozen=True)

@@ -36,14 +36,14 @@ class Segmenter:
     """A loaded model.
 
     Attributes:
-        encoder_runtime: what runs the encoder, `openvino` or `pytorch`.
+        runtime: what runs the heavy parts, `openvino` or `pytorch`.
         threads: for work on several prompts of an image at once.
     """
 
     embeddings: EmbeddingCache
     decoder: Decoder
     device: torch.device
-    encoder_runtime: str
+    runtime: str
     threads: Threads
 
 
@@ -52,7 +52,7 @@ def load(
     weights: Path,
     *,
     device: torch.device | None = None,
-    compiled_encoder: Path | None = None,
+    compiled_parts: Path | None = None,
     cache: CacheSettings = DEFAULT_CACHE,
 ) -> Segmenter:
     """A model from its checkpoint.
@@ -60,22 +60,22 @@ def load(
     Args:
         weights: a checkpoint of this type, as `make weights` fetches it.
         device: where to run; the CPU if not given.
-        compiled_encoder: what `compiled.export` wrote for these weights; on a CPU, the
-            encoder then runs in OpenVINO.
+        compiled_parts: the folder in which `compiled.export` put this model's heavy parts;
+            on a CPU, OpenVINO then runs them.
 
     Raises:
         CheckpointError: the checkpoint is unreadable, carries code, or is another network's.
     """
     device = device or torch.device("cpu")
     model = load_model(model_type, weights, device)
-    network = None
-    if compiled_encoder is not None and device.type == "cpu":
+    network = upscale = None
+    if compiled_parts is not None and device.type == "cpu":
         try:
-            network = compiled.load(compiled_encoder, torch.get_num_threads())
+            network, upscale = compiled.load(compiled_parts, torch.get_num_threads())
         except (ImportError, OSError, RuntimeError) as exc:
-            logger.warning("The encoder runs in PyTorch, slower: OpenVINO cannot: %s", exc)
+            logger.warning("All runs in PyTorch, slower, for OpenVINO cannot: %s", exc)
     runtime = "pytorch" if network is None else "openvino"
-    encoder, decoder = Encoder(model, network), Decoder(model)
+    encoder, decoder = Encoder(model, network), Decoder(model, upscale)
     embeddings = EmbeddingCache(
         encoder,
         decoder,

@@ -75,7 +75,7 @@ class ModelSettings(_Settings):
     """One model type's settings, for both of its lanes."""
 
     model_type: str
-    encoder: Literal["openvino", "pytorch"]
+    cpu_runtime: Literal["openvino", "pytorch"]
     limits: Limits
     embedding_cache: CacheSettings
     prompt: LaneSettings

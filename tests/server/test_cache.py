@@ -113,7 +113,7 @@ def test_a_worker_keeps_its_memory(server: Any) -> None:
 def test_threads_are_shared_out(server: Any) -> None:
     worker = described(server, "vit_t")["customizedMetadata"]
     assert worker["threads"] == usable_cores()
-    assert worker["encoder"] == "openvino"
+    assert worker["runtime"] == "openvino"
 
 
 def test_a_folder_that_cannot_be_used(
