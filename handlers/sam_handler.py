@@ -124,7 +124,8 @@ class SamHandler:
         with timing.step("masks"):
             per_request = prompts.predict(self.segmenter, found.image, list(prompted.values()))
         for index, masks in zip(prompted, per_request, strict=True):
-            answers[index] = self.outline(masks, timing.copy(), index, context)
+            with self.errors_as_answers([index], answers, context):
+                answers[index] = self.outline(masks, timing.copy(), index, context)
 
     def outline(
         self, masks: Sequence[ObjectMask], timing: ServerTiming, index: int, context: Any

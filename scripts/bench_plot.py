@@ -64,9 +64,12 @@ def plot(results: Results, path: Path) -> None:
         line[0].xaxis.set_major_formatter("{x:g}")
         line[0].set_xlim(min(medians) / 2, max(medians) * 6)
         line[0].set_title(f"{TITLES[case]}\n", loc="left", fontweight="bold")
-        for panel, size in zip(line, sizes(results["times"], case), strict=True):
+        measured = sizes(results["times"], case)
+        for panel, size in zip(line[: len(measured)], measured, strict=True):
             _bars(panel, [row for row in rows[case] if row["size"] == size], names[case])
             panel.set_title(named(size), loc="right", fontsize=8)
+        for panel in line[len(measured) :]:  # some cases run at one size only
+            panel.set_visible(False)
     for panel in panels[-1]:
         panel.set_xlabel("seconds")
     figure.savefig(path, facecolor="white", metadata={"Date": None})

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import yaml
 
-from samserve.model_types import sha256_of
+from samserve.model_types import COMPILED_FILES, sha256_of
 from samserve.settings import ModelSettings
 
 from .options import ROOT
@@ -70,14 +70,8 @@ def members_of(model_type: str, weights_dir: Path) -> dict[str, Path]:
 
 def compiled_parts(model_type: str, weights_dir: Path) -> dict[str, Path]:
     """The compiled parts' archive members, kept beside the weights they are made of."""
-    # Heavy, and needed here only.
-    import torch
-
-    from samserve import compiled
-    from samserve.checkpoints import load_model
-
     weights, folder = weights_dir / f"{model_type}.pt", weights_dir / f"{model_type}-compiled"
-    members = {name: folder / name for name in compiled.FILES}
+    members = {name: folder / name for name in COMPILED_FILES}
     sources = [*HANDLERS.rglob("compiled.py"), *HANDLERS.rglob("factored.py")]
     made_from = {
         "weights": sha256_of(weights),
@@ -89,6 +83,12 @@ def compiled_parts(model_type: str, weights_dir: Path) -> dict[str, Path]:
     if stamp.is_file() and json.loads(stamp.read_text()) == made_from:
         return members
     print(f"{relative(folder)}: compiling", flush=True)
+    # Heavy, and needed only here.
+    import torch
+
+    from samserve import compiled
+    from samserve.checkpoints import load_model
+
     folder.mkdir(exist_ok=True)
     stamp.unlink(missing_ok=True)  # until all of it is there, none of it is
     compiled.export(load_model(model_type, weights, torch.device("cpu")), folder)

@@ -21,15 +21,12 @@ from .encoder import fold_batch_norms
 from .factored import FactoredDecoder, Upscaler
 from .reference import Sam
 
-FILES = ("encoder.xml", "encoder.bin", "upscaler.xml", "upscaler.bin")
-"""What `export` leaves."""
-
 Network = Callable[..., torch.Tensor]
 
 
 @torch.no_grad()
 def export(model: Sam, folder: Path) -> None:
-    """Write the encoder and the decoder's upscaling of a model to files in `folder`."""
+    """Write the encoder and the decoder's upscaling of a model to `folder`: COMPILED_FILES."""
     side = model.image_encoder.img_size
     encoder = fold_batch_norms(model.image_encoder)
     _export(encoder, (torch.zeros(1, 3, side, side),), None, folder / "encoder.xml")

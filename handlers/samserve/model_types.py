@@ -9,6 +9,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+COMPILED_FILES = ("encoder.xml", "encoder.bin", "upscaler.xml", "upscaler.bin")
+"""What `compiled.export` leaves, and an archive carries."""
+
 _CHUNK = 1 << 20
 
 

@@ -16,6 +16,7 @@ import torch
 from samserve import compiled, segmenter
 from samserve.decoder import Decoder, single_or_three
 from samserve.encoder import Encoder, fold_batch_norms
+from samserve.model_types import COMPILED_FILES
 from tests.conftest import ROOT, picture
 
 WEIGHTS = ROOT / "weights" / "vit_t.pt"
@@ -25,7 +26,7 @@ WEIGHTS = ROOT / "weights" / "vit_t.pt"
 def folder(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compiled")
     compiled.export(model, folder)
-    assert sorted(path.name for path in folder.iterdir()) == sorted(compiled.FILES)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(COMPILED_FILES)
     return folder
 
 

@@ -25,6 +25,7 @@ PICTURES = {
     "a strip": picture("rocket")[200:240],
     "tiny": picture("chelsea")[100:116, 150:170],
     "one pixel": picture("chelsea")[:1, :1],
+    "nothing to see": np.zeros((300, 400, 3), np.uint8),
 }
 
 
