@@ -38,10 +38,8 @@ WORKER_ENVIRONMENT = {
     # than the arithmetic on them; a worker keeps its pages instead.
     "MALLOC_MMAP_THRESHOLD_": str(2**32),
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
-    # A thread that waits must not spin for long: the other lane can use its core. But the next
-    # operation mostly comes within microseconds, and waking up for it takes longer than that.
+    # A thread that waits must not spin: the other lane can use its core.
     "OMP_WAIT_POLICY": "PASSIVE",
-    "GOMP_SPINCOUNT": "5000",
 }
 
 Children = dict[str, "subprocess.Popen[bytes]"]

@@ -48,11 +48,9 @@ def predict(
     ]
     at_once = max(1, min(PROMPTS_AT_ONCE, -(-len(prompts) // segmenter.threads.count)))
     batches = [prompts[i : i + at_once] for i in range(0, len(prompts), at_once)]
-    predict_batch = partial(_predict, segmenter.decoder, image)
-    # A single batch is best off here, where each operation has all threads for itself.
-    each = map if len(batches) == 1 else segmenter.threads.map
+    per_batch = segmenter.threads.map(partial(_predict, segmenter.decoder, image), batches)
     answers: list[list[PromptMask]] = [[] for _ in requests]
-    for batch, masks in zip(batches, each(predict_batch, batches), strict=True):
+    for batch, masks in zip(batches, per_batch, strict=True):
         for prompt, own in zip(batch, masks, strict=True):
             answers[prompt.request] += own
     return answers

@@ -2,8 +2,9 @@
 
 The decoder is hundreds of small operations a prompt. Shared out between threads, each of
 them ends in a barrier, where all wait for whichever thread the system has just taken off its
-core: with another busy process on the machine that made automask ten times as slow. Prompts
-share nothing, so each thread may as well take its own.
+core: with another busy process on the machine that made automask several times as slow. And a
+click after a pause would wait, at each barrier, for a core that has gone to sleep. Prompts
+share nothing, so each thread may as well take its own; one alone gets one.
 """
 
 from __future__ import annotations
