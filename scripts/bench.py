@@ -23,6 +23,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from gateway.torchserve import TorchServeError
+from samserve.settings import memory_folder
 
 from . import bench_report as report
 from .bench_agreement import compare_automask, compare_boxes
@@ -142,12 +143,9 @@ def run(arguments: argparse.Namespace) -> report.Results:
         if case in arguments.cases and (case not in LARGEST_ONLY or size == last)
     ]
     started = time.monotonic()
-    # In memory where that can be had: bodies go through files to the children.
-    memory = Path("/dev/shm")
     with (
-        tempfile.TemporaryDirectory(
-            prefix="samserve-bench-", dir=memory if memory.is_dir() else None
-        ) as scratch,
+        # In memory where that can be had: bodies go through files to the children.
+        tempfile.TemporaryDirectory(prefix="samserve-bench-", dir=memory_folder()) as scratch,
         Bars(len(plan)) as bars,
     ):
         store = copied_store(Path(scratch))

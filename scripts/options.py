@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from gateway.settings import lanes_of
+from samserve.settings import memory_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 LOOPBACK = "127.0.0.1"
@@ -56,9 +57,9 @@ class Options:
     @property
     def cache_dir(self) -> Path:
         """Where its workers share embeddings, in memory where the system has a folder for that."""
-        memory = Path("/dev/shm")
+        memory = memory_folder()
         name = f"samserve-{os.getuid()}-{self.port}"
-        return memory / name if memory.is_dir() else self.run_dir / "embeddings"
+        return memory / name if memory else self.run_dir / "embeddings"
 
     @property
     def key_file(self) -> Path:

@@ -291,7 +291,7 @@ class FactoredDecoder:
     ) -> torch.Tensor:
         layer = self.transformer.layers[0]
         attention = layer.cross_attn_token_to_image
-        read = torch.empty_like(queries := self._queries(attention, tokens + tokens_pe))
+        read = torch.empty_like(queries := self._for_scores(attention.q_proj, tokens + tokens_pe))
         for b, query in enumerate(queries):
             scores = torch.bmm(query, image.keys_t0).softmax(-1)
             torch.bmm(scores, image.values_t0.mT, out=read[b])
@@ -301,7 +301,7 @@ class FactoredDecoder:
         self, image: PreparedImage, tokens: torch.Tensor, tokens_pe: torch.Tensor, state: _State
     ) -> tuple[torch.Tensor, torch.Tensor]:
         attention = self.transformer.layers[0].cross_attn_image_to_token
-        keys = self._split(attention.k_proj(tokens + tokens_pe)) * self.head_width**-0.5
+        keys = self._for_scores(attention.k_proj, tokens + tokens_pe)
         values = self._split(attention.v_proj(tokens))
         u0 = (values @ self.to_u0).flatten(1, 2)
         gram = u0 @ u0.mT
@@ -324,7 +324,7 @@ class FactoredDecoder:
     ) -> torch.Tensor:
         layer = self.transformer.layers[1]
         attention = layer.cross_attn_token_to_image
-        queries = self._queries(attention, tokens + tokens_pe)
+        queries = self._for_scores(attention.q_proj, tokens + tokens_pe)
         through_u = (queries @ self.read_t1).flatten(1, 2) @ u0.mT
         read = torch.empty_like(queries)
         for b, query in enumerate(queries):
@@ -346,7 +346,7 @@ class FactoredDecoder:
         state: _State,
     ) -> torch.Tensor:
         attention = self.transformer.layers[1].cross_attn_image_to_token
-        keys = self._split(attention.k_proj(tokens + tokens_pe)) * self.head_width**-0.5
+        keys = self._for_scores(attention.k_proj, tokens + tokens_pe)
         values = self._split(attention.v_proj(tokens))
         through_u = (keys @ self.read_i1).flatten(1, 2) @ u0.mT
         u = torch.cat(
@@ -378,7 +378,7 @@ class FactoredDecoder:
         state: _State,
     ) -> torch.Tensor:
         attention = self.transformer.final_attn_token_to_image
-        queries = self._queries(attention, tokens + tokens_pe)
+        queries = self._for_scores(attention.q_proj, tokens + tokens_pe)
         through_u = (queries @ self.read_final).flatten(1, 2) @ u.mT
         along_c = (queries * self.read_final_c[:, None]).sum(-1, keepdim=True)
         read = torch.empty_like(queries)
@@ -404,10 +404,10 @@ class FactoredDecoder:
         tokens = layer.norm3(tokens + layer.mlp(tokens))
         return tokens
 
-    def _queries(self, attention: Any, tokens: torch.Tensor) -> torch.Tensor:
-        """B×H×T×16, with the scores' scale in them."""
-        queries: torch.Tensor = self._split(attention.q_proj(tokens)) * self.head_width**-0.5
-        return queries
+    def _for_scores(self, projection: nn.Linear, tokens: torch.Tensor) -> torch.Tensor:
+        """The tokens' queries or keys, B×H×T×16, with the scores' scale in them."""
+        scaled: torch.Tensor = self._split(projection(tokens)) * self.head_width**-0.5
+        return scaled
 
     def _split(self, tokens: torch.Tensor) -> torch.Tensor:
         """B×T×128 -> B×H×T×16."""

@@ -31,6 +31,12 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def memory_folder() -> Path | None:
+    """Where files are kept in memory, on a system that has such a folder."""
+    folder = Path("/dev/shm")
+    return folder if folder.is_dir() else None
+
+
 class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -66,8 +72,7 @@ class CacheSettings(_Settings):
         """The setting; or, where it is null, this user's own folder in shared memory."""
         if self.directory is not None:
             return self.directory
-        memory = Path("/dev/shm")
-        parent = memory if memory.is_dir() else Path(tempfile.gettempdir())
+        parent = memory_folder() or Path(tempfile.gettempdir())
         return parent / f"samserve-{os.getuid()}"
 
 
