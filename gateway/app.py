@@ -1,11 +1,12 @@
 """The routes: samapi's API, readiness and the OpenAPI pages.
 
-A body is forwarded to TorchServe as it came; of it only `type` is read, which says the
-lane. TorchServe's answers are passed on as they are, but for the refusals that TorchServe
-itself makes (no such lane, queue full, worker gone): those are put into the one error
-shape, `{"error": {"code", "message", "field"}}`.
+A body is forwarded to TorchServe as it came, but for a picture that is known there
+(`pictures.py`); of it only `type` is read, which says the lane. TorchServe's answers are
+passed on as they are, but for the refusals that TorchServe itself makes (no such lane, queue
+full, worker gone): those are put into the one error shape,
+`{"error": {"code", "message", "field"}}`.
 
-Segments nothing and holds no picture: that is the worker's part.
+Segments nothing and keeps no picture: that is the worker's part.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ from samserve.model_types import MODEL_TYPES
 from samserve.requests import RoutedRequest
 
 from . import docs
+from .pictures import KnownPictures
 from .readiness import Readiness
 from .settings import Settings, automask_lane
-from .torchserve import TorchServe, TorchServeError, message_of
+from .torchserve import Answer, TorchServe, TorchServeError, message_of
 
 DRAIN_FACTOR = 4
 """How much of an over-long body is still read: a client gets to see the answer only once
@@ -40,6 +42,7 @@ def create_app(settings: Settings) -> FastAPI:
     """The gateway as an ASGI application."""
     torchserve = TorchServe(settings.inference_url, settings.management_url, settings.key_file)
     readiness = Readiness(torchserve, settings)
+    pictures = KnownPictures(torchserve)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -114,17 +117,17 @@ def create_app(settings: Settings) -> FastAPI:
         return JSONResponse({"ready": ready, "lanes": lanes}, 200 if ready else 503)
 
     async def forward(lane: str, model_type: str, body: bytes, timeout_s: float) -> Response:
-        answer = await torchserve.predict(lane, body, timeout_s)
-        if answer.status_code == 404 and not _is_ours(answer):
+        answer = await pictures.predict(lane, model_type, body, timeout_s)
+        if answer.status == 404 and not _is_ours(answer):
             raise await _not_loaded(torchserve, model_type)
-        if answer.status_code == 413 and not _is_ours(answer):
+        if answer.status == 413 and not _is_ours(answer):
             raise TooLarge("The body is larger than TorchServe's max_request_size.")
-        if answer.status_code >= 400 and not _is_ours(answer):
-            raise TorchServeError(message_of(answer), answer.status_code)
+        if answer.status >= 400 and not _is_ours(answer):
+            raise TorchServeError(message_of(answer), answer.status)
         headers = (
             {"Server-Timing": timing} if (timing := answer.headers.get("Server-Timing")) else {}
         )
-        return Response(answer.content, answer.status_code, headers, "application/json")
+        return Response(answer.content, answer.status, headers, "application/json")
 
     async def routed(request: Request) -> tuple[bytes, str]:
         """The body and the model type it asks for, which is one we know."""
@@ -143,17 +146,17 @@ async def _read(request: Request, limit: int) -> bytes:
     Raises:
         TooLarge: it has more bytes than `limit`.
     """
-    body = bytearray()
+    chunks: list[bytes] = []
     seen = 0
     async for chunk in request.stream():
         seen += len(chunk)
         if seen <= limit:
-            body += chunk
+            chunks.append(chunk)
         elif seen > DRAIN_FACTOR * limit:
             break
     if seen > limit:
         raise TooLarge(f"The body is larger than this server's limit of {limit} bytes.")
-    return bytes(body)
+    return b"".join(chunks)
 
 
 async def _model_types(torchserve: TorchServe) -> list[str]:
@@ -177,6 +180,6 @@ async def _not_loaded(torchserve: TorchServe, model_type: str) -> NotFound:
     )
 
 
-def _is_ours(answer: Any) -> bool:
+def _is_ours(answer: Answer) -> bool:
     """Whether a refusal comes from our worker, not from TorchServe itself."""
-    return bool(answer.content.startswith(b'{"error":'))
+    return answer.content.startswith(b'{"error":')

@@ -32,6 +32,7 @@ _REF = "#/components/schemas/{model}"
 _ERRORS: dict[int, str] = {
     400: "The body is not JSON.",
     404: "The model type is not loaded, or the weights are not registered.",
+    409: "`b64img` refers to a picture that is not remembered: send it in full.",
     413: "The body or the image is over the limit.",
     422: "A field's value is wrong; `field` says which.",
     503: "No worker is free and the queue is full, or none is up. Try again.",

@@ -74,10 +74,10 @@ class Readiness:
         body = json.dumps(ask(model_type)).encode()
         try:
             answer = await self._torchserve.predict(name, body, self._settings.automask_timeout_s)
-            if answer.status_code == 200:
+            if answer.status == 200:
                 self._answered[name] = workers
             else:
-                logger.warning("Lane %s failed its probe: %s", name, answer.text)
+                logger.warning("Lane %s failed its probe: %s", name, answer.content)
         except TorchServeError as error:
             logger.warning("Lane %s failed its probe: %s", name, error)
         finally:

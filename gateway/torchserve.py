@@ -12,10 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx2 as httpx
+import aiohttp
 
 Role = Literal["inference", "management"]
 
@@ -34,8 +36,26 @@ class TorchServeError(Exception):
         self.status = status
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What TorchServe answered, read to its end.
+
+    Attributes:
+        status: HTTP status.
+        headers: by name, in whatever letter case.
+    """
+
+    status: int
+    headers: Mapping[str, str]
+    content: bytes
+
+    def json(self) -> Any:
+        """Raises ValueError where the content is not JSON."""
+        return json.loads(self.content)
+
+
 class TorchServe:
-    """A client of one TorchServe.
+    """A client of one TorchServe, within `async with`.
 
     Args:
         inference_url: its inference address, without a path.
@@ -48,20 +68,17 @@ class TorchServe:
         self._key_file = key_file
         self._keys: dict[str, str] = {}
         self._renewing = asyncio.Lock()
-        # No proxy of the environment stands between two processes of one machine.
-        self._http = httpx.AsyncClient(
-            trust_env=False,
-            timeout=CONTROL_TIMEOUT_S,
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=64),
-        )
 
     async def __aenter__(self) -> TorchServe:
+        # TorchServe's queue says how many requests are too many. (No proxy of the environment
+        # is used: aiohttp wants to be told to.)
+        self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        await self._http.aclose()
+        await self._http.close()
 
-    async def predict(self, lane: str, body: bytes, timeout_s: float) -> httpx.Response:
+    async def predict(self, lane: str, body: bytes, timeout_s: float) -> Answer:
         """The lane's answer to a JSON body, whatever its status.
 
         Raises:
@@ -71,9 +88,9 @@ class TorchServe:
             "inference",
             "POST",
             f"/predictions/{lane}",
-            content=body,
+            data=body,
             headers={"Content-Type": "application/json"},
-            timeout=httpx.Timeout(timeout_s, connect=CONTROL_TIMEOUT_S),
+            timeout_s=timeout_s,
         )
 
     async def lanes(self) -> list[str]:
@@ -103,35 +120,47 @@ class TorchServe:
                 "max_worker": str(workers),
                 "synchronous": "true",
             },
-            timeout=timeout_s,
+            timeout_s=timeout_s,
         )
 
     async def _manage(self, method: str, path: str, **request: Any) -> Any:
-        response = await self._send("management", method, path, **request)
-        if response.status_code != 200:
-            raise TorchServeError(message_of(response), response.status_code)
-        return response.json()
+        answer = await self._send("management", method, path, **request)
+        if answer.status != 200:
+            raise TorchServeError(message_of(answer), answer.status)
+        return answer.json()
 
-    async def _send(self, role: Role, method: str, path: str, **request: Any) -> httpx.Response:
+    async def _send(self, role: Role, method: str, path: str, **request: Any) -> Answer:
         key = self._keys.get(role) or self._read_keys()[role]
-        response = await self._request(role, key, method, path, **request)
+        answer = await self._request(role, key, method, path, **request)
         for _ in range(2):  # twice, for the file may hold another refused one
-            if not _is_refused_token(response):
+            if not _is_refused_token(answer):
                 break
             key = await self._renew(role, key)
-            response = await self._request(role, key, method, path, **request)
-        return response
+            answer = await self._request(role, key, method, path, **request)
+        return answer
 
     async def _request(
-        self, role: Role, key: str, method: str, path: str, **request: Any
-    ) -> httpx.Response:
-        headers = {**request.pop("headers", {}), "Authorization": f"Bearer {key}"}
+        self,
+        role: Role,
+        key: str,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = CONTROL_TIMEOUT_S,
+        **request: Any,
+    ) -> Answer:
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONTROL_TIMEOUT_S)
+        headers = {**(headers or {}), "Authorization": f"Bearer {key}"}
         url = self._urls[role] + path
         try:
-            return await self._http.request(method, url, headers=headers, **request)
-        except httpx.TimeoutException as exc:
+            async with self._http.request(
+                method, url, headers=headers, timeout=timeout, **request
+            ) as response:
+                return Answer(response.status, response.headers, await response.read())
+        except asyncio.TimeoutError as exc:
             raise TorchServeError(f"TorchServe gave no answer in time: {path}", 504) from exc
-        except httpx.TransportError as exc:
+        except aiohttp.ClientError as exc:
             raise TorchServeError(f"TorchServe cannot be reached: {exc!r}") from exc
 
     async def _renew(self, role: Role, refused: str) -> str:
@@ -143,7 +172,7 @@ class TorchServe:
                 renewed = await self._request(
                     "management", keys["API"], "GET", "/token", params=params
                 )
-                if renewed.status_code != 200:
+                if renewed.status != 200:
                     raise TorchServeError(f"no new {role} token: {message_of(renewed)}")
                 keys = self._read_keys()
             return keys[role]
@@ -158,18 +187,18 @@ class TorchServe:
         return self._keys
 
 
-def message_of(response: httpx.Response) -> str:
-    """TorchServe's own message in a refusal, or its status line."""
+def message_of(answer: Answer) -> str:
+    """TorchServe's own message in a refusal, or its status."""
     try:
-        return str(response.json()["message"]).strip()
+        return str(answer.json()["message"]).strip()
     except (ValueError, KeyError, TypeError):
-        return f"HTTP {response.status_code}"
+        return f"HTTP {answer.status}"
 
 
-def _is_refused_token(response: httpx.Response) -> bool:
-    if response.status_code != 400:
+def _is_refused_token(answer: Answer) -> bool:
+    if answer.status != 400:
         return False
     try:
-        return bool(response.json()["type"] == "InvalidKeyException")
+        return bool(answer.json()["type"] == "InvalidKeyException")
     except (ValueError, KeyError, TypeError):
         return False

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import httpx2 as httpx
+import aiohttp
 import psutil
 
-from gateway.torchserve import TorchServe, TorchServeError
+from gateway.torchserve import Answer, TorchServe, TorchServeError
 from samserve.settings import mode_of
 
 from .bench_pictures import Request
@@ -186,7 +186,7 @@ class Server:
         self._torchserve = TorchServe(
             options.inference_url, options.management_url, options.key_file
         )
-        self._gateway = httpx.AsyncClient(trust_env=False, timeout=TIMEOUT_S)
+        self._gateway = self._loop.run_until_complete(self._open())
         self._workers = {
             lane: [
                 int(worker["pid"])
@@ -200,12 +200,16 @@ class Server:
         self._loop.run_until_complete(self._close())
         self._loop.close()
 
+    async def _open(self) -> aiohttp.ClientSession:
+        await self._torchserve.__aenter__()
+        return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(TIMEOUT_S))
+
     async def _close(self) -> None:
         left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in left:
             task.cancel()
         await asyncio.gather(*left, return_exceptions=True)
-        await self._gateway.aclose()
+        await self._gateway.close()
         await self._torchserve.__aexit__()
 
     def ask(self, door: Door, lane: str, request: Request) -> tuple[Sample, bytes]:
@@ -220,8 +224,8 @@ class Server:
         wall = time.perf_counter() - started
         cpu = self._cpu_since(before)
         if not _is_answer(answer):
-            said = answer.text[:1000]
-            raise BenchError(f"{door} answered {answer.status_code}: {said}\n{self._where()}")
+            said = answer.content[:1000]
+            raise BenchError(f"{door} answered {answer.status}: {said!r}\n{self._where()}")
         return Sample(wall, cpu, self._peak(lane)), answer.content
 
     def load(
@@ -256,14 +260,16 @@ class Server:
         load.peak = self._peak(lane)
         return load
 
-    async def _post(self, door: Door, lane: str, body: bytes) -> httpx.Response:
+    async def _post(self, door: Door, lane: str, body: bytes) -> Answer:
         path = "/sam/automask/" if mode_of(lane) == "automask" else "/sam/"
         headers = {"Content-Type": "application/json"}
         try:
             if door == "TorchServe":
                 return await self._torchserve.predict(lane, body, TIMEOUT_S)
-            return await self._gateway.post(self._options.url + path, content=body, headers=headers)
-        except (TorchServeError, httpx.TransportError) as exc:
+            url = self._options.url + path
+            async with self._gateway.post(url, data=body, headers=headers) as answer:
+                return Answer(answer.status, answer.headers, await answer.read())
+        except (TorchServeError, aiohttp.ClientError) as exc:
             raise BenchError(f"{door} gave no answer: {exc!r}. {self._where()}") from exc
 
     def _where(self) -> str:
@@ -307,9 +313,9 @@ def server(folder: Path, store: Path) -> Iterator[Server]:
     shutil.rmtree(cache)
 
 
-def _is_answer(answer: httpx.Response) -> bool:
+def _is_answer(answer: Answer) -> bool:
     """Whether it is an answer with objects in it, not a refusal."""
-    return answer.status_code == 200 and answer.content not in (b"", b"[]")
+    return answer.status == 200 and answer.content not in (b"", b"[]")
 
 
 def peak_memory(pid: int) -> int:

@@ -42,6 +42,12 @@ WORKER_ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
 }
 
+GATEWAY_ENVIRONMENT = {
+    # For the same reason it keeps the pages of bodies, unless they are uncommonly large.
+    "MALLOC_MMAP_THRESHOLD_": str(2**25),
+    "MALLOC_TRIM_THRESHOLD_": str(2**28),
+}
+
 Children = dict[str, "subprocess.Popen[bytes]"]
 
 
@@ -268,6 +274,7 @@ def _start_gateway(options: Options) -> subprocess.Popen[bytes]:
         "SAMSERVE_PORT": str(options.port),
         "SAMSERVE_MODELS": options.models,
         **{f"SAMSERVE_{name.upper()}": value for name, value in _addresses(options).items()},
+        **GATEWAY_ENVIRONMENT,
     }
     return _spawn([sys.executable, "-m", "gateway"], environ, options, "gateway")
 

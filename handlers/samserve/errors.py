@@ -3,6 +3,7 @@
     SamserveError
     ├── InvalidRequest      400  the body cannot be read at all
     ├── NotFound            404  the model type or the weights are not here
+    ├── UnknownImage        409  only a reference to the image was sent, and it is not kept
     ├── TooLarge            413  the body or the image is over the limit
     └── InvalidField        422  one field's value is wrong
         └── InvalidImage    422  the bytes are no image we read
@@ -44,6 +45,11 @@ class InvalidRequest(SamserveError):
 class NotFound(SamserveError):
     status = 404
     code = "not_found"
+
+
+class UnknownImage(SamserveError):
+    status = 409
+    code = "unknown_image"
 
 
 class TooLarge(SamserveError):

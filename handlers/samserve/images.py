@@ -11,7 +11,6 @@ does not look at a second page, and knows nothing of masks or models.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import struct
 import threading
@@ -38,7 +37,8 @@ from PIL.ImageFile import ImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from . import tiff
-from .errors import InvalidField, InvalidImage, SamserveError, TooLarge
+from .errors import InvalidField, InvalidImage, SamserveError, TooLarge, UnknownImage
+from .references import digest_of_text, is_reference
 
 # Pillow's own limit warns at 89 million pixels and refuses at 178, whatever ours
 # is, and can only be moved for the whole process.
@@ -69,7 +69,7 @@ class Picture:
     """An image as it was sent, decoded when somebody wants its pixels.
 
     Args:
-        text: base64 of an image file.
+        text: base64 of an image file, or a reference to one sent before (`references.py`).
         max_pixels: the most pixels, width times height, that are decoded.
         field: what the text is called in the request.
     """
@@ -81,19 +81,21 @@ class Picture:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the text as sent: equal digests, equal pixels."""
-        # Surrogates that JSON let in are no base64, which `pixels` will say.
-        return hashlib.sha256(self._text.encode(errors="surrogatepass")).hexdigest()
+        """SHA-256 of the text as sent or referred to: equal digests, equal pixels."""
+        return digest_of_text(self._text)
 
     @cached_property
     def pixels(self) -> NDArray[np.uint8]:
         """H×W×3 uint8 RGB.
 
         Raises:
+            UnknownImage: only a reference was sent, and there is nothing to decode in that.
             InvalidField: not base64.
             TooLarge: more than `max_pixels`.
             InvalidImage: no image that we read.
         """
+        if is_reference(self._text):
+            raise UnknownImage("This picture is not remembered: send it in full.", self._field)
         return decode_image(decode_base64(self._text, self._field), self.max_pixels, self._field)
 
 

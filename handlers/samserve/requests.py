@@ -148,7 +148,8 @@ class SegmentRequest(RoutedRequest):
     b64img: str = Field(
         description="The image: base64 of a PNG, JPEG, TIFF, WebP or BMP file, with or "
         "without a `data:` URL prefix. EXIF orientation is not applied: coordinates refer "
-        "to the pixels as stored.",
+        "to the pixels as stored. For a picture sent before, `sha256:` and the SHA-256 in hex of "
+        "that base64 text does; 409 where the server no longer knows it.",
         examples=["iVBORw0KGgo…"],
     )
     checkpoint_url: str | None = Field(

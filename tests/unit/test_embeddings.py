@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import threading
 from pathlib import Path
@@ -17,7 +18,7 @@ from PIL import Image as PillowImage
 from samserve.decoder import Decoder
 from samserve.embeddings import EmbeddingCache
 from samserve.encoder import Embedding, Encoder
-from samserve.errors import InvalidImage, TooLarge
+from samserve.errors import InvalidField, InvalidImage, TooLarge, UnknownImage
 from samserve.images import Picture
 from samserve.store import EmbeddingStore
 from tests.conftest import base64_png, picture
@@ -72,6 +73,28 @@ def test_what_is_kept_is_what_was_encoded(parts: Any, store: EmbeddingStore) -> 
     kept = found.image.embedding
     assert torch.equal(kept.features, fresh.features)
     assert (kept.input_size, kept.original_size) == (fresh.input_size, fresh.original_size)
+
+
+def test_a_reference_stands_for_a_text_that_was_sent(parts: Any, store: EmbeddingStore) -> None:
+    reference = f"sha256:{hashlib.sha256(COINS.encode()).hexdigest()}"
+    worker = cache(parts, store)
+    with pytest.raises(UnknownImage):
+        worker.of_picture(sent(reference))
+    whole = worker.of_picture(sent())
+    assert worker.of_picture(sent(reference)).image is whole.image
+    assert cache(parts, store).of_picture(sent(reference)).source == "machine"
+    # Nobody gets by it what is over the limit; in full it would be refused for its size.
+    with pytest.raises(UnknownImage):
+        worker.of_picture(Picture(reference, max_pixels=1000))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["sha256:", "sha256:" + "A" * 64, "sha256:" + "0" * 63, "sha256:../" + "0" * 61, "md5:0"],
+)
+def test_nothing_else_is_a_reference(parts: Any, store: EmbeddingStore, text: str) -> None:
+    with pytest.raises(InvalidField, match="not base64"):
+        cache(parts, store).of_picture(sent(text))
 
 
 def test_a_known_image_is_not_even_decoded(parts: Any, store: EmbeddingStore) -> None:

@@ -1,0 +1,166 @@
+"""A picture sent before goes through TorchServe as a reference, and nobody can tell but by time."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import httpx2 as httpx
+import psutil
+import pytest
+from fastapi.testclient import TestClient
+
+from gateway.app import create_app
+from gateway.pictures import WORTHWHILE_BYTES
+from gateway.settings import Settings
+from scripts.options import LOOPBACK
+from tests.server.test_cache import automask_body, described, new_picture, prompt_body, source
+
+
+@contextmanager
+def recorded(server: Any) -> Iterator[tuple[TestClient, list[tuple[int, int]]]]:
+    """A gateway, and each (bytes of body, status) that passes between it and TorchServe."""
+    passed: list[tuple[int, int]] = []
+
+    class Recorder(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            answer = httpx.post(
+                server.options.inference_url + self.path,
+                content=body,
+                headers={name: self.headers[name] for name in ("Authorization", "Content-Type")},
+                timeout=300,
+                trust_env=False,
+            )
+            passed.append((len(body), answer.status_code))
+            self.send_response(answer.status_code)
+            for name in ("Content-Type", "Server-Timing"):
+                if name in answer.headers:
+                    self.send_header(name, answer.headers[name])
+            self.send_header("Content-Length", str(len(answer.content)))
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    between = ThreadingHTTPServer((LOOPBACK, 0), Recorder)
+    threading.Thread(target=between.serve_forever, daemon=True).start()
+    settings = Settings(
+        inference_url=f"http://{LOOPBACK}:{between.server_port}",
+        management_url=server.options.management_url,
+        key_file=server.options.key_file,
+    )
+    try:
+        with TestClient(create_app(settings)) as gateway:
+            yield gateway, passed
+    finally:
+        between.shutdown()
+        between.server_close()
+
+
+def reference_to(text: str) -> str:
+    return "sha256:" + sha256(text.encode()).hexdigest()
+
+
+def test_a_known_picture_is_sent_once(server: Any) -> None:
+    picture = new_picture()
+    body = prompt_body(picture)
+    assert len(picture) > WORTHWHILE_BYTES
+    with recorded(server) as (gateway, passed):
+        answers = [gateway.post("/sam/", json=body) for _ in range(3)]
+        answers.append(gateway.post("/sam/", json=prompt_body(picture, bbox=[90, 30, 140, 80])))
+        objects = gateway.post("/sam/automask/", json=automask_body(picture))
+    assert [source(answer) for answer in answers] == ["encoder", "memory", "memory", "memory"]
+    assert [answer.json() for answer in answers[1:3]] == [answers[0].json()] * 2
+    assert answers[3].json() != answers[0].json()
+    assert source(objects) == "machine"
+    assert passed[0][0] > len(picture)
+    assert all(length < 500 for length, _ in passed[1:])
+    assert [status for _, status in passed] == [200] * 5
+    whole = server.predict("vit_t-automask", automask_body(picture))
+    assert objects.json() == whole.json() != []
+
+
+def test_a_picture_that_was_forgotten_is_sent_again(server: Any) -> None:
+    body = prompt_body(new_picture())
+    with recorded(server) as (gateway, passed):
+        first = gateway.post("/sam/", json=body)
+        forget_everything(server)
+        second = gateway.post("/sam/", json=body)
+        third = gateway.post("/sam/", json=body)
+    assert [source(answer) for answer in (first, second, third)] == ["encoder", "encoder", "memory"]
+    assert first.json() == second.json() == third.json()
+    assert [status for _, status in passed] == [200, 409, 200, 200]
+    assert [length > WORTHWHILE_BYTES for length, _ in passed] == [True, False, True, False]
+
+
+def forget_everything(server: Any) -> None:
+    """A new worker for prompts, and nothing in the machine's folder."""
+    [old] = [worker["pid"] for worker in described(server, "vit_t")["workers"]]
+    psutil.Process(int(old)).kill()
+    for stored in server.options.cache_dir.rglob("*"):
+        if stored.is_file():
+            stored.unlink()
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        lanes = server.http.get(f"{server.options.url}/readyz")
+        lane = server.http.get(
+            f"{server.options.management_url}/models/vit_t",
+            headers=server.authorization("management"),
+        ).json()[0]
+        workers = [w["pid"] for w in lane["workers"] if w["status"] == "READY"]
+        if lanes.status_code == 200 and workers and workers != [old]:
+            return
+        time.sleep(0.1)
+    pytest.fail("no new worker")
+
+
+def test_clients_may_refer_to_a_picture_themselves(server: Any, door: Any) -> None:
+    text = new_picture()
+    body = prompt_body(text)
+    referring = prompt_body(reference_to(text))
+    refused = door("prompt", referring)
+    assert refused.status_code == 409
+    assert refused.json()["error"] == {
+        "code": "unknown_image",
+        "message": "This picture is not remembered: send it in full.",
+        "field": "b64img",
+    }
+    whole = door("prompt", body)
+    assert whole.status_code == 200
+    assert door("prompt", referring).json() == whole.json()
+
+
+def test_crops_of_a_picture_need_its_pixels(server: Any) -> None:
+    """Its embedding is known, but not those of its crops."""
+    picture = new_picture()
+    body = {**automask_body(picture), "crop_n_layers": 1, "points_per_side": 2}
+    with recorded(server) as (gateway, passed):
+        assert gateway.post("/sam/automask/", json=automask_body(picture)).status_code == 200
+        answer = gateway.post("/sam/automask/", json=body)
+    assert [status for _, status in passed] == [200, 409, 200]
+    assert answer.json() == server.predict("vit_t-automask", body).json() != []
+
+
+def test_a_bad_box_on_a_known_picture_is_refused_the_same(server: Any) -> None:
+    picture = new_picture()
+    bad = prompt_body(picture, bbox=[9999, 0, 10000, 5])
+    with recorded(server) as (gateway, passed):
+        assert gateway.post("/sam/", json=prompt_body(picture)).status_code == 200
+        answer = gateway.post("/sam/", json=bad)
+        # Python's NaN is no JSON, and none of ours may become null on its way.
+        odd = json.dumps(prompt_body(picture, bbox=[float("nan"), 0, 5, 5]))
+        refused = gateway.post("/sam/", content=odd)
+    whole = server.predict("vit_t", bad)
+    assert (answer.status_code, answer.json()) == (whole.status_code, whole.json())
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "bbox.0")
+    assert [length > WORTHWHILE_BYTES for length, _ in passed] == [True, False, True]
