@@ -12,12 +12,14 @@ Segments nothing and keeps no picture: that is the worker's part.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from http import HTTPStatus
 from typing import Any
 
+import aiohttp
+import orjson
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -28,10 +30,15 @@ from samserve.model_types import MODEL_TYPES
 from samserve.requests import RoutedRequest
 
 from . import docs
-from .pictures import KnownPictures
+from .bodies import Body, body_of
+from .compression import compressed
+from .pictures import KnownPictures, refused
 from .readiness import Readiness
+from .runs import Runs, while_client_waits
 from .settings import Settings, automask_lane
-from .torchserve import Answer, TorchServe, TorchServeError, message_of
+from .torchserve import Answer, TorchServe, TorchServeError, message_of, read
+
+EVENTS = "application/x-ndjson"
 
 DRAIN_FACTOR = 4
 """How much of an over-long body is still read: a client gets to see the answer only once
@@ -42,7 +49,8 @@ def create_app(settings: Settings) -> FastAPI:
     """The gateway as an ASGI application."""
     torchserve = TorchServe(settings.inference_url, settings.management_url, settings.key_file)
     readiness = Readiness(torchserve, settings)
-    pictures = KnownPictures(torchserve)
+    pictures = KnownPictures()
+    runs = Runs(settings.runs_directory)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -65,9 +73,8 @@ def create_app(settings: Settings) -> FastAPI:
 
     @app.exception_handler(TorchServeError)
     async def fail(_: Request, error: TorchServeError) -> JSONResponse:
-        if error.status == 504:
-            return JSONResponse(error_body("timeout", str(error)), 504)
-        return JSONResponse(error_body("unavailable", str(error)), 503, {"Retry-After": "1"})
+        status, said = failure(error)
+        return JSONResponse(said, status, {"Retry-After": "1"} if status == 503 else None)
 
     @app.exception_handler(HTTPException)
     async def explain(_: Request, error: HTTPException) -> JSONResponse:
@@ -87,13 +94,24 @@ def create_app(settings: Settings) -> FastAPI:
     @app.post("/sam/", **docs.PROMPT)
     async def prompt(request: Request) -> Response:
         body, model_type = await routed(request)
-        return await forward(model_type, model_type, body, settings.prompt_timeout_s)
+        lane, timeout_s = model_type, settings.prompt_timeout_s
+        answer = await predict(lane, model_type, body, accepted(request), timeout_s)
+        return await passed_on(request, model_type, answer)
 
     @app.post("/sam/automask/", **docs.AUTOMASK)
-    async def automask(request: Request) -> Response:
+    async def automask(request: Request, stream: bool = False) -> Response:
         body, model_type = await routed(request)
-        lane = automask_lane(model_type)
-        return await forward(lane, model_type, body, settings.automask_timeout_s)
+        lane, timeout_s = automask_lane(model_type), settings.automask_timeout_s
+        if stream:
+            return await streamed(request, lane, model_type, body, timeout_s)
+        with runs.run() as headers:
+            work = predict(lane, model_type, body, {**accepted(request), **headers}, timeout_s)
+            answer = await while_client_waits(request, work)
+        return await passed_on(request, model_type, answer)
+
+    @app.get("/sam/progress/", **docs.PROGRESS)
+    async def progress() -> dict[str, Any]:
+        return runs.progress()
 
     @app.get("/sam/version/", response_class=PlainTextResponse, **docs.VERSION)
     async def version() -> str:
@@ -116,28 +134,93 @@ def create_app(settings: Settings) -> FastAPI:
         ready, lanes = await readiness.check()
         return JSONResponse({"ready": ready, "lanes": lanes}, 200 if ready else 503)
 
-    async def forward(lane: str, model_type: str, body: bytes, timeout_s: float) -> Response:
-        answer = await pictures.predict(lane, model_type, body, timeout_s)
+    async def predict(
+        lane: str, model_type: str, body: Body, headers: dict[str, str], timeout_s: float
+    ) -> Answer:
+        for content, content_type in pictures.ways(model_type, body):
+            sent = {**headers, "Content-Type": content_type}
+            answer = await torchserve.predict(lane, content, sent, timeout_s)
+            if not refused(answer.status):
+                break
+        if answer.status == 200:
+            pictures.remember(model_type, body)
+        return answer
+
+    async def streamed(
+        request: Request, lane: str, model_type: str, body: Body, timeout_s: float
+    ) -> Response:
+        """The worker's events as they come; an answer as any other where it refuses."""
+
+        async def opened() -> aiohttp.ClientResponse:
+            for content, content_type in pictures.ways(model_type, body):
+                sent = {**headers, "Content-Type": content_type, "Samserve-Stream": "true"}
+                response = await stack.enter_async_context(
+                    torchserve.stream(lane, content, sent, timeout_s)
+                )
+                if not refused(response.status):
+                    break
+            return response
+
+        async def parts() -> AsyncIterator[bytes]:
+            try:
+                async with own:
+                    async for part in response.content.iter_any():
+                        yield part
+                    pictures.remember(model_type, body)
+            except TorchServeError as error:
+                _, said = failure(error)
+                yield orjson.dumps({"event": "error", **said}) + b"\n"
+
+        async with AsyncExitStack() as stack:
+            headers = stack.enter_context(runs.run())
+            response = await while_client_waits(request, opened())
+            if response.headers.get("Content-Type") == EVENTS:
+                own = stack.pop_all()
+                return StreamingResponse(parts(), media_type=EVENTS)
+            answer = await read(response)
+        return await passed_on(request, model_type, answer)
+
+    async def passed_on(request: Request, model_type: str, answer: Answer) -> Response:
+        """TorchServe's answer as the client's."""
         if answer.status == 404 and not _is_ours(answer):
             raise await _not_loaded(torchserve, model_type)
         if answer.status == 413 and not _is_ours(answer):
             raise TooLarge("The body is larger than TorchServe's max_request_size.")
         if answer.status >= 400 and not _is_ours(answer):
             raise TorchServeError(message_of(answer), answer.status)
-        headers = (
-            {"Server-Timing": timing} if (timing := answer.headers.get("Server-Timing")) else {}
+        kept = ("Content-Type", "Server-Timing")
+        headers = {name: answer.headers[name] for name in kept if name in answer.headers}
+        headers["Vary"] = "Accept, Accept-Encoding"
+        content, encoding = await compressed(
+            answer.content, request.headers.get("accept-encoding", "")
         )
-        return Response(answer.content, answer.status, headers, "application/json")
+        if encoding is not None:
+            headers["Content-Encoding"] = encoding
+        return Response(content, answer.status, headers)
 
-    async def routed(request: Request) -> tuple[bytes, str]:
+    async def routed(request: Request) -> tuple[Body, str]:
         """The body and the model type it asks for, which is one we know."""
-        body = await _read(request, settings.max_body_bytes)
-        model_type = RoutedRequest.parse(body).type
+        content = await _read(request, settings.max_body_bytes)
+        body = await body_of(content, request.headers.get("content-type", ""))
+        model_type = RoutedRequest.parse(body.json).type
         if model_type not in MODEL_TYPES:
             raise await _not_loaded(torchserve, model_type)
         return body, model_type
 
     return app
+
+
+def failure(error: TorchServeError) -> tuple[int, dict[str, Any]]:
+    """Status and body of an answer where TorchServe gave none of the worker's."""
+    if error.status == 504:
+        return 504, error_body("timeout", str(error))
+    return 503, error_body("unavailable", str(error))
+
+
+def accepted(request: Request) -> dict[str, str]:
+    """What the client says of the forms that it reads."""
+    accept = request.headers.get("accept")
+    return {} if accept is None else {"Accept": accept}
 
 
 async def _read(request: Request, limit: int) -> bytes:

@@ -32,6 +32,7 @@ _REF = "#/components/schemas/{model}"
 _ERRORS: dict[int, str] = {
     400: "The body is not JSON.",
     404: "The model type is not loaded, or the weights are not registered.",
+    406: "There is no such `output_format`.",
     409: "`b64img` refers to a picture that is not remembered: send it in full.",
     413: "The body or the image is over the limit.",
     422: "A field's value is wrong; `field` says which.",
@@ -45,13 +46,42 @@ _SQUARE = {
 }
 
 
+_FORM = {
+    "type": "object",
+    "description": "The fields of the JSON as parts: texts as they are, everything else as JSON. "
+    "Or all of them as one JSON object in a part `request`.",
+    "required": ["image"],
+    "properties": {
+        "image": {
+            "type": "string",
+            "format": "binary",
+            "description": "The image as a file, in place of `b64img`.",
+        },
+        "mask": {
+            "type": "string",
+            "format": "binary",
+            "description": "A mask prompt as a file, in place of `b64mask`.",
+        },
+        "request": {"type": "string", "description": "The other fields, as JSON."},
+    },
+}
+
+
 def _feature(**properties: object) -> dict[str, Any]:
     common = {"object_idx": 0, "label": "object", "quality": 0.97, "sam_model": "vit_t"}
     return {"type": "Feature", "geometry": _SQUARE, "properties": {**common, **properties}}
 
 
+_RECORD = {
+    "segmentation": {"size": [64, 64], "counts": "…"},
+    "area": 1024,
+    "bbox": [16, 16, 31, 31],
+    "predicted_iou": 0.97,
+}
+
+
 def _segmentation(
-    summary: str, description: str, model: str, request: Any, answer: Any
+    summary: str, description: str, model: str, request: Any, answer: Any, record: Any
 ) -> dict[str, Any]:
     """The keyword arguments that document a POST route."""
     schema = {"$ref": _REF.format(model=model)}
@@ -62,13 +92,23 @@ def _segmentation(
         "openapi_extra": {
             "requestBody": {
                 "required": True,
-                "content": {"application/json": {"schema": schema, "example": request}},
+                "content": {
+                    "application/json": {"schema": schema, "example": request},
+                    "multipart/form-data": {"schema": _FORM},
+                },
             }
         },
         "responses": {
             200: {
-                "description": "A JSON array of GeoJSON Features; `[]` where nothing was found.",
-                "content": {"application/json": {"example": answer}},
+                "description": "A JSON array of GeoJSON Features; `[]` where nothing was found. "
+                "Other forms by `output_format` or the `Accept` header.",
+                "content": {
+                    "application/json": {"example": answer},
+                    "application/geo+json": {
+                        "example": {"type": "FeatureCollection", "features": answer}
+                    },
+                    "application/vnd.coco-rle+json": {"example": [record]},
+                },
             },
             **{s: {"description": d, "content": error} for s, d in _ERRORS.items()},
         },
@@ -76,20 +116,26 @@ def _segmentation(
 
 
 PROMPT = _segmentation(
-    "Segment the object in a box",
-    "One Feature per mask. `quality` is that mask's predicted IoU; `prompt_idx` says which of "
-    "`prompts` it answers. A prompt whose mask is empty has no Feature.",
+    "Segment the objects prompted for",
+    "By a box, points, a mask, or several of these together. One Feature per mask. `quality` is "
+    "that mask's predicted IoU; `prompt_idx` says which of `prompts` it answers. A prompt "
+    "whose mask is empty has no Feature.",
     "PromptRequest",
     example.prompt("vit_t"),
     [_feature(prompt_idx=0)],
+    {**_RECORD, "prompt_idx": 0},
 )
 AUTOMASK = _segmentation(
     "Segment every object",
     "segment-anything's automatic mask generation. Takes seconds to minutes; it has workers "
-    "and a queue of its own, so that prompts do not wait behind it.",
+    "and a queue of its own, so that prompts do not wait behind it. A client that goes away ends "
+    "it.\n\n`?stream=1`: the answer is lines of JSON (application/x-ndjson), `event` says of what "
+    "kind: `progress` with `done` and `total` points; then every object as a `feature`; at the end "
+    "`done`, or `error`.",
     "AutomaskRequest",
     example.automask("vit_t"),
     [_feature(stability_score=0.98, area=1024, bbox=[16, 16, 31, 31], point_coords=[[32.0, 32.0]])],
+    {**_RECORD, "stability_score": 0.98, "point_coords": [[32.0, 32.0]]},
 )
 VERSION: dict[str, Any] = {"summary": "The server's version, as plain text"}
 WEIGHTS: dict[str, Any] = {
@@ -109,6 +155,19 @@ WEIGHTS: dict[str, Any] = {
                             "sha256": "6dbb90523a35…",
                         }
                     ]
+                }
+            }
+        }
+    },
+}
+PROGRESS: dict[str, Any] = {
+    "summary": "How far the oldest automask under way is",
+    "description": "`percent` is -1 where nothing is running.",
+    "responses": {
+        200: {
+            "content": {
+                "application/json": {
+                    "example": {"message": "vit_t-automask: 512 of 1024 points", "percent": 50}
                 }
             }
         }

@@ -73,7 +73,9 @@ class Readiness:
         ask = example.prompt if mode_of(name) == "prompt" else example.automask
         body = json.dumps(ask(model_type)).encode()
         try:
-            answer = await self._torchserve.predict(name, body, self._settings.automask_timeout_s)
+            answer = await self._torchserve.predict(
+                name, body, {"Content-Type": "application/json"}, self._settings.automask_timeout_s
+            )
             if answer.status == 200:
                 self._answered[name] = workers
             else:

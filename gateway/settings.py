@@ -25,6 +25,9 @@ class Settings(BaseModel):
     key_file: Path = Field(Path("key_file.json"), description="TorchServe's token file")
     models: str = Field("vit_t", description="model types that must be ready, space-separated")
     max_body_bytes: int = Field(64 * 2**20, gt=0, description="larger bodies get 413")
+    runs_directory: Path | None = Field(
+        None, description="folder shared with the workers: automasks' progress, cancellations"
+    )
     prompt_timeout_s: float = Field(120, gt=0, description="longest answer to a prompt")
     automask_timeout_s: float = Field(1200, gt=0, description="longest automask")
 

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -78,8 +79,13 @@ class TorchServe:
     async def __aexit__(self, *exc_info: object) -> None:
         await self._http.close()
 
-    async def predict(self, lane: str, body: bytes, timeout_s: float) -> Answer:
-        """The lane's answer to a JSON body, whatever its status.
+    async def predict(
+        self, lane: str, body: bytes, headers: Mapping[str, str], timeout_s: float
+    ) -> Answer:
+        """The lane's answer, whatever its status.
+
+        Args:
+            headers: Content-Type at least.
 
         Raises:
             TorchServeError: no connection, no token, or no answer within `timeout_s`.
@@ -89,9 +95,24 @@ class TorchServe:
             "POST",
             f"/predictions/{lane}",
             data=body,
-            headers={"Content-Type": "application/json"},
+            headers=headers,
             timeout_s=timeout_s,
         )
+
+    @asynccontextmanager
+    async def stream(
+        self, lane: str, body: bytes, headers: Mapping[str, str], timeout_s: float
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The lane's answer as it comes: its status is there, its content is still to be read.
+
+        Args, Raises: as `predict`'s; reading raises the same within the block.
+        """
+        path = f"/predictions/{lane}"
+        with _as_our_errors(path):
+            async with await self._open(
+                "inference", "POST", path, data=body, headers=headers, timeout_s=timeout_s
+            ) as response:
+                yield response
 
     async def lanes(self) -> list[str]:
         """Names of the registered lanes."""
@@ -130,14 +151,21 @@ class TorchServe:
         return answer.json()
 
     async def _send(self, role: Role, method: str, path: str, **request: Any) -> Answer:
+        with _as_our_errors(path):
+            async with await self._open(role, method, path, **request) as response:
+                return await read(response)
+
+    async def _open(
+        self, role: Role, method: str, path: str, **request: Any
+    ) -> aiohttp.ClientResponse:
         key = self._keys.get(role) or self._read_keys()[role]
-        answer = await self._request(role, key, method, path, **request)
+        response = await self._request(role, key, method, path, **request)
         for _ in range(2):  # twice, for the file may hold another refused one
-            if not _is_refused_token(answer):
+            if not await _is_refused_token(response):
                 break
             key = await self._renew(role, key)
-            answer = await self._request(role, key, method, path, **request)
-        return answer
+            response = await self._request(role, key, method, path, **request)
+        return response
 
     async def _request(
         self,
@@ -149,19 +177,11 @@ class TorchServe:
         headers: Mapping[str, str] | None = None,
         timeout_s: float = CONTROL_TIMEOUT_S,
         **request: Any,
-    ) -> Answer:
+    ) -> aiohttp.ClientResponse:
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONTROL_TIMEOUT_S)
         headers = {**(headers or {}), "Authorization": f"Bearer {key}"}
         url = self._urls[role] + path
-        try:
-            async with self._http.request(
-                method, url, headers=headers, timeout=timeout, **request
-            ) as response:
-                return Answer(response.status, response.headers, await response.read())
-        except asyncio.TimeoutError as exc:
-            raise TorchServeError(f"TorchServe gave no answer in time: {path}", 504) from exc
-        except aiohttp.ClientError as exc:
-            raise TorchServeError(f"TorchServe cannot be reached: {exc!r}") from exc
+        return await self._http.request(method, url, headers=headers, timeout=timeout, **request)
 
     async def _renew(self, role: Role, refused: str) -> str:
         """A token that is not the refused one."""
@@ -169,9 +189,10 @@ class TorchServe:
             keys = self._read_keys()
             if keys[role] == refused:
                 params = {"type": role}
-                renewed = await self._request(
+                async with await self._request(
                     "management", keys["API"], "GET", "/token", params=params
-                )
+                ) as response:
+                    renewed = await read(response)
                 if renewed.status != 200:
                     raise TorchServeError(f"no new {role} token: {message_of(renewed)}")
                 keys = self._read_keys()
@@ -187,6 +208,11 @@ class TorchServe:
         return self._keys
 
 
+async def read(response: aiohttp.ClientResponse) -> Answer:
+    """The whole of an answer that has begun."""
+    return Answer(response.status, response.headers, await response.read())
+
+
 def message_of(answer: Answer) -> str:
     """TorchServe's own message in a refusal, or its status."""
     try:
@@ -195,10 +221,20 @@ def message_of(answer: Answer) -> str:
         return f"HTTP {answer.status}"
 
 
-def _is_refused_token(answer: Answer) -> bool:
-    if answer.status != 400:
+async def _is_refused_token(response: aiohttp.ClientResponse) -> bool:
+    if response.status != 400:
         return False
     try:
-        return bool(answer.json()["type"] == "InvalidKeyException")
+        return bool((await read(response)).json()["type"] == "InvalidKeyException")
     except (ValueError, KeyError, TypeError):
         return False
+
+
+@contextmanager
+def _as_our_errors(path: str) -> Iterator[None]:
+    try:
+        yield
+    except asyncio.TimeoutError as exc:
+        raise TorchServeError(f"TorchServe gave no answer in time: {path}", 504) from exc
+    except aiohttp.ClientError as exc:
+        raise TorchServeError(f"TorchServe cannot be reached: {exc!r}") from exc

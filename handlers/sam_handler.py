@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -21,20 +22,40 @@ from typing import Any
 import cv2
 import orjson
 import torch
+from ts.handler_utils.utils import send_intermediate_predict_response
 
-from samserve import automask, prompts, segmenter
-from samserve.errors import InvalidRequest, SamserveError, TooLarge, error_body
-from samserve.features import ObjectMask, dumps, features
+from samserve import automask, formats, forms, prompts, segmenter
+from samserve.decoder import Image
+from samserve.errors import (
+    Cancelled,
+    InvalidRequest,
+    SamserveError,
+    TimedOut,
+    TooLarge,
+    error_body,
+)
+from samserve.features import ObjectMask
 from samserve.images import Picture
 from samserve.requests import AutomaskRequest, PromptRequest
+from samserve.runs import Progress, Run, RunFolder, is_run_id
 from samserve.settings import ModelSettings, mode_of
 from samserve.timing import ServerTiming
 
 logger = logging.getLogger(__name__)
 
-# Both by the request's place in its batch.
-Requests = dict[int, PromptRequest | AutomaskRequest]
-Answers = dict[int, tuple[int, bytes]]  # HTTP status, JSON
+Asked = tuple[PromptRequest | AutomaskRequest, str | bytes]  # the request, its image as sent
+
+# Each by the request's place in its batch.
+Requests = dict[int, Asked]
+Answer = tuple[int, str, bytes]  # HTTP status, media type, body
+Answers = dict[int, Answer]
+
+JSON = "application/json"
+
+# Sent by the gateway, in lower case. An automask's run: to be known by, and to be cancelled by.
+RUN_HEADER = "samserve-run"
+# `true`: the answer is a stream of events, the run's progress among them.
+STREAM_HEADER = "samserve-stream"
 
 
 class SamHandler:
@@ -55,6 +76,8 @@ class SamHandler:
         torch.set_num_threads(lane.resolve_threads())
         cv2.setNumThreads(1)  # its work is small, and done in threads already
         gpu_id = properties.get("gpu_id")
+        folder = os.environ.get("SAMSERVE_RUNS_DIRECTORY")
+        self.runs = RunFolder(Path(folder)) if folder else None
         self.weights = json.loads((model_dir / "weights.json").read_text())
         self.segmenter = segmenter.load(
             self.settings.model_type,
@@ -70,33 +93,40 @@ class SamHandler:
         requests: Requests = {}
         for index, row in enumerate(data):
             if context.get_request_header(index, "describe") == "True":
-                answers[index] = 200, orjson.dumps(self.describe())
+                answers[index] = 200, JSON, orjson.dumps(self.describe())
                 continue
             with self.errors_as_answers([index], answers, context):
-                requests[index] = self.parse(row)
+                requests[index] = self.parse(row, index, context)
         for same_image in _by_image(requests):
             with self.errors_as_answers(same_image, answers, context):
                 self.segment(same_image, answers, context)
-        for index, (status, _) in answers.items():
-            context.set_response_content_type(index, "application/json")
+        for index, (status, media_type, body) in answers.items():
+            if _has_begun(index, context) and status != 200:
+                # Its status is said already; the error is one more event.
+                answers[index] = 200, formats.EVENTS, formats.event("error", **orjson.loads(body))
+                continue
+            context.set_response_content_type(index, media_type)
             context.set_response_status(status, HTTPStatus(status).phrase, index)
-        return [answers[index][1] for index in range(len(data))]
+        return [answers[index][2] for index in range(len(data))]
 
-    def parse(self, row: dict[str, Any]) -> PromptRequest | AutomaskRequest:
-        """The request, checked as far as that goes without its image.
+    def parse(self, row: dict[str, Any], index: int, context: Any) -> Asked:
+        """The request, checked as far as that goes without its image, and the image as sent.
 
         Raises:
             SamserveError: whatever is wrong with it.
         """
-        body = self.body(row)
+        body, image = self.body(row, _header(context, index, "content-type"))
         request: PromptRequest | AutomaskRequest
         if self.mode == "automask":
             request = AutomaskRequest.parse(body)
-            request.check_work(self.settings.limits.max_points)
+            limits = self.settings.limits
+            request.check_work(limits.max_points, limits.max_automask_s)
         else:
             request = PromptRequest.parse(body)
+            request.each_prompt()  # refuses what prompts nothing, before any work
         request.check_weights(self.settings.model_type, self.weights)
-        return request
+        formats.chosen(request.output_format, None)  # refuses one that there is not
+        return request, image or request.b64img
 
     def segment(self, requests: Requests, answers: Answers, context: Any) -> None:
         """The way of all requests of one image: embed it, make masks, outline them.
@@ -104,37 +134,104 @@ class SamHandler:
         Raises:
             SamserveError: the image cannot be read, so none of them can be answered.
         """
-        text = next(iter(requests.values())).b64img
-        picture = Picture(text, self.settings.limits.max_image_pixels)
+        # One may have sent a reference and another the picture itself, which is longer.
+        sent = max((sent for _, sent in requests.values()), key=len)
+        picture = Picture(sent, self.settings.limits.max_image_pixels)
         timing = ServerTiming()
         with timing.step("embed") as described:
             found = self.segmenter.embeddings.of_picture(picture)
             described.append(found.source)
-        prompted: dict[int, PromptRequest] = {}
-        for index, request in requests.items():
+        size = found.image.embedding.original_size
+        prompted: dict[int, list[prompts.LocatedPrompt]] = {}
+        for index, (request, _) in requests.items():
             with self.errors_as_answers([index], answers, context):
                 if isinstance(request, PromptRequest):
-                    request.boxes(*found.image.embedding.original_size)  # refuses one outside
-                    prompted[index] = request
+                    prompted[index] = prompts.locate(
+                        request, found.image.embedding, self.settings.limits.max_image_pixels
+                    )
                 else:
-                    own = timing.copy()
-                    with own.step("masks"):
-                        objects = automask.generate(self.segmenter, found.image, picture, request)
-                    answers[index] = self.outline(objects, own, index, context)
+                    answers[index] = self.every_object(
+                        request, found.image, picture, timing.copy(), index, context
+                    )
         with timing.step("masks"):
             per_request = prompts.predict(self.segmenter, found.image, list(prompted.values()))
         for index, masks in zip(prompted, per_request, strict=True):
             with self.errors_as_answers([index], answers, context):
-                answers[index] = self.outline(masks, timing.copy(), index, context)
+                request, _ = requests[index]
+                own = timing.copy()
+                answers[index] = self.written(masks, request, size, own, index, context)
 
-    def outline(
-        self, masks: Sequence[ObjectMask], timing: ServerTiming, index: int, context: Any
-    ) -> tuple[int, bytes]:
-        """The answer that these masks make, with its timing in a header."""
+    def every_object(
+        self,
+        request: AutomaskRequest,
+        image: Image,
+        picture: Picture,
+        timing: ServerTiming,
+        index: int,
+        context: Any,
+    ) -> Answer:
+        """Automask, watched by whoever gave the run an id or wants it as a stream of events.
+
+        Raises:
+            SamserveError: it cannot be done, took too long before anything was found, or
+                nobody wants it any more.
+        """
+        run_id = _header(context, index, RUN_HEADER)
+        if run_id is not None and not is_run_id(run_id):
+            raise InvalidRequest(f"{RUN_HEADER} must be 32 hexadecimal digits.")
+        # A part of an answer goes to every request of a batch.
+        streams = _header(context, index, STREAM_HEADER) == "true" and len(context.request_ids) == 1
+        started = time.time()
+
+        def report(done: int, total: int) -> None:
+            if run_id is not None and self.runs is not None:
+                self.runs.write(run_id, Progress(context.model_name, done, total, started))
+            if streams:
+                _send(formats.event("progress", done=done, total=total), context)
+
+        run = Run(
+            deadline_s=request.timeout_s or self.settings.limits.max_automask_s,
+            cancelled=lambda: bool(run_id and self.runs and self.runs.is_cancelled(run_id)),
+            report=report,
+        )
+        try:
+            with timing.step("masks"):
+                objects = automask.generate(self.segmenter, image, picture, request, run)
+        finally:
+            if run_id is not None and self.runs is not None:
+                self.runs.forget(run_id)
+        if run.stopped == "cancelled":
+            raise Cancelled("Cancelled: nobody waits for this answer any more.")
+        size = image.embedding.original_size
+        late = run.stopped == "timeout"
+        done = {"done": run.done, "total": run.total}
+        error = TimedOut(f"Stopped after {run.done} of {run.total} points: the time was over.")
+        if streams:
+            answered = formats.Answered(objects, size, self.settings.model_type, request.simplify)
+            last = formats.event("error", **error.body(), **done) if late else formats.event("done")
+            return 200, formats.EVENTS, formats.lines(answered) + last
+        answer = self.written(objects, request, size, timing, index, context)
+        if late:
+            partial = {**error.body(), **done, "found": orjson.Fragment(answer[2])}
+            return TimedOut.status, JSON, orjson.dumps(partial)
+        return answer
+
+    def written(
+        self,
+        masks: Sequence[ObjectMask],
+        request: PromptRequest | AutomaskRequest,
+        size: tuple[int, int],
+        timing: ServerTiming,
+        index: int,
+        context: Any,
+    ) -> Answer:
+        """The answer that these masks make, in the form asked for, its timing in a header."""
+        form = formats.chosen(request.output_format, _header(context, index, "accept"))
+        answered = formats.Answered(masks, size, self.settings.model_type, request.simplify)
         with timing.step("outline"):
-            body = dumps(features(masks, self.settings.model_type))
+            body = form.dumps(answered)
         context.set_response_header(index, "Server-Timing", str(timing))
-        return 200, body
+        return 200, form.media_type, body
 
     @contextmanager
     def errors_as_answers(
@@ -144,33 +241,36 @@ class SamHandler:
         try:
             yield
         except SamserveError as error:
-            failed = error.status, orjson.dumps(error.body())
+            failed = error.status, JSON, orjson.dumps(error.body())
             answers.update(dict.fromkeys(indices, failed))
         except Exception:  # ours to mend, and no reason to fail the rest of the batch
             for index in indices:
                 request_id = context.get_request_id(index)
                 logger.exception("Request %s failed.", request_id)
                 message = f"The server failed on this request; its log says why under {request_id}."
-                answers[index] = 500, orjson.dumps(error_body("internal_error", message))
+                answers[index] = 500, JSON, orjson.dumps(error_body("internal_error", message))
 
-    def body(self, row: dict[str, Any]) -> bytes | bytearray:
-        """The JSON bytes of one request.
+    def body(
+        self, row: dict[str, Any], content_type: str | None
+    ) -> tuple[bytes | bytearray, bytes | None]:
+        """The JSON bytes of one request, and the image's file if that came as a part of a form.
 
         Raises:
-            InvalidRequest: sent as a form, so that TorchServe took it apart.
+            InvalidRequest: neither JSON nor multipart/form-data.
             TooLarge: over `max_body_bytes`.
         """
-        body = row.get("body")
-        if not isinstance(body, (bytes, bytearray)):
+        limit = self.settings.limits.max_body_bytes
+        size = sum(len(part) for part in row.values())
+        if size > limit:
+            raise TooLarge(f"The body has {size} bytes; this server's limit is {limit}.")
+        if (content_type or "").lower().startswith("multipart/form-data"):
+            return forms.to_json(row)
+        if not isinstance(row.get("body"), (bytes, bytearray)):
             raise InvalidRequest(
-                "Send the JSON as the request's body with Content-Type: application/json."
+                "Send the JSON as the request's body with Content-Type: application/json, "
+                "or a form as multipart/form-data."
             )
-        if len(body) > self.settings.limits.max_body_bytes:
-            raise TooLarge(
-                f"The body has {len(body)} bytes; "
-                f"this server's limit is {self.settings.limits.max_body_bytes}."
-            )
-        return body
+        return row["body"], None
 
     def describe(self) -> dict[str, Any]:
         """What `GET /models/{lane}?customized=true` tells of this worker."""
@@ -189,6 +289,28 @@ class SamHandler:
 def _by_image(requests: Requests) -> list[Requests]:
     """The requests of each image together, in the order in which the images came."""
     groups: dict[str, Requests] = {}
-    for index, request in requests.items():
-        groups.setdefault(request.b64img, {})[index] = request
+    for index, asked in requests.items():
+        groups.setdefault(asked[0].b64img, {})[index] = asked
     return list(groups.values())
+
+
+def _send(part: bytes, context: Any) -> None:
+    """A part of the answer to the one request of this batch, on its way at once."""
+    context.set_response_content_type(0, formats.EVENTS)
+    context.set_response_status(200, HTTPStatus.OK.phrase, 0)
+    send_intermediate_predict_response(
+        [part], context.request_ids, "Intermediate response", 200, context
+    )
+
+
+def _has_begun(index: int, context: Any) -> bool:
+    """Whether a part of the answer has been sent."""
+    return bool(context.get_response_headers(index).get("ts_stream_next") == "true")
+
+
+def _header(context: Any, index: int, name: str) -> str | None:
+    """A header of a request, by its name in lower case: clients spell them as they like."""
+    headers: dict[str, Any] = context.get_all_request_header(index)
+    # Parts of a form stand among them, each with the headers of its own.
+    values = (v for k, v in headers.items() if k.lower() == name and isinstance(v, str))
+    return next(values, None)

@@ -265,7 +265,7 @@ class Server:
         headers = {"Content-Type": "application/json"}
         try:
             if door == "TorchServe":
-                return await self._torchserve.predict(lane, body, TIMEOUT_S)
+                return await self._torchserve.predict(lane, body, headers, TIMEOUT_S)
             url = self._options.url + path
             async with self._gateway.post(url, data=body, headers=headers) as answer:
                 return Answer(answer.status, answer.headers, await answer.read())

@@ -62,6 +62,11 @@ class Options:
         return memory / name if memory else self.run_dir / "embeddings"
 
     @property
+    def runs_dir(self) -> Path:
+        """Where gateway and workers tell each other of the automasks under way."""
+        return self.run_dir / "runs"
+
+    @property
     def key_file(self) -> Path:
         """TorchServe's tokens."""
         return self.run_dir / "key_file.json"

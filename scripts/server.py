@@ -87,6 +87,7 @@ def running(options: Options) -> Iterator[Children]:
             options.key_file.unlink(missing_ok=True)
             # It may be memory, which nobody would ever give back.
             shutil.rmtree(options.cache_dir, ignore_errors=True)
+            shutil.rmtree(options.runs_dir, ignore_errors=True)
 
 
 def check_archives(options: Options) -> None:
@@ -259,6 +260,7 @@ def _start_torchserve(options: Options, config: Path, scratch: str) -> subproces
         "SAMSERVE_CACHE_DIRECTORY": os.environ.get(
             "SAMSERVE_CACHE_DIRECTORY", str(options.cache_dir)
         ),
+        "SAMSERVE_RUNS_DIRECTORY": str(options.runs_dir),
         **{f"SAMSERVE_{mode.upper()}_THREADS": str(n) for mode, n in threads.items()},
         **WORKER_ENVIRONMENT,
     }
@@ -273,6 +275,7 @@ def _start_gateway(options: Options) -> subprocess.Popen[bytes]:
         "SAMSERVE_HOST": options.host,
         "SAMSERVE_PORT": str(options.port),
         "SAMSERVE_MODELS": options.models,
+        "SAMSERVE_RUNS_DIRECTORY": str(options.runs_dir),
         **{f"SAMSERVE_{name.upper()}": value for name, value in _addresses(options).items()},
         **GATEWAY_ENVIRONMENT,
     }

@@ -28,6 +28,7 @@ from .images import Picture
 from .masks import MASK_THRESHOLD, Logits, StabilityBound, stability_score, upscale
 from .reference import build_point_grid, generate_crop_boxes, remove_small_regions
 from .requests import AutomaskRequest, OutputType
+from .runs import Run
 from .segmenter import Segmenter
 
 IMAGE_EDGE_TOLERANCE = 20
@@ -65,12 +66,18 @@ _Found = TypeVar("_Found", _Candidate, AutoMask)
 
 
 def generate(
-    segmenter: Segmenter, image: Image, picture: Picture, request: AutomaskRequest
+    segmenter: Segmenter,
+    image: Image,
+    picture: Picture,
+    request: AutomaskRequest,
+    run: Run | None = None,
 ) -> list[AutoMask]:
     """Masks of every object, in the reference's order.
 
     Args:
         image: the picture's; its pixels are decoded only if crops are asked for.
+        run: told how far this is, and asked whether to go on; where it is stopped, the masks
+            are those of the points done until then.
 
     Raises:
         SamserveError: there are more layers of crops than the picture has pixels for, or a
@@ -87,11 +94,16 @@ def generate(
             f"{request.crop_n_layers} layers of crops.",
             "crop_n_layers",
         )
+    pixels = picture.pixels if request.crop_n_layers else None  # or refused before it begins
+    run = run or Run()
+    run.begin(sum(sides[layer] ** 2 for layer in layers))
     found: list[_Candidate] = []
     for (x0, y0, x1, y1), layer in zip(crops, layers, strict=True):
-        if layer > 0:
-            image = segmenter.embeddings.of_pixels(picture.pixels[y0:y1, x0:x1]).image
-        crop = _Crop(segmenter, image, (x0, y0), (height, width), request)
+        if not run.may_go_on():
+            break
+        if pixels is not None and layer > 0:
+            image = segmenter.embeddings.of_pixels(pixels[y0:y1, x0:x1]).image
+        crop = _Crop(segmenter, image, (x0, y0), (height, width), request, run)
         found += crop.masks(build_point_grid(sides[layer]) * [[x1 - x0, y1 - y0]])
     if len(crops) > 1:
         # Smaller crops see more detail, so their masks win.
@@ -118,6 +130,7 @@ class _Crop:
     origin: tuple[int, int]
     image_size: tuple[int, int]
     request: AutomaskRequest
+    run: Run
 
     def masks(self, points: NDArray[np.float64]) -> list[_Candidate]:
         """The masks that these points (N×2 XY in the crop) give, less duplicates."""
@@ -125,9 +138,15 @@ class _Crop:
         at_once = min(request.points_per_batch, PROMPTS_AT_ONCE)
         batches = [points[i : i + at_once] for i in range(0, len(points), at_once)]
         bound = StabilityBound(self.image.embedding)
-        per_batch = self.segmenter.threads.map(
-            lambda batch: list(self._masks_of_points(batch, bound)), batches
-        )
+
+        def masks_of(batch: NDArray[np.float64]) -> list[_Candidate]:
+            if not self.run.may_go_on():
+                return []
+            candidates = list(self._masks_of_points(batch, bound))
+            self.run.advance(len(batch))
+            return candidates
+
+        per_batch = self.segmenter.threads.map(masks_of, batches)
         found = [candidate for candidates in per_batch for candidate in candidates]
         if request.output_type is OutputType.ALL:
             return found
@@ -218,13 +237,12 @@ def _near(side: int, edge: int) -> bool:
 
 
 def _automask(candidate: _Candidate) -> AutoMask:
-    left, top, right, bottom = candidate.box
+    left, top, _, _ = candidate.box
     return AutoMask(
         mask=candidate.mask(),
         origin=(left, top),
         predicted_iou=candidate.predicted_iou,
         stability_score=candidate.stability_score,
-        bbox=(left, top, right - left, bottom - top),
         point_coords=[list(candidate.point)],
     )
 

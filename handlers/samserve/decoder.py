@@ -20,6 +20,10 @@ PROMPTS_AT_ONCE = 8
 """Prompts decoded together by one thread; about 3 MB of memory each."""
 
 
+FACTORED_POINTS = 24
+"""Points in a prompt up to which the rewritten decoder is the faster one."""
+
+
 @dataclass(frozen=True)
 class Image:
     """An embedding with what the decoder makes of it, once, for all its prompts."""
@@ -74,6 +78,7 @@ class Decoder:
         *,
         points: tuple[torch.Tensor, torch.Tensor] | None = None,
         boxes: torch.Tensor | None = None,
+        masks: torch.Tensor | None = None,
     ) -> Masks:
         """Decode B prompts on one image, in one run of the network.
 
@@ -81,7 +86,14 @@ class Decoder:
             points: (B×N×2 XY, B×N labels: 1 object, 0 background) in the input frame
                 (`Embedding.to_input_frame`).
             boxes: B×4 XYXY, in the input frame.
+            masks: B×1×256×256 logits of that frame, as `low_res_masks` are.
         """
+        # The rewrite shares the image among prompts, into which a mask prompt is mixed; and
+        # its work grows with the square of the points.
+        if masks is not None or (points is not None and points[1].shape[1] > FACTORED_POINTS):
+            return decode_plain(
+                self._model, image.embedding, points=points, boxes=boxes, masks=masks
+            )
         sparse, _ = self._model.prompt_encoder(points=points, boxes=boxes, masks=None)
         return self._factored.decode(image.prepared, sparse)
 
@@ -104,13 +116,14 @@ def decode_plain(
     *,
     points: tuple[torch.Tensor, torch.Tensor] | None = None,
     boxes: torch.Tensor | None = None,
+    masks: torch.Tensor | None = None,
 ) -> PlainMasks:
     """`Decoder.decode` by the network's own modules: what the rewrite is tested against."""
-    sparse, dense = model.prompt_encoder(points=points, boxes=boxes, masks=None)
-    masks, iou_predictions = model.mask_decoder.predict_masks(
+    sparse, dense = model.prompt_encoder(points=points, boxes=boxes, masks=masks)
+    low_res_masks, iou_predictions = model.mask_decoder.predict_masks(
         image_embeddings=embedding.features,
         image_pe=model.prompt_encoder.get_dense_pe(),
         sparse_prompt_embeddings=sparse,
         dense_prompt_embeddings=dense,
     )
-    return PlainMasks(iou_predictions, masks)
+    return PlainMasks(iou_predictions, low_res_masks)

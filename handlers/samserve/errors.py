@@ -3,8 +3,11 @@
     SamserveError
     ├── InvalidRequest      400  the body cannot be read at all
     ├── NotFound            404  the model type or the weights are not here
+    ├── NotAcceptable       406  there is no such output format
     ├── UnknownImage        409  only a reference to the image was sent, and it is not kept
     ├── TooLarge            413  the body or the image is over the limit
+    ├── Cancelled           503  nobody waits for the answer any more
+    ├── TimedOut            504  the work took longer than the request allows
     └── InvalidField        422  one field's value is wrong
         └── InvalidImage    422  the bytes are no image we read
 
@@ -47,6 +50,11 @@ class NotFound(SamserveError):
     code = "not_found"
 
 
+class NotAcceptable(SamserveError):
+    status = 406
+    code = "not_acceptable"
+
+
 class UnknownImage(SamserveError):
     status = 409
     code = "unknown_image"
@@ -55,6 +63,16 @@ class UnknownImage(SamserveError):
 class TooLarge(SamserveError):
     status = 413
     code = "too_large"
+
+
+class Cancelled(SamserveError):
+    status = 503
+    code = "cancelled"
+
+
+class TimedOut(SamserveError):
+    status = 504
+    code = "timeout"
 
 
 class InvalidField(SamserveError):

@@ -1,4 +1,4 @@
-"""Masks to GeoJSON Features, and Features to bytes.
+"""Masks to GeoJSON Features.
 
 A mask travels as the crop around its object. Decides neither which masks are worth keeping nor
 their order, and leaves outlines to `polygons`.
@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from .polygons import mask_to_geometry
+from .simplify import simplify
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,12 @@ class ObjectMask:
     def area(self) -> int:
         """Pixels of the object."""
         return int(np.count_nonzero(self.mask))
+
+    @property
+    def bbox(self) -> tuple[int, int, int, int]:
+        """(x, y, w, h) as segment-anything gives it, from first pixel to last."""
+        (left, top), (height, width) = self.origin, self.mask.shape
+        return left, top, max(0, width - 1), max(0, height - 1)
 
     def properties(self) -> dict[str, Any]:
         """What its Feature tells beyond what every Feature does."""
@@ -64,12 +70,10 @@ class AutoMask(ObjectMask):
 
     Attributes:
         stability_score: IoU of the mask with itself at a higher and a lower threshold.
-        bbox: (x, y, w, h) as segment-anything gives it, from first pixel to last.
         point_coords: [[x, y]], the grid point that found it.
     """
 
     stability_score: float
-    bbox: tuple[int, int, int, int]
     point_coords: list[list[float]]
 
     @property
@@ -80,10 +84,8 @@ class AutoMask(ObjectMask):
 
     def reshaped(self, full: NDArray[np.bool_]) -> AutoMask:
         """The same object with another mask, given on the whole image, H×W."""
-        mask, (left, top) = _crop(full)
-        height, width = mask.shape
-        bbox = (left, top, max(0, width - 1), max(0, height - 1))
-        return replace(self, mask=mask, origin=(left, top), bbox=bbox)
+        mask, origin = _crop(full)
+        return replace(self, mask=mask, origin=origin)
 
     def properties(self) -> dict[str, Any]:
         return {
@@ -94,8 +96,14 @@ class AutoMask(ObjectMask):
         }
 
 
-def features(masks: Sequence[ObjectMask], sam_model: str) -> list[dict[str, Any]]:
-    """A Feature for each mask, in their order; an empty mask gives none and takes no number."""
+def features(
+    masks: Sequence[ObjectMask], sam_model: str, tolerance: float = 0
+) -> list[dict[str, Any]]:
+    """A Feature for each mask, in their order; an empty mask gives none and takes no number.
+
+    Args:
+        tolerance: pixels by which outlines may differ from the masks, so as to be simpler.
+    """
     found: list[dict[str, Any]] = []
     for mask in masks:
         geometry = mask_to_geometry(mask.mask, mask.origin)
@@ -108,13 +116,9 @@ def features(masks: Sequence[ObjectMask], sam_model: str) -> list[dict[str, Any]
             "sam_model": sam_model,
             **mask.properties(),
         }
+        geometry = simplify(geometry, tolerance)
         found.append({"type": "Feature", "geometry": geometry, "properties": properties})
     return found
-
-
-def dumps(features: list[dict[str, Any]]) -> bytes:
-    """The Features as a JSON array. NaN becomes null, for JSON has none."""
-    return orjson.dumps(features)
 
 
 def _crop(full: NDArray[np.bool_]) -> tuple[NDArray[np.bool_], tuple[int, int]]:

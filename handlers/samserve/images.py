@@ -38,7 +38,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from . import tiff
 from .errors import InvalidField, InvalidImage, SamserveError, TooLarge, UnknownImage
-from .references import digest_of_text, is_reference
+from .references import digest_of_sent, is_reference
 
 # Pillow's own limit warns at 89 million pixels and refuses at 178, whatever ours
 # is, and can only be moved for the whole process.
@@ -69,20 +69,21 @@ class Picture:
     """An image as it was sent, decoded when somebody wants its pixels.
 
     Args:
-        text: base64 of an image file, or a reference to one sent before (`references.py`).
+        sent: base64 of an image file, the file itself, or a reference to one of these that was
+            sent before (`references.py`).
         max_pixels: the most pixels, width times height, that are decoded.
-        field: what the text is called in the request.
+        field: what it is called in the request.
     """
 
-    def __init__(self, text: str, max_pixels: int, field: str = "b64img") -> None:
-        self._text = text
+    def __init__(self, sent: str | bytes, max_pixels: int, field: str = "b64img") -> None:
+        self._sent = sent
         self.max_pixels = max_pixels
         self._field = field
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the text as sent or referred to: equal digests, equal pixels."""
-        return digest_of_text(self._text)
+        """SHA-256 of what was sent or referred to: equal digests, equal pixels."""
+        return digest_of_sent(self._sent)
 
     @cached_property
     def pixels(self) -> NDArray[np.uint8]:
@@ -94,9 +95,12 @@ class Picture:
             TooLarge: more than `max_pixels`.
             InvalidImage: no image that we read.
         """
-        if is_reference(self._text):
-            raise UnknownImage("This picture is not remembered: send it in full.", self._field)
-        return decode_image(decode_base64(self._text, self._field), self.max_pixels, self._field)
+        data = self._sent
+        if isinstance(data, str):
+            if is_reference(data):
+                raise UnknownImage("This picture is not remembered: send it in full.", self._field)
+            data = decode_base64(data, self._field)
+        return decode_image(data, self.max_pixels, self._field)
 
 
 def decode_base64(text: str, field: str = "b64img") -> bytes:

@@ -4,8 +4,8 @@ The models serve twice: the worker checks bodies with them, and the gateway's Op
 pages are made from them. Field names and defaults are samapi's; the automask fields
 mean what `segment_anything.SamAutomaticMaskGenerator` means by them.
 
-Does not look at the image: what depends on its size (is the box inside?) is checked by
-the methods that take the size, once the image is decoded.
+Does not look at the image: what depends on its size (is the box inside?) is checked in
+`prompts.py`, once the size is known.
 """
 
 from __future__ import annotations
@@ -26,6 +26,15 @@ DEFAULT_MODEL_TYPE = "vit_h"
 
 MAX_PROMPTS = 1024
 """Prompts in one request. Each answers with a full outline, so this bounds the answer."""
+
+MAX_POINTS = 256
+"""Points in one prompt; the decoder's work grows with the square of them."""
+
+MAX_POINTS_IN_ALL = 2 * MAX_PROMPTS
+"""Points in one request."""
+
+MAX_MASKS = 64
+"""Mask prompts in one request: each is a picture to decode."""
 
 
 class OutputType(enum.Enum):
@@ -86,27 +95,45 @@ class _Model(BaseModel):
     model_config = ConfigDict(strict=True, frozen=True, extra="ignore", allow_inf_nan=False)
 
 
-def _refuse(value: object) -> object:
-    if value is not None:
-        raise ValueError("is not served yet; send bbox, or prompts with one each")
+def _check_label(value: int) -> int:
+    if value not in (0, 1):
+        raise ValueError(f"is {value}; it must be 1 (object) or 0 (background)")
     return value
 
 
-_NotServed = Annotated[None, BeforeValidator(_refuse), Field(description="Not served yet.")]
+class Prompt(_Model):
+    """What says which object is meant: any of these, or several together."""
 
+    bbox: Box | None = Field(
+        None,
+        description="Box `[x1, y1, x2, y2]` in pixels of the image sent, origin top-left.",
+        examples=[[10, 20, 200, 180]],
+    )
+    point_coords: list[tuple[_Coordinate, _Coordinate]] | None = Field(
+        None,
+        min_length=1,
+        max_length=MAX_POINTS,
+        description="Points `[[x, y], …]` in pixels of the image sent, with a label each.",
+        examples=[[[100, 90], [30, 40]]],
+    )
+    point_labels: list[Annotated[Integer, AfterValidator(_check_label)]] | None = Field(
+        None,
+        max_length=MAX_POINTS,
+        description="For each point: 1, it lies on the object; 0, on the background.",
+        examples=[[1, 0]],
+    )
+    b64mask: str | None = Field(
+        None,
+        description="Mask: base64 of an image file, the object brighter than half of its "
+        "brightest pixel. Of the size of the image sent, or 256x256: then it is SAM's own frame, "
+        "the image scaled so that its long side fills it, the rest at the right or bottom empty. "
+        "SAM has learned to refine masks: without a box or a point it often finds nothing.",
+    )
 
-class _OtherPrompts(_Model):
-    """samapi's other prompts: refused by name, since a mask without them would be wrong."""
-
-    point_coords: _NotServed = None
-    point_labels: _NotServed = None
-    b64mask: _NotServed = None
-
-
-class Prompt(_OtherPrompts):
-    """One object to segment."""
-
-    bbox: Annotated[Box, _BOX]
+    def given(self) -> list[str]:
+        """Names of the fields that prompt."""
+        names = ("bbox", "point_coords", "point_labels", "b64mask")
+        return [name for name in names if getattr(self, name) is not None]
 
 
 class RoutedRequest(_Model):
@@ -159,6 +186,21 @@ class SegmentRequest(RoutedRequest):
         examples=["default"],
     )
 
+    simplify: float = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Pixels by which an outline may differ from its mask so as to have fewer "
+        "vertices; pieces and holes stay. 0: exact.",
+    )
+    output_format: str | None = Field(
+        None,
+        description="`features`: a JSON array of GeoJSON Features, as samapi; "
+        "`feature_collection`: one GeoJSON object; `coco_rle`: segment-anything's records with "
+        "masks as COCO run lengths. Without it the `Accept` header decides.",
+        examples=["features"],
+    )
+
     def check_weights(self, model_type: str, weights: Mapping[str, str]) -> None:
         """Refuse a request for another model than the one that is asked.
 
@@ -182,50 +224,64 @@ class SegmentRequest(RoutedRequest):
             )
 
 
-class PromptRequest(_OtherPrompts, SegmentRequest):
-    """`POST /sam/`: masks for given boxes.
+class PromptRequest(Prompt, SegmentRequest):
+    """`POST /sam/`: masks for given boxes, points and masks.
 
-    One object: `bbox`. Several objects of one image: `prompts`, so that the image is
-    sent and encoded once.
+    One object: `bbox`, `point_coords` with `point_labels`, `b64mask`, or several of these
+    together. Several objects of one image: `prompts`, so that the image is sent and encoded
+    once.
     """
 
-    bbox: Annotated[Box | None, _BOX] = None
     prompts: list[Prompt] | None = Field(
         None,
         min_length=1,
         max_length=MAX_PROMPTS,
-        description="Several prompts on this one image, in place of `bbox`. Each Feature "
-        "says in `prompt_idx` which of them it answers.",
-        examples=[[{"bbox": [10, 20, 200, 180]}, {"bbox": [220, 40, 300, 160]}]],
+        description="Several prompts on this one image, in place of one. Each Feature says in "
+        "`prompt_idx` which of them it answers.",
+        examples=[[{"bbox": [10, 20, 200, 180]}, {"point_coords": [[9, 9]], "point_labels": [1]}]],
     )
     multimask_output: bool = Field(
         False,
         description="Return SAM's three masks of each prompt in place of one.",
     )
 
-    def boxes(self, height: int, width: int) -> list[tuple[float, float, float, float]]:
-        """Each prompt's box, XYXY in pixels, in the order sent.
-
-        A box may reach over the edge (clients round), but not lie outside.
+    def each_prompt(self) -> list[tuple[str, Prompt]]:
+        """Every prompt in the order sent, each behind what its fields' paths begin with.
 
         Raises:
-            InvalidField: no prompt, two ways of prompting at once, or a box outside the
-                `height` × `width` image.
+            InvalidField: no prompt, two ways of prompting at once, points without as many
+                labels, or more of them than are allowed.
         """
-        if self.bbox is not None and self.prompts is not None:
-            raise InvalidField("Send either bbox or prompts, not both.", "prompts")
-        if self.prompts is not None:
-            named = [(f"prompts.{i}.bbox", prompt.bbox) for i, prompt in enumerate(self.prompts)]
-        elif self.bbox is not None:
-            named = [("bbox", self.bbox)]
+        if self.prompts is None:
+            named: list[tuple[str, Prompt]] = [("", self)]
+        elif self.given():
+            raise InvalidField(
+                f"Send either {self.given()[0]} or prompts, not both: a list says all.", "prompts"
+            )
         else:
-            raise InvalidField("No prompt: send bbox, or prompts with one bbox each.", "bbox")
-        for field, (x1, y1, x2, y2) in named:
-            if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+            named = [(f"prompts.{index}.", prompt) for index, prompt in enumerate(self.prompts)]
+        for path, prompt in named:
+            if not prompt.given():
                 raise InvalidField(
-                    f"{field}: {[x1, y1, x2, y2]} lies outside the {width}x{height} image.", field
+                    f"{path or 'No prompt: '}"
+                    "send bbox, point_coords with point_labels, b64mask, or prompts.",
+                    f"{path}bbox",
                 )
-        return [box for _, box in named]
+            points, labels = len(prompt.point_coords or ()), len(prompt.point_labels or ())
+            if points != labels:
+                raise InvalidField(
+                    f"{path}point_labels: {labels} labels for {points} points.",
+                    f"{path}point_labels",
+                )
+        in_all = sum(len(prompt.point_coords or ()) for _, prompt in named)
+        if in_all > MAX_POINTS_IN_ALL:
+            raise InvalidField(
+                f"prompts: {in_all} points in all; at most {MAX_POINTS_IN_ALL}.", "prompts"
+            )
+        masks = sum(prompt.b64mask is not None for _, prompt in named)
+        if masks > MAX_MASKS:
+            raise InvalidField(f"prompts: {masks} masks; at most {MAX_MASKS}.", "prompts")
+        return named
 
 
 class AutomaskRequest(SegmentRequest):
@@ -280,6 +336,13 @@ class AutomaskRequest(SegmentRequest):
     include_image_edge: bool = Field(
         True, description="False: a mask near all four edges of the picture goes too."
     )
+    timeout_s: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds that it may take, up to the server's limit, which is the default. "
+        "Beyond it 504, with what was found until then.",
+        examples=[60],
+    )
 
     def points_a_side(self) -> list[int]:
         """Points a side of the grid for each layer, the whole image first.
@@ -298,12 +361,17 @@ class AutomaskRequest(SegmentRequest):
             )
         return sides
 
-    def check_work(self, max_points: int) -> None:
-        """Refuse, before any work, more point prompts than `max_points` over all crops.
+    def check_work(self, max_points: int, max_seconds: float) -> None:
+        """Refuse, before any work, more than the limits: points over all crops, and seconds.
 
         Raises:
-            InvalidField: names the number asked for and the limit.
+            InvalidField: names what was asked for and the limit.
         """
+        if self.timeout_s is not None and self.timeout_s > max_seconds:
+            raise InvalidField(
+                f"timeout_s is {self.timeout_s:g}; this server's limit is {max_seconds:g}.",
+                "timeout_s",
+            )
         points = sum(4**layer * side**2 for layer, side in enumerate(self.points_a_side()))
         if points > max_points:
             raise InvalidField(

@@ -47,6 +47,7 @@ class Limits(_Settings):
     max_body_bytes: int = Field(gt=0)
     max_image_pixels: int = Field(gt=0)
     max_points: int = Field(gt=0)
+    max_automask_s: float = Field(gt=0)
 
 
 class LaneSettings(_Settings):

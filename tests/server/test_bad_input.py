@@ -86,14 +86,54 @@ CASES: dict[str, tuple[str, Any, int, str | None]] = {
         "prompts.1.bbox",
     ),
     "prompt without box": ("prompt", {**without("bbox"), "prompts": [{}]}, 422, "prompts.0.bbox"),
-    "points": ("prompt", body(point_coords=[[9, 9]], point_labels=[0]), 422, "point_coords"),
-    "a mask": ("prompt", body(b64mask=GOOD), 422, "b64mask"),
+    "points without labels": ("prompt", body(point_coords=[[9, 9]]), 422, "point_labels"),
+    "labels without points": ("prompt", body(point_labels=[1]), 422, "point_labels"),
+    "more labels": (
+        "prompt",
+        body(point_coords=[[9, 9]], point_labels=[1, 0]),
+        422,
+        "point_labels",
+    ),
+    "label 2": ("prompt", body(point_coords=[[9, 9]], point_labels=[2]), 422, "point_labels.0"),
+    "point outside": (
+        "prompt",
+        body(point_coords=[[9, 9], [9, 999]], point_labels=[1, 1]),
+        422,
+        "point_coords.1",
+    ),
     "points in prompts": (
         "prompt",
         {**without("bbox"), "prompts": [{"bbox": [1, 1, 9, 9], "point_coords": [[9, 9]]}]},
         422,
-        "prompts.0.point_coords",
+        "prompts.0.point_labels",
     ),
+    "a list and points": (
+        "prompt",
+        {
+            **without("bbox"),
+            "prompts": [{"bbox": [1, 1, 9, 9]}],
+            "point_coords": [[9, 9]],
+            "point_labels": [1],
+        },
+        422,
+        "prompts",
+    ),
+    "mask of another size": (
+        "prompt",
+        body(b64mask=base64_png(np.full((9, 9), 255, np.uint8))),
+        422,
+        "b64mask",
+    ),
+    "mask without object": (
+        "prompt",
+        body(b64mask=base64_png(np.zeros((256, 256), np.uint8))),
+        422,
+        "b64mask",
+    ),
+    "no such format": ("prompt", body(output_format="svg"), 406, "output_format"),
+    "simplify negative": ("prompt", body(simplify=-1), 422, "simplify"),
+    "simplify a word": ("automask", body(simplify="some"), 422, "simplify"),
+    "mask is no image": ("prompt", body(b64mask="QUJD"), 422, "b64mask"),
     "multimask a word": ("prompt", body(multimask_output="yes"), 422, "multimask_output"),
     "type is a number": ("prompt", body(type=1), 422, "type"),
     "type unknown": ("prompt", body(type="vit_x"), 404, "type"),
@@ -148,16 +188,51 @@ def test_refused(door: Any, mode: str, sent: Any, status: int, field: str | None
     assert len(error["message"]) > 10
 
 
-def test_a_form_is_refused(server: Any) -> None:
+def test_a_urlencoded_body_is_refused(server: Any) -> None:
     """curl's own default content type."""
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
-    for url, authorization in (
-        (f"{server.options.inference_url}/predictions/vit_t", server.authorization("inference")),
-        (f"{server.options.url}/sam/", {}),
-    ):
+    for url, authorization in doors_of(server):
         answer = server.http.post(url, content=b"a=1", headers={**headers, **authorization})
         assert answer.status_code == 400
         assert set(answer.json()["error"]) == {"code", "message", "field"}
+
+
+def doors_of(server: Any) -> list[tuple[str, dict[str, str]]]:
+    return [
+        (f"{server.options.inference_url}/predictions/vit_t", server.authorization("inference")),
+        (f"{server.options.url}/sam/", {}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("parts", "status", "field"),
+    [
+        ({"type": (None, "vit_t"), "bbox": (None, "[5,5,30,30]")}, 422, "b64img"),
+        ({"image": ("x", b"no image")}, 422, "b64img"),
+        ({"bbox": (None, "5,5,30,30")}, 422, "bbox"),
+        ({"request": (None, "[]")}, 400, None),
+        ({"request": (None, '{"bbox": [1, 1, 9, 9]}')}, 422, "bbox"),
+        ({"b64img": (None, GOOD)}, 422, "b64img"),
+        ({"type": (None, "vit_h")}, 404, "type"),
+    ],
+)
+def test_a_form_that_is_wrong(
+    server: Any, parts: dict[str, Any], status: int, field: str | None
+) -> None:
+    good = {"type": (None, "vit_t"), "bbox": (None, "[5,5,30,30]")}
+    image = {} if parts.keys() == good.keys() else {"image": ("x.png", base64.b64decode(GOOD))}
+    for url, authorization in doors_of(server):
+        answer = server.http.post(url, files={**good, **image, **parts}, headers=authorization)
+        assert (answer.status_code, answer.json()["error"]["field"]) == (status, field)
+
+
+@pytest.mark.parametrize("content_type", ["", "; boundary=", "; boundary=other"])
+def test_a_form_that_cannot_be_read(server: Any, content_type: str) -> None:
+    headers = {"Content-Type": f"multipart/form-data{content_type}"}
+    content = b'--b\r\nContent-Disposition: form-data; name="type"\r\n\r\nvit_t\r\n--b--\r\n'
+    answer = server.http.post(f"{server.options.url}/sam/", content=content, headers=headers)
+    assert 400 <= answer.status_code < 500
+    assert set(answer.json()["error"]) == {"code", "message", "field"}
 
 
 @pytest.mark.parametrize("mode", ["prompt", "automask"])

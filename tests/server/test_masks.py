@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import shapely.geometry
-from mobile_sam import SamAutomaticMaskGenerator
+from mobile_sam import SamAutomaticMaskGenerator, SamPredictor
 
 from tests.conftest import base64_png, picture
 from tests.geometry import rasterise, same_mask
@@ -70,6 +71,46 @@ def test_multimask_output_gives_three_with_their_own_quality(
     assert [f["properties"]["object_idx"] for f in features] == [0, 1, 2]
     for feature, mask in zip(features, masks, strict=True):
         is_the_mask(feature, mask)
+
+
+def test_points_and_boxes_in_one_request(door: Any, model: Any) -> None:
+    """As QuPath sends points, background first; and every kind of prompt in a list."""
+    image = picture("coins")
+    reference = SamPredictor(model)
+    reference.set_image(image)
+    box, points = BOXES["coins"][0], [[5, 5], [45, 55]]
+    drawn = np.zeros((256, 256), np.uint8)  # in the network's frame, 1024 / 4 for 384 pixels
+    drawn[23:50, 17:44] = 255
+    logits = np.where(drawn, 1, -1) * np.log(0.999 / 0.001)
+    asked: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        (
+            {"point_coords": points, "point_labels": [0, 1]},
+            {"point_coords": np.array(points), "point_labels": np.array([0, 1])},
+        ),
+        (
+            {"bbox": box, "point_coords": points, "point_labels": [0, 1]},
+            {
+                "box": np.array(box),
+                "point_coords": np.array(points),
+                "point_labels": np.array([0, 1]),
+            },
+        ),
+        ({"bbox": box}, {"box": np.array(box)}),
+        (
+            {"bbox": box, "b64mask": base64_png(drawn)},
+            {"box": np.array(box), "mask_input": logits[None]},
+        ),
+    ]
+    common = {"type": "vit_t", "b64img": base64_png(image)}
+    for fields, arguments in asked:
+        [feature] = door("prompt", {**common, **fields}).json()
+        masks, quality, _ = reference.predict(**arguments, multimask_output=False)
+        is_the_mask(feature, masks[0])
+        assert feature["properties"]["quality"] == pytest.approx(quality[0], abs=1e-4)
+    together = door("prompt", {**common, "prompts": [fields for fields, _ in asked]}).json()
+    assert [f["properties"]["prompt_idx"] for f in together] == [0, 1, 2, 3]
+    for feature, (_, arguments) in zip(together, asked, strict=True):
+        is_the_mask(feature, reference.predict(**arguments, multimask_output=False)[0][0])
 
 
 def test_automask_gives_the_references_masks(door: Any, model: Any) -> None:

@@ -17,7 +17,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from gateway.app import create_app
-from gateway.pictures import WORTHWHILE_BYTES
+from gateway.bodies import WORTHWHILE_BYTES
 from gateway.settings import Settings
 from scripts.options import LOOPBACK
 from tests.server.test_cache import automask_body, described, new_picture, prompt_body, source

@@ -21,7 +21,7 @@ import numpy as np
 import psutil
 import pytest
 import shapely.geometry
-from mobile_sam import SamAutomaticMaskGenerator
+from mobile_sam import SamAutomaticMaskGenerator, SamPredictor
 
 from scripts.options import Options
 from scripts.server import check_ports
@@ -95,7 +95,7 @@ def test_the_demo(tmp_path: Path) -> None:
 
 
 def test_the_box(made_server: Any, reference_masks: Any) -> None:
-    [block] = blocks("sh", "8000/sam/ ")
+    [block] = blocks("sh", '"bbox"')
     answer = shell(block)
     [feature] = json.loads(answer)
     assert shapely.geometry.shape(feature["geometry"]).is_valid
@@ -107,6 +107,20 @@ def test_the_box(made_server: Any, reference_masks: Any) -> None:
     shown_properties = json.loads(shown[shown.index('"properties":') + 13 : -3])
     assert shown_properties.pop("quality") == round(quality, 3)
     assert shown_properties.items() <= feature["properties"].items()
+
+
+def test_the_form(made_server: Any, model: Any) -> None:
+    [block] = blocks("sh", "point_coords")
+    collection = json.loads(shell(block))
+    assert collection["type"] == "FeatureCollection"
+    [feature] = collection["features"]
+    coin = shapely.geometry.shape(feature["geometry"])
+    assert coin.is_valid
+    reference = SamPredictor(model)
+    reference.set_image(picture("coins"))
+    points, labels = np.array([[45, 55], [5, 5]]), np.array([1, 0])
+    [mask], _, _ = reference.predict(points, labels, multimask_output=False)
+    assert coin.area == pytest.approx(mask.sum(), rel=0.02)
 
 
 def test_the_automask(made_server: Any, model: Any) -> None:

@@ -26,6 +26,8 @@ def test_automask_defaults_are_segment_anythings() -> None:
         "type": "vit_h",
         "b64img": "x",
         "checkpoint_url": None,
+        "simplify": 0,
+        "output_format": None,
         "points_per_side": 32,
         "points_per_batch": 64,
         "pred_iou_thresh": 0.88,
@@ -39,6 +41,7 @@ def test_automask_defaults_are_segment_anythings() -> None:
         "min_mask_region_area": 0,
         "output_type": OutputType.BEST_QUALITY,
         "include_image_edge": True,
+        "timeout_s": None,
     }
 
 
@@ -53,9 +56,9 @@ def test_a_whole_number_may_have_a_decimal_point() -> None:
 
 
 def test_null_is_absent_where_absent_is_allowed() -> None:
-    assert prompt(bbox=[1, 2, 3, 4], prompts=None, checkpoint_url=None).boxes(9, 9) == [
-        (1, 2, 3, 4)
-    ]
+    nothing = dict.fromkeys(["prompts", "point_coords", "point_labels", "b64mask"])
+    [(path, asked)] = prompt(bbox=[1, 2, 3, 4], checkpoint_url=None, **nothing).each_prompt()
+    assert (path, asked.given(), asked.bbox) == ("", ["bbox"], (1, 2, 3, 4))
 
 
 def test_routing_reads_the_type_alone() -> None:
@@ -67,29 +70,62 @@ def test_routing_reads_the_type_alone() -> None:
 
 def test_prompts_keep_their_order() -> None:
     boxes = [(5, 5, 9, 9), (1, 1, 4, 4)]
-    assert prompt(prompts=[{"bbox": list(box)} for box in boxes]).boxes(10, 10) == boxes
+    asked = prompt(prompts=[{"bbox": list(box)} for box in boxes]).each_prompt()
+    assert [(path, each.bbox) for path, each in asked] == [
+        ("prompts.0.", boxes[0]),
+        ("prompts.1.", boxes[1]),
+    ]
+
+
+POINT: dict[str, Any] = {"point_coords": [[1, 2]], "point_labels": [1]}
+BOX: dict[str, Any] = {"bbox": [1, 2, 3, 4]}
 
 
 @pytest.mark.parametrize(
-    ("box", "inside"),
+    ("fields", "field"),
     [
-        ([0, 0, 100, 50], True),
-        ([-5, -5, 105, 55], True),
-        ([99.5, 49.5, 200, 200], True),
-        ([100, 0, 120, 50], False),
-        ([0, 50, 100, 60], False),
-        ([-20, 0, 0, 50], False),
-        ([0, -20, 100, 0], False),
+        ({}, "bbox"),
+        ({"prompts": [BOX, {}]}, "prompts.1.bbox"),
+        ({"prompts": [BOX], **BOX}, "prompts"),
+        ({"prompts": [BOX], **POINT}, "prompts"),
+        ({"prompts": [BOX], "b64mask": "x"}, "prompts"),
+        ({"point_coords": [[1, 2]]}, "point_labels"),
+        ({"point_coords": [[1, 2]], "point_labels": []}, "point_labels"),
+        ({"point_coords": [[1, 2]], "point_labels": [1, 0]}, "point_labels"),
+        ({**BOX, "point_labels": [1]}, "point_labels"),
+        ({"prompts": [BOX, {"point_coords": [[1, 2]]}]}, "prompts.1.point_labels"),
+        (
+            {"prompts": [{"point_coords": [[1, 2]] * 256, "point_labels": [1] * 256}] * 9},
+            "prompts",
+        ),
+        ({"prompts": [{"b64mask": "x"}] * 65}, "prompts"),
     ],
-    ids=str,
 )
-def test_a_box_must_meet_the_image(box: list[float], inside: bool) -> None:
-    """100 pixels wide, 50 high."""
-    if inside:
-        assert prompt(bbox=box).boxes(50, 100) == [tuple(box)]
-    else:
-        with pytest.raises(InvalidField, match="outside the 100x50 image"):
-            prompt(bbox=box).boxes(50, 100)
+def test_what_is_no_prompt(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidField) as refused:
+        prompt(**fields).each_prompt()
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"point_coords": [], "point_labels": []}, "point_coords"),
+        ({"point_coords": [[1]], "point_labels": [1]}, "point_coords.0.1"),
+        ({"point_coords": [[1, 2, 3]], "point_labels": [1]}, "point_coords.0"),
+        ({"point_coords": [1, 2], "point_labels": [1]}, "point_coords.0"),
+        ({"point_coords": [[1, 2]], "point_labels": [2]}, "point_labels.0"),
+        ({"point_coords": [[1, 2]], "point_labels": [-1]}, "point_labels.0"),
+        ({"point_coords": [[1, 2]], "point_labels": [True]}, "point_labels.0"),
+        ({"point_coords": [[1, 2]], "point_labels": 1}, "point_labels"),
+        ({"point_coords": [[1, 2]] * 257, "point_labels": [1] * 257}, "point_coords"),
+        ({"prompts": []}, "prompts"),
+    ],
+)
+def test_what_is_no_point(fields: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidField) as refused:
+        prompt(**fields)
+    assert refused.value.field == field
 
 
 def test_weights_are_named_or_refused() -> None:
@@ -108,6 +144,9 @@ def test_a_body_without_type_is_for_whoever_gets_it() -> None:
 def test_work_is_counted_over_all_crops() -> None:
     request = automask(points_per_side=8, crop_n_layers=2, crop_n_points_downscale_factor=2)
     assert request.points_a_side() == [8, 4, 2]
-    request.check_work(64 + 4 * 16 + 16 * 4)
+    request.check_work(64 + 4 * 16 + 16 * 4, 60)
     with pytest.raises(InvalidField, match=r"192 points.* limit is 191"):
-        request.check_work(191)
+        request.check_work(191, 60)
+    automask(timeout_s=60).check_work(1024, 60)
+    with pytest.raises(InvalidField, match=r"timeout_s is 61.* limit is 60"):
+        automask(timeout_s=61).check_work(1024, 60)

@@ -1,0 +1,185 @@
+"""samapi's API as its clients use it: bodies as they send them, answers read as they read them.
+
+The clients are QuPath's SAM extension (0.9.1), which sends what a Java program makes of its
+objects, and samapi's own scripts. What they send and expect is written down here from their
+behaviour; `qupath_reads` is what the extension does with an answer.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+import shapely
+from shapely.geometry import shape
+
+from tests.conftest import base64_png, picture
+
+VIEW = base64_png(picture("coins"))  # PNG of the view, RGB
+HEIGHT, WIDTH = picture("coins").shape[:2]
+QUPATH = {"Content-Type": "application/json; charset=utf-8", "Accept": "application/json"}
+
+AUTOMASK = {
+    "type": "vit_t",
+    "b64img": VIEW,
+    "points_per_side": 4,
+    "points_per_batch": 64,
+    "pred_iou_thresh": 0.88,
+    "stability_score_thresh": 0.95,
+    "stability_score_offset": 1.0,
+    "box_nms_thresh": 0.7,
+    "crop_n_layers": 0,
+    "crop_nms_thresh": 0.7,
+    "crop_overlap_ratio": 0.3413333333333333,
+    "crop_n_points_downscale_factor": 1,
+    "min_mask_region_area": 0,
+    "output_type": "Single Mask",
+    "include_image_edge": False,
+}
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What QuPath makes of a Feature."""
+
+    outline: Any
+    path_class: str
+    quality: float
+
+
+def qupath_reads(answer: httpx.Response) -> list[Annotation]:
+    """QuPath's rules: 200 or it only logs; Features, a FeatureCollection or one Feature."""
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-type"].split(";")[0] == "application/json"
+    content = answer.json()
+    if isinstance(content, dict):
+        content = content["features"] if content["type"] == "FeatureCollection" else [content]
+    annotations = []
+    for feature in content:
+        assert feature["type"] == "Feature"
+        geometry, properties = feature["geometry"], feature["properties"]
+        assert geometry["type"] in ("Polygon", "MultiPolygon")
+        pieces = geometry["coordinates"]
+        for rings in [pieces] if geometry["type"] == "Polygon" else pieces:
+            for ring in rings:
+                assert ring[0] == ring[-1]
+                assert len(ring) >= 4
+                assert all(len(vertex) == 2 for vertex in ring)
+        # A measurement: a number, and not JSON's true.
+        assert type(properties["quality"]) is float
+        assert type(properties["object_idx"]) is int
+        assert isinstance(properties["label"], str)
+        assert isinstance(properties["sam_model"], str)
+        outline = shape(geometry)
+        assert outline.is_valid
+        assert outline.area > 0
+        assert shapely.box(0, 0, WIDTH, HEIGHT).covers(outline)
+        annotations.append(
+            Annotation(outline, str(properties["object_idx"]), properties["quality"])
+        )
+    assert [a.path_class for a in annotations] == [str(i) for i in range(len(annotations))]
+    return annotations
+
+
+def qupath_posts(server: Any, path: str, body: dict[str, Any]) -> httpx.Response:
+    answer: httpx.Response = server.http.post(
+        server.options.url + path, content=json.dumps(body).encode(), headers=QUPATH
+    )
+    return answer
+
+
+COIN = shapely.box(20, 30, 70, 78)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {"bbox": [20, 30, 70, 78]},
+        {"point_coords": [[5, 5], [45, 55]], "point_labels": [0, 1]},
+        {"point_coords": [[45, 55]], "point_labels": [1]},
+        {"bbox": [20, 30, 70, 78], "point_coords": [[45, 55]], "point_labels": [1]},
+    ],
+    ids=["a rectangle", "background first", "a point", "a rectangle and a point"],
+)
+@pytest.mark.parametrize("multimask_output", [False, True])
+def test_an_object_prompted(server: Any, prompt: dict[str, Any], multimask_output: bool) -> None:
+    body = {"type": "vit_t", **prompt, "b64img": VIEW, "multimask_output": multimask_output}
+    annotations = qupath_reads(qupath_posts(server, "/sam/", body))
+    assert len(annotations) == (3 if multimask_output else 1)
+    best = max(annotations, key=lambda annotation: annotation.quality)
+    assert best.outline.intersection(COIN).area / best.outline.union(COIN).area > 0.5
+
+
+def test_each_click_sends_the_whole_view_again(server: Any) -> None:
+    """One prompt object after the other, as the extension does with several."""
+    for box, inside in (([20, 30, 70, 78], (45, 55)), ([302, 154, 382, 220], (340, 190))):
+        body = {"type": "vit_t", "bbox": box, "b64img": VIEW, "multimask_output": False}
+        [annotation] = qupath_reads(qupath_posts(server, "/sam/", body))
+        assert annotation.outline.covers(shapely.Point(inside))
+
+
+@pytest.mark.parametrize(
+    "output_type",
+    [
+        "Multi-mask (all)",
+        "Multi-mask (largest)",
+        "Multi-mask (smallest)",
+        "Multi-mask (best quality)",
+        "Single Mask",
+    ],
+)
+@pytest.mark.parametrize("include_image_edge", [True, False])
+def test_automask(server: Any, output_type: str, include_image_edge: bool) -> None:
+    body = {**AUTOMASK, "output_type": output_type, "include_image_edge": include_image_edge}
+    answer = qupath_posts(server, "/sam/automask/", body)
+    annotations = qupath_reads(answer)
+    assert annotations
+    for feature in answer.json():
+        properties = feature["properties"]
+        assert type(properties["stability_score"]) is float
+        assert properties["area"] == shape(feature["geometry"]).area
+        x, y, width, height = properties["bbox"]
+        left, top, right, bottom = shape(feature["geometry"]).bounds
+        assert (x, y, x + width + 1, y + height + 1) == (left, top, right, bottom)
+        [[point_x, point_y]] = properties["point_coords"]
+        assert 0 <= point_x <= WIDTH
+        assert 0 <= point_y <= HEIGHT
+
+
+def test_samapis_readme_in_its_fewest_words(server: Any) -> None:
+    """A script that sends what it must and nothing else, by a client's defaults."""
+    answer = server.http.post(
+        f"{server.options.url}/sam/",
+        json={"type": "vit_t", "bbox": [20, 30, 70, 78], "b64img": VIEW},
+    )
+    assert len(qupath_reads(answer)) == 1
+    automask = {"type": "vit_t", "b64img": VIEW, "points_per_side": 3}
+    assert qupath_reads(server.http.post(f"{server.options.url}/sam/automask/", json=automask))
+
+
+def test_a_mask_prompt_as_samapi_takes_it(server: Any) -> None:
+    drawn = picture("coins") * 0
+    drawn[35:75, 25:65] = 255
+    body = {"type": "vit_t", "bbox": [20, 30, 70, 78], "b64img": VIEW, "b64mask": base64_png(drawn)}
+    assert len(qupath_reads(qupath_posts(server, "/sam/", body))) == 1
+
+
+def test_nothing_found_is_an_empty_list(server: Any) -> None:
+    black = base64_png(picture("coins") * 0)
+    strict = {"b64img": black, "pred_iou_thresh": 1.0, "stability_score_thresh": 1.0}
+    answer = qupath_posts(server, "/sam/automask/", {**AUTOMASK, **strict})
+    assert (answer.status_code, answer.json()) == (200, [])
+
+
+def test_version_and_weights(server: Any) -> None:
+    get = server.http.get
+    version = get(f"{server.options.url}/sam/version/", headers={"Accept": "*/*"})
+    assert version.headers["content-type"].startswith("text/plain")
+    assert [part.isdigit() for part in version.text.split(".")] == [True] * 3
+    for query in ("", "?type=vit_t", "?type=vit_h"):
+        weights = get(f"{server.options.url}/sam/weights/{query}").json()
+        assert isinstance(weights, list)
+        assert all({"type", "name", "url"} <= set(entry) for entry in weights)

@@ -1,0 +1,161 @@
+"""An automask that is watched, given a deadline, or left by its client."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from tests.server.test_cache import new_picture
+
+GRID = 24
+POINTS = GRID**2
+
+
+def body(**fields: Any) -> dict[str, Any]:
+    # One point at a time, so that a batch is short.
+    return {
+        "type": "vit_t",
+        "points_per_side": GRID,
+        "points_per_batch": 1,
+        "b64img": new_picture(),
+        **fields,
+    }
+
+
+def url(server: Any) -> str:
+    return f"{server.options.url}/sam/automask/"
+
+
+def progress(server: Any) -> dict[str, Any]:
+    said: dict[str, Any] = server.http.get(f"{server.options.url}/sam/progress/").json()
+    assert set(said) == {"message", "percent"}
+    return said
+
+
+def wait_for(what: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def events_of(lines: Any) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in lines]
+
+
+def test_a_stream_of_events(server: Any) -> None:
+    asked = body()
+    with server.http.stream("POST", f"{url(server)}?stream=1", json=asked) as answer:
+        assert answer.status_code == 200
+        assert answer.headers["content-type"] == "application/x-ndjson"
+        arrived = [(time.monotonic(), event) for event in map(json.loads, answer.iter_lines())]
+    events = [event for _, event in arrived]
+    going = [event for event in events if event["event"] == "progress"]
+    assert [event["done"] for event in going] == sorted(event["done"] for event in going)
+    assert len(going) > 5
+    assert (going[0]["done"], going[-1]["done"]) == (0, POINTS)
+    assert {event["total"] for event in going} == {POINTS}
+    # As they came about, not all at the end.
+    assert arrived[-1][0] - arrived[0][0] > 0.5
+    assert [event["event"] for event in events[len(going) :]] == [
+        *["feature"] * (len(events) - len(going) - 1),
+        "done",
+    ]
+    found = [event for event in events if event.pop("event") == "feature"]
+    assert found == server.http.post(url(server), json=asked).json() != []
+
+
+def test_a_stream_that_is_refused(server: Any) -> None:
+    for fields, status in (
+        ({"points_per_side": 0}, 422),
+        ({"b64img": "QUJD"}, 422),
+        ({"type": "vit_h"}, 404),
+        ({"timeout_s": 10_000}, 422),
+    ):
+        answer = server.http.post(f"{url(server)}?stream=1", json=body(**fields))
+        assert answer.status_code == status
+        assert set(answer.json()["error"]) == {"code", "message", "field"}
+
+
+def test_progress_of_what_is_running(server: Any) -> None:
+    assert progress(server) == {"message": "Nothing is running.", "percent": -1}
+    answers: list[httpx.Response] = []
+    asking = threading.Thread(
+        target=lambda: answers.append(server.http.post(url(server), json=body()))
+    )
+    asking.start()
+    seen = []
+    while asking.is_alive():
+        seen.append(progress(server))
+        time.sleep(0.05)
+    percents = [said["percent"] for said in seen if said["percent"] >= 0]
+    assert percents == sorted(percents)
+    assert len(set(percents)) > 3
+    assert any(f"of {POINTS} points" in said["message"] for said in seen)
+    assert answers[0].status_code == 200
+    assert progress(server)["percent"] == -1
+
+
+def test_a_client_that_goes_away_frees_the_worker(server: Any) -> None:
+    endless = body(points_per_side=120)  # minutes
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(url(server), json=endless, timeout=1.5, trust_env=False)
+    is_free(server)
+
+
+def test_a_reader_of_events_that_goes_away_frees_the_worker(server: Any) -> None:
+    endless = body(points_per_side=120)
+    with httpx.stream("POST", f"{url(server)}?stream=1", json=endless, trust_env=False) as answer:
+        events = map(json.loads, answer.iter_lines())
+        assert next(event for event in events if event["done"] > 0)["total"] == 120**2
+    is_free(server)
+
+
+def is_free(server: Any) -> None:
+    """The only worker of its lane takes the next one at once."""
+    left = time.monotonic()
+    wait_for(lambda: progress(server)["percent"] == -1)
+    assert server.http.post(url(server), json=body(points_per_side=2)).status_code == 200
+    assert time.monotonic() - left < 20
+
+
+def test_a_client_that_goes_away_while_it_waits_in_the_queue(server: Any) -> None:
+    """Nothing is done for it at all, once it is its turn."""
+    first = threading.Thread(target=server.http.post, args=(url(server),), kwargs={"json": body()})
+    first.start()
+    wait_for(lambda: progress(server)["percent"] >= 0)
+    with pytest.raises(httpx.TimeoutException):
+        httpx.post(url(server), json=body(points_per_side=120), timeout=0.5, trust_env=False)
+    first.join()
+    assert server.http.post(url(server), json=body(points_per_side=2)).status_code == 200
+    assert list(server.options.runs_dir.iterdir()) == []
+
+
+def test_a_deadline(server: Any, door: Any) -> None:
+    asked = body(points_per_side=120, timeout_s=1.5)
+    answer = door("automask", asked)
+    assert answer.status_code == 504
+    said = answer.json()
+    assert said["error"]["code"] == "timeout"
+    assert 0 < said["done"] < said["total"] == 120**2
+    for feature in said["found"]:
+        assert feature["type"] == "Feature"
+
+
+def test_a_deadline_in_a_stream(server: Any) -> None:
+    asked = body(points_per_side=120, timeout_s=1.5)
+    with server.http.stream("POST", f"{url(server)}?stream=1", json=asked) as answer:
+        events = events_of(answer.iter_lines())
+    assert events[-1]["event"] == "error"
+    assert events[-1]["error"]["code"] == "timeout"
+    assert 0 < events[-1]["done"] < events[-1]["total"]
+
+
+def test_beyond_the_servers_own_limit(door: Any) -> None:
+    refused = door("automask", body(timeout_s=1e6))
+    assert (refused.status_code, refused.json()["error"]["field"]) == (422, "timeout_s")
