@@ -29,7 +29,7 @@ class Settings(BaseModel):
         None, description="folder shared with the workers: automasks' progress, cancellations"
     )
     prompt_timeout_s: float = Field(120, gt=0, description="longest answer to a prompt")
-    automask_timeout_s: float = Field(1200, gt=0, description="longest automask")
+    automask_timeout_s: float = Field(7200, gt=0, description="longest automask")
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:

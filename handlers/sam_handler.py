@@ -176,6 +176,8 @@ class SamHandler:
             SamserveError: it cannot be done, took too long before anything was found, or
                 nobody wants it any more.
         """
+        size = image.embedding.original_size
+        automask.check_tiles(request, size, self.settings.limits.max_points)
         run_id = _header(context, index, RUN_HEADER)
         if run_id is not None and not is_run_id(run_id):
             raise InvalidRequest(f"{RUN_HEADER} must be 32 hexadecimal digits.")
@@ -202,7 +204,6 @@ class SamHandler:
                 self.runs.forget(run_id)
         if run.stopped == "cancelled":
             raise Cancelled("Cancelled: nobody waits for this answer any more.")
-        size = image.embedding.original_size
         late = run.stopped == "timeout"
         done = {"done": run.done, "total": run.total}
         error = TimedOut(f"Stopped after {run.done} of {run.total} points: the time was over.")

@@ -69,7 +69,7 @@ def test_a_damaged_archive_is_not_valid(archive: Path, weights_dir: Path, damage
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ("max_points: 16384", "max_points"),
+        ("max_points: 262144", "max_points"),
         ("model_type: vit_t", "model_type is vit_h"),
         ("  prompt:", "prompt"),
     ],
@@ -79,7 +79,7 @@ def test_a_wrong_setting_is_named_before_anything_is_built(
 ) -> None:
     config = (ROOT / "config" / "models" / "vit_t.yaml").read_text()
     path = tmp_path / "vit_t.yaml"
-    right = {"max_points: 16384": "max_pionts: 1", "model_type: vit_t": "model_type: vit_h"}
+    right = {"max_points: 262144": "max_pionts: 1", "model_type: vit_t": "model_type: vit_h"}
     path.write_text(config.replace(wrong, right.get(wrong, "  promt:")))
     with pytest.raises(SystemExit, match=said):
         checked_settings("vit_t", path)
