@@ -275,14 +275,22 @@ class Registration:
         for lane in lanes_of([family]):
             self._progress = {"message": f"{lane}: starting workers", "percent": 100}
             like = await self._torchserve.lane(lane_of(model_type_of(lane), mode_of(lane)))
-            await self._torchserve.register(
-                lane,
-                f"{family}.mar",
-                workers=max(1, like["minWorkers"]),
-                batch_size=like["batchSize"],
-                max_batch_delay=like["maxBatchDelay"],
-                timeout_s=LOAD_TIMEOUT_S,
+            making = asyncio.create_task(
+                self._torchserve.register(
+                    lane,
+                    f"{family}.mar",
+                    workers=max(1, like["minWorkers"]),
+                    batch_size=like["batchSize"],
+                    max_batch_delay=like["maxBatchDelay"],
+                    timeout_s=LOAD_TIMEOUT_S,
+                )
             )
+            try:
+                await asyncio.shield(making)
+            finally:
+                # TorchServe goes on when nobody waits, and a lane can be ended only once it is
+                # there.
+                await asyncio.gather(making, return_exceptions=True)
             await self._readiness.ask(lane)
 
     async def _undo(self, family: str) -> None:

@@ -54,6 +54,7 @@ class Lanes(TorchServe):
     Attributes:
         refuses: lanes that cannot be made.
         mute: lanes that answer nothing.
+        making: whether one has begun to be made.
     """
 
     def __init__(self) -> None:
@@ -62,6 +63,7 @@ class Lanes(TorchServe):
         self.there: dict[str, dict[str, Any]] = {"vit_t": own, "vit_t-automask": own}
         self.refuses: set[str] = set()
         self.mute: set[str] = set()
+        self.making = asyncio.Event()
 
     async def lanes(self) -> list[str]:
         return list(self.there)
@@ -77,7 +79,14 @@ class Lanes(TorchServe):
     async def register(self, name: str, archive: str, **settings: Any) -> None:
         if name in self.refuses:
             raise TorchServeError("Failed to start workers", 500)
-        self.there[name] = {"archive": archive, "settings": settings, "workers": []}
+
+        async def make() -> None:
+            self.making.set()
+            await asyncio.sleep(0.1)
+            self.there[name] = {"archive": archive, "settings": settings, "workers": []}
+
+        # Made even if nobody waits for it.
+        await asyncio.shield(asyncio.create_task(make()))
 
     async def unregister(self, name: str) -> None:
         self.there.pop(name, None)
@@ -244,6 +253,21 @@ def test_cancelling_ends_every_process(bench: Bench) -> None:
     assert bench.left() == set()
     bench.job(PLACES_ALL)
     assert "is registered" in bench.register()
+
+
+def test_cancelling_while_a_lane_is_being_made(bench: Bench) -> None:
+    bench.job(PLACES_ALL)
+
+    async def cancelled() -> str:
+        work = asyncio.create_task(bench.registration.register(ASKED))
+        await bench.torchserve.making.wait()
+        bench.registration.cancel()
+        said = await work
+        await asyncio.sleep(0.2)
+        return said
+
+    assert asyncio.run(cancelled()) == "Cancelled to register mine (mine.pt)."
+    assert bench.left() == set()
 
 
 def test_a_client_that_goes_cancels(bench: Bench) -> None:
