@@ -1,8 +1,8 @@
 """TorchServe's entry: bytes from a lane's queue in, GeoJSON bytes out, a status each.
 
 The archive is registered once per lane; the lane's name says which mode it answers
-(`vit_t` prompts, `vit_t-automask` automask). All it knows of segmentation is the order
-of the steps; the steps are the `samserve` package beside it.
+(`samserve.lanes`). All it knows of segmentation is the order of the steps; the steps are
+the `samserve` package beside it.
 
 TorchServe imports this file by bare name and wants exactly one class in it.
 """
@@ -36,9 +36,10 @@ from samserve.errors import (
 )
 from samserve.features import ObjectMask
 from samserve.images import Picture
+from samserve.lanes import mode_of
 from samserve.requests import AutomaskRequest, PromptRequest
 from samserve.runs import Progress, Run, RunFolder, is_run_id
-from samserve.settings import ModelSettings, mode_of
+from samserve.settings import ModelSettings
 from samserve.timing import ServerTiming
 
 logger = logging.getLogger(__name__)

@@ -137,15 +137,8 @@ class Prompt(_Model):
         return [name for name in names if getattr(self, name) is not None]
 
 
-class RoutedRequest(_Model):
-    """As much of a body as it takes to know who answers it."""
-
-    type: str = Field(
-        DEFAULT_MODEL_TYPE,
-        description="Model type: `vit_h`, `vit_l`, `vit_b` (segment-anything) "
-        "or `vit_t` (MobileSAM). It must be loaded.",
-        examples=["vit_t"],
-    )
+class JsonBody(_Model):
+    """What is read from JSON, or refused with the name of what is wrong."""
 
     @classmethod
     def parse(cls, body: bytes | bytearray) -> Self:
@@ -170,6 +163,23 @@ class RoutedRequest(_Model):
         raise InvalidField(f"{path}{colon} {message}.", path)
 
 
+class RoutedRequest(JsonBody):
+    """As much of a body as it takes to know who answers it."""
+
+    type: str = Field(
+        DEFAULT_MODEL_TYPE,
+        description="Model type: `vit_h`, `vit_l`, `vit_b` (segment-anything) "
+        "or `vit_t` (MobileSAM). It must be loaded.",
+        examples=["vit_t"],
+    )
+    checkpoint_url: str | None = Field(
+        None,
+        description="Name or URL of registered weights, as `GET /sam/weights/` lists them. "
+        "Nothing is ever downloaded for a request.",
+        examples=["default"],
+    )
+
+
 class SegmentRequest(RoutedRequest):
     """What both modes take."""
 
@@ -180,13 +190,6 @@ class SegmentRequest(RoutedRequest):
         "that base64 text does; 409 where the server no longer knows it.",
         examples=["iVBORw0KGgo…"],
     )
-    checkpoint_url: str | None = Field(
-        None,
-        description="Name or URL of registered weights, as `GET /sam/weights/` lists them. "
-        "Nothing is ever downloaded for a request.",
-        examples=["default"],
-    )
-
     simplify: float = Field(
         0,
         ge=0,
