@@ -6,6 +6,7 @@ Imports nothing heavy: the gateway and the download need the names, not the netw
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,11 @@ MODEL_TYPES: dict[str, ModelType] = {
         ),
     )
 }
+
+
+def is_mappable(weights: Path) -> bool:
+    """Whether a checkpoint can be mapped: those of before PyTorch 1.6 are no zip, and cannot."""
+    return zipfile.is_zipfile(weights)
 
 
 def sha256_of(path: Path) -> str:
