@@ -40,6 +40,8 @@ WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
     # A thread that waits must not spin: the other lane can use its core.
     "OMP_WAIT_POLICY": "PASSIVE",
+    # What Apple's GPU cannot do is done by the CPU, not refused.
+    **({"PYTORCH_ENABLE_MPS_FALLBACK": "1"} if sys.platform == "darwin" else {}),
 }
 
 GATEWAY_ENVIRONMENT = {
@@ -95,7 +97,7 @@ def check_archives(options: Options) -> None:
     for model in options.model_types():
         archive = options.model_store / f"{model}.mar"
         if not archive.is_file():
-            raise ServerError(f"{archive} is missing; `make archive MODELS={model}` builds it.")
+            raise ServerError(f"{archive} is missing; `make archive TYPE={model}` builds it.")
 
 
 def check_ports(options: Options) -> None:

@@ -7,6 +7,7 @@
     ├── UnknownImage        409  only a reference to the image was sent, and it is not kept
     ├── TooLarge            413  the body or the image is over the limit
     ├── Cancelled           503  nobody waits for the answer any more
+    ├── OutOfMemory         503  the device's memory did not do, for this request, this time
     ├── TimedOut            504  the work took longer than the request allows
     └── InvalidField        422  one field's value is wrong
         └── InvalidImage    422  the bytes are no image we read
@@ -68,6 +69,11 @@ class TooLarge(SamserveError):
 class Cancelled(SamserveError):
     status = 503
     code = "cancelled"
+
+
+class OutOfMemory(SamserveError):
+    status = 503
+    code = "out_of_memory"
 
 
 class TimedOut(SamserveError):
