@@ -54,8 +54,7 @@ def model_from(
     Args:
         origin: names the weights in errors.
     """
-    with _Unallocated():
-        model = blank_model(model_type)
+    model = unallocated_model(model_type)
     _refuse_other_keys(model_type, model.state_dict(), state_dict, origin)
     model.load_state_dict(serving_form(state_dict, precision), assign=True)
     # Only now: TinyViT's attention copies its biases aside when eval() is called,
@@ -70,6 +69,12 @@ def blank_model(model_type: str) -> Sam:
         raise CheckpointError(f"no model type {model_type!r}; there are {', '.join(MODEL_TYPES)}")
     # Never with the builder's own `checkpoint`: it unpickles whatever it is given.
     return sam_model_registry[model_type]()
+
+
+def unallocated_model(model_type: str) -> Sam:
+    """The network of this type whose layers have weights with a shape, but no memory."""
+    with _Unallocated():
+        return blank_model(model_type)
 
 
 def serving_form(
@@ -93,7 +98,7 @@ def serving_form(
 
 
 class _Unallocated(TorchFunctionMode):
-    """Within it, layers have weights with a shape but no memory, and initialising them is free.
+    """Within it, uninitialised tensors get no memory, and initialising them is free.
 
     Not the `meta` device for everything: a network also computes a little as it is built,
     TinyViT the indices of its biases, and that must be real.
