@@ -81,19 +81,14 @@ class SamHandler:
         folder = os.environ.get("SAMSERVE_RUNS_DIRECTORY")
         self.runs = RunFolder(Path(folder)) if folder else None
         self.weights = json.loads((model_dir / "weights.json").read_text())
-        model_type, precision = self.settings.model_type, self.settings.precision
-        sha256 = self.weights["sha256"]
         self.segmenter = segmenter.load(
-            model_type,
-            _shared(
-                model_dir / context.manifest["model"]["serializedFile"],
-                f"{model_type}-{sha256}-{precision}",
-            ),
+            self.settings.model_type,
+            model_dir / context.manifest["model"]["serializedFile"],
             device=device,
-            precision=precision,
+            precision=self.settings.precision,
             compiled_parts=model_dir if self.settings.cpu_runtime == "openvino" else None,
             cache=self.settings.embedding_cache,
-            sha256=sha256,
+            sha256=self.weights["sha256"],
         )
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
@@ -313,25 +308,6 @@ class SamHandler:
             "weights": self.weights,
             "limits": self.settings.limits.model_dump(),
         }
-
-
-def _shared(weights: Path, identity: str) -> Path:
-    """This lane's weights file, made the same file as that of the type's other lane.
-
-    TorchServe unpacks the archive once for each lane, side by side. Workers map the file, and
-    only those of one and the same file share its pages; nor need there be two on the disk.
-    """
-    common = weights.parent.with_name(f"weights-{identity}")
-    try:
-        with contextlib.suppress(FileExistsError):
-            common.hardlink_to(weights)
-        own = weights.with_name(f"{weights.name}.{os.getpid()}")
-        own.hardlink_to(common)
-        own.replace(weights)
-        own.unlink(missing_ok=True)  # still there where it was the same file
-    except OSError as exc:  # a file system without hard links: it costs memory, not an answer
-        logger.warning("The weights are not shared with other lanes: %s", exc)
-    return weights
 
 
 def _by_image(requests: Requests) -> list[Requests]:

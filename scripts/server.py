@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -67,6 +69,7 @@ def running(options: Options) -> Iterator[Children]:
     """
     check_archives(options)
     check_ports(options)
+    unpack_archives(options)
     logs = options.run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     config = options.run_dir / "config.properties"
@@ -90,6 +93,7 @@ def running(options: Options) -> Iterator[Children]:
             # It may be memory, which nobody would ever give back.
             shutil.rmtree(options.cache_dir, ignore_errors=True)
             shutil.rmtree(options.runs_dir, ignore_errors=True)
+            shutil.rmtree(options.models_dir, ignore_errors=True)
 
 
 def check_archives(options: Options) -> None:
@@ -98,6 +102,26 @@ def check_archives(options: Options) -> None:
         archive = options.model_store / f"{model}.mar"
         if not archive.is_file():
             raise ServerError(f"{archive} is missing; `make archive TYPE={model}` builds it.")
+
+
+def unpack_archives(options: Options) -> None:
+    """Each archive to a folder in `models_dir`, from where TorchServe takes all of its lanes.
+
+    It would unpack one for every lane itself, at 60 MB/s for the hash that it makes in passing;
+    and workers who map their weights share them only where they map the same file.
+
+    Raises:
+        ServerError: an archive is damaged, or there is no room.
+    """
+    shutil.rmtree(options.models_dir, ignore_errors=True)  # a server that was killed left it
+    for model in options.model_types():
+        archive = options.model_store / f"{model}.mar"
+        try:
+            with zipfile.ZipFile(archive) as mar:
+                mar.extractall(options.models_dir / model)
+        except (OSError, zipfile.BadZipFile, zlib.error) as exc:
+            shutil.rmtree(options.models_dir, ignore_errors=True)
+            raise ServerError(f"{archive} cannot be unpacked: {exc}") from exc
 
 
 def check_ports(options: Options) -> None:
@@ -150,17 +174,16 @@ def configuration(options: Options) -> str:
         if wanted is not None:
             for version in lanes[lane].values():
                 version.update(minWorkers=wanted, maxWorkers=wanted)
-    store = options.model_store.resolve()
     changes = {
         "inference_address": options.inference_url,
         "management_address": options.management_url,
         "metrics_address": options.metrics_url,
         "grpc_inference_port": options.grpc_inference_port,
         "grpc_management_port": options.grpc_management_port,
-        "model_store": store,
-        "load_models": ",".join(f"{lane}={model}.mar" for lane, model in options.lanes().items()),
+        "model_store": options.models_dir,
+        "load_models": ",".join(f"{lane}={model}" for lane, model in options.lanes().items()),
         "models": json.dumps(lanes),
-        "allowed_urls": f"file://{store}/.*",
+        "allowed_urls": f"file://{options.models_dir}/.*",
     }
     lines = "\n".join(f"{key}={value}" for key, value in changes.items())
     return f"{text}\n# --- From the options of this start.\n{lines}\n"
@@ -267,7 +290,7 @@ def _start_torchserve(options: Options, config: Path, scratch: str) -> subproces
         **WORKER_ENVIRONMENT,
     }
     command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs"]
-    command += ["--model-store", str(options.model_store.resolve()), "--ts-config", str(config)]
+    command += ["--model-store", str(options.models_dir), "--ts-config", str(config)]
     command += ["--log-config", str(ROOT / "config" / "log4j2.xml")]
     return _spawn(command, environ, options, "torchserve")
 
