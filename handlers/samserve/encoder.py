@@ -89,8 +89,12 @@ class Encoder:
             )
         resized = torch.as_tensor(self._transform.apply_image(image), device=self.device)
         pixels = self._model.preprocess(resized.permute(2, 0, 1).contiguous()[None])
-        features = self._network(pixels.to(self._precision)).float()
-        return Embedding(features, (in_h, in_w), (height, width))
+        return Embedding(self.features(pixels), (in_h, in_w), (height, width))
+
+    @torch.inference_mode()
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """B×3×1024×1024 normalised pixels on the device -> B×256×64×64 float32 there."""
+        return self._network(pixels.to(self._precision)).float()
 
 
 def fold_batch_norms(encoder: nn.Module) -> nn.Module:
