@@ -47,6 +47,7 @@ from samserve.lanes import (
     model_type_of,
     registered_family,
 )
+from samserve.model_types import MADE_FROM_WEIGHTS
 from samserve.requests import JsonBody
 
 from .readiness import Readiness
@@ -218,9 +219,10 @@ class Registration:
 
     def _files(self, family: str) -> list[Path]:
         """What the job leaves in the end."""
-        names = (f"{family}.pt", f"{family}.json", f"{family}-compiled")
-        own = [self._folder / name for name in names]
-        return [*own, self._settings.model_store / f"{family}.mar"]
+        made = (f"{family}-{made}" for made in MADE_FROM_WEIGHTS)
+        own = [self._folder / name for name in (f"{family}.pt", f"{family}.json", *made)]
+        archive = self._settings.model_store / f"{family}.mar"
+        return [*own, archive, self._settings.models_dir / family]
 
     async def _run_job(self, asked: RegisterRequest, family: str, incoming: Path) -> None:
         """Returns when all files are where they belong.
@@ -235,6 +237,7 @@ class Registration:
             "parts": str(self._parts),
             "weights_dir": str(self._settings.weights_dir),
             "model_store": str(self._settings.model_store),
+            "models_dir": str(self._settings.models_dir),
             "origins": self._settings.weights_origins.split(),
             "max_bytes": self._settings.weights_max_bytes,
         }
@@ -278,7 +281,7 @@ class Registration:
             making = asyncio.create_task(
                 self._torchserve.register(
                     lane,
-                    f"{family}.mar",
+                    family,
                     workers=max(1, like["minWorkers"]),
                     batch_size=like["batchSize"],
                     max_batch_delay=like["maxBatchDelay"],

@@ -53,7 +53,8 @@ class Settings(BaseModel):
     )
     weights_max_bytes: int = Field(4 * 2**30, gt=0, description="larger weights are refused")
     weights_dir: Path = Field(Path("weights"), description="registered weights are put there")
-    model_store: Path = Field(Path("model_store"), description="their archives, for TorchServe")
+    model_store: Path = Field(Path("model_store"), description="their archives")
+    models_dir: Path = Field(Path("models"), description="the same unpacked, for TorchServe")
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:

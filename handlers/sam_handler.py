@@ -9,12 +9,12 @@ TorchServe imports this file by bare name and wants exactly one class in it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,18 @@ import orjson
 import torch
 from ts.handler_utils.utils import send_intermediate_predict_response
 
-from samserve import automask, formats, forms, prompts, segmenter
+from samserve import automask, devices, formats, forms, prompts, segmenter
 from samserve.decoder import Image
 from samserve.errors import (
     Cancelled,
     InvalidRequest,
+    OutOfMemory,
     SamserveError,
     TimedOut,
     TooLarge,
     error_body,
 )
-from samserve.features import ObjectMask
+from samserve.features import ObjectMask, PromptMask
 from samserve.images import Picture
 from samserve.lanes import mode_of
 from samserve.requests import AutomaskRequest, PromptRequest
@@ -76,16 +77,19 @@ class SamHandler:
         os.nice(lane.nice)
         torch.set_num_threads(lane.resolve_threads())
         cv2.setNumThreads(1)  # its work is small, and done in threads already
-        gpu_id = properties.get("gpu_id")
+        device = devices.assigned(properties.get("gpu_id"), context.model_yaml_config)
+        devices.bound_memory(device, lane.gpu_memory)
         folder = os.environ.get("SAMSERVE_RUNS_DIRECTORY")
         self.runs = RunFolder(Path(folder)) if folder else None
         self.weights = json.loads((model_dir / "weights.json").read_text())
         self.segmenter = segmenter.load(
             self.settings.model_type,
             model_dir / context.manifest["model"]["serializedFile"],
-            device=torch.device("cpu" if gpu_id is None else f"cuda:{gpu_id}"),
+            device=device,
+            precision=self.settings.precision,
             compiled_parts=model_dir if self.settings.cpu_runtime == "openvino" else None,
             cache=self.settings.embedding_cache,
+            sha256=self.weights["sha256"],
         )
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
@@ -155,12 +159,31 @@ class SamHandler:
                         request, found.image, picture, timing.copy(), index, context
                     )
         with timing.step("masks"):
-            per_request = prompts.predict(self.segmenter, found.image, list(prompted.values()))
-        for index, masks in zip(prompted, per_request, strict=True):
+            predicted = self.predicted(prompted, found.image, answers, context)
+        for index, masks in predicted.items():
             with self.errors_as_answers([index], answers, context):
                 request, _ = requests[index]
                 own = timing.copy()
                 answers[index] = self.written(masks, request, size, own, index, context)
+
+    def predicted(
+        self,
+        prompted: dict[int, list[prompts.LocatedPrompt]],
+        image: Image,
+        answers: Answers,
+        context: Any,
+    ) -> dict[int, list[PromptMask]]:
+        """The masks of these requests, made together; each for itself where memory is short."""
+        try:
+            masks = prompts.predict(self.segmenter, image, list(prompted.values()))
+            return dict(zip(prompted, masks, strict=True))
+        except OutOfMemory:
+            pass
+        predicted = {}
+        for index, of_one in prompted.items():
+            with self.errors_as_answers([index], answers, context):
+                [predicted[index]] = prompts.predict(self.segmenter, image, [of_one])
+        return predicted
 
     def every_object(
         self,
@@ -235,14 +258,15 @@ class SamHandler:
         context.set_response_header(index, "Server-Timing", str(timing))
         return 200, form.media_type, body
 
-    @contextmanager
+    @contextlib.contextmanager
     def errors_as_answers(
         self, indices: Iterable[int], answers: Answers, context: Any
     ) -> Iterator[None]:
         """Whatever goes wrong in the block is the answer to these requests, not to others."""
         try:
             yield
-        except SamserveError as error:
+        except (SamserveError, torch.OutOfMemoryError) as exc:
+            error = exc if isinstance(exc, SamserveError) else devices.out_of_memory()
             failed = error.status, JSON, orjson.dumps(error.body())
             answers.update(dict.fromkeys(indices, failed))
         except Exception:  # ours to mend, and no reason to fail the rest of the batch

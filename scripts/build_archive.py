@@ -7,33 +7,37 @@ came from (`weights.json`), and, where the YAML asks for it, the network's heavy
 compiled for CPUs. One archive serves both lanes.
 
 Weights of the type that were registered (weights/registered/<type>.<name>.pt) get theirs, too.
+
+The weights are the file that was fetched, if a worker can map it as it is: `weights.json`
+has the SHA-256 of that file in any case.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import os
-import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from samserve.lanes import REGISTERED, is_registered
-from samserve.model_types import COMPILED_FILES, sha256_of
-from samserve.settings import ModelSettings
+from samserve.model_types import COMPILED_FILES, is_mappable, sha256_of
+from samserve.settings import ModelSettings, Precision
 
 from .options import ROOT
 
 HANDLERS = ROOT / "handlers"
 MODEL_VERSION = "1.0"  # config.properties names the lanes' settings by it
 MANIFEST = "MAR-INF/MANIFEST.json"
+STAMP = "made_from.json"  # in a folder of what was made: from what
 
 
 def main() -> None:
@@ -66,6 +70,8 @@ def make(archive: Path, model_type: str, weights: Path) -> None:
     if missing:
         sys.exit(f"{archive}: cannot be built, there is no {', '.join(missing)}")
     settings = checked_settings(model_type, members[f"{model_type}.yaml"])
+    check_weights(weights, members["weights.json"])
+    members |= serving_weights(model_type, weights, settings.precision)
     if settings.cpu_runtime == "openvino":
         members |= compiled_parts(model_type, weights)
     if holds(archive, members):
@@ -89,19 +95,54 @@ def members_of(model_type: str, weights: Path) -> dict[str, Path]:
     return members
 
 
+def check_weights(weights: Path, sidecar: Path) -> None:
+    """Exits if they are not the file whose SHA-256 was written down beside them."""
+    if sha256_of(weights) != json.loads(sidecar.read_text())["sha256"]:
+        sys.exit(f"{relative(weights)} is not the file that {relative(sidecar)} tells of")
+
+
+def serving_weights(model_type: str, weights: Path, precision: Precision) -> dict[str, Path]:
+    """The weights as workers want them: to be mapped, and in the precision of the YAML.
+
+    A file of before PyTorch 1.6, which cannot be mapped, is read whole here, once.
+    """
+    name, folder = f"{model_type}.pt", weights.with_name(f"{weights.stem}-{precision}")
+    if precision == "float32" and is_mappable(weights):
+        return {name: weights}
+    served = folder / name
+    made_from = {
+        "weights": _sha256_told(weights),
+        "code": sha256_of(HANDLERS / "samserve" / "checkpoints.py"),
+    }
+    if not _is_made_from(folder, made_from):
+        # Heavy, and needed only here.
+        import torch
+
+        from samserve import checkpoints
+
+        print(f"{relative(folder)}: converting", flush=True)
+        dtype = getattr(torch, precision)
+        try:
+            content = checkpoints.serving_form(checkpoints.read(weights), dtype)
+        except checkpoints.CheckpointError as error:
+            sys.exit(str(error))
+        with _making(folder, made_from):
+            torch.save(content, served)
+    return {name: served}
+
+
 def compiled_parts(model_type: str, weights: Path) -> dict[str, Path]:
     """The compiled parts' archive members, kept beside the weights they are made of."""
     folder = weights.with_name(f"{weights.stem}-compiled")
     members = {name: folder / name for name in COMPILED_FILES}
     sources = [*HANDLERS.rglob("compiled.py"), *HANDLERS.rglob("factored.py")]
     made_from = {
-        "weights": sha256_of(weights),
+        "weights": _sha256_told(weights),
         "code": [sha256_of(path) for path in sources],
         "openvino": version("openvino"),
         "torch": version("torch"),
     }
-    stamp = folder / "made_from.json"
-    if stamp.is_file() and json.loads(stamp.read_text()) == made_from:
+    if _is_made_from(folder, made_from):
         return members
     print(f"{relative(folder)}: compiling", flush=True)
     # Heavy, and needed only here.
@@ -110,11 +151,28 @@ def compiled_parts(model_type: str, weights: Path) -> dict[str, Path]:
     from samserve import compiled
     from samserve.checkpoints import load_model
 
-    folder.mkdir(exist_ok=True)
-    stamp.unlink(missing_ok=True)  # until all of it is there, none of it is
-    compiled.export(load_model(model_type, weights, torch.device("cpu")), folder)
-    stamp.write_text(json.dumps(made_from))
+    with _making(folder, made_from):
+        compiled.export(load_model(model_type, weights, torch.device("cpu")), folder)
     return members
+
+
+def _sha256_told(weights: Path) -> str:
+    """Of a file that `check_weights` has found to be the one."""
+    return str(json.loads(weights.with_suffix(".json").read_text())["sha256"])
+
+
+def _is_made_from(folder: Path, made_from: dict[str, Any]) -> bool:
+    stamp = folder / STAMP
+    return stamp.is_file() and bool(json.loads(stamp.read_text()) == made_from)
+
+
+@contextlib.contextmanager
+def _making(folder: Path, made_from: dict[str, Any]) -> Iterator[None]:
+    """What the block leaves in the folder is made from this; until it ends, nothing is there."""
+    folder.mkdir(exist_ok=True)
+    (folder / STAMP).unlink(missing_ok=True)
+    yield
+    (folder / STAMP).write_text(json.dumps(made_from))
 
 
 def checked_settings(model_type: str, path: Path) -> ModelSettings:
@@ -134,44 +192,58 @@ def holds(archive: Path, members: dict[str, Path]) -> bool:
         with zipfile.ZipFile(archive) as mar:
             found = {i.filename: i.CRC for i in mar.infolist() if not i.is_dir()}
             found.pop(MANIFEST, None)
-            expected = {name: zlib.crc32(path.read_bytes()) for name, path in members.items()}
+            expected = {name: crc32_of(path) for name, path in members.items()}
             return found == expected and mar.testzip() is None
     except (OSError, zipfile.BadZipFile, zlib.error):
         return False
 
 
+def crc32_of(path: Path) -> int:
+    """The file's CRC-32, read in pieces."""
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
 def build(archive: Path, model_type: str, members: dict[str, Path]) -> None:
     """Build beside the destination, then move: nobody ever sees half an archive.
 
-    All that is written on the way lies beside the destination, too.
+    What torch-model-archiver would build, but stored: deflating takes minutes to save a tenth,
+    and the archiver copies every file twice first.
     """
+    manifest = {
+        "runtime": "python",
+        "model": {
+            "modelName": archive.stem,
+            "modelVersion": MODEL_VERSION,
+            "handler": "sam_handler.py",
+            "serializedFile": f"{model_type}.pt",
+            "configFile": f"{model_type}.yaml",
+        },
+    }
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".building-") as scratch:
-        stage, extra, out = (Path(scratch, name) for name in ("stage", "extra", "out"))
-        out.mkdir()
-        named = {
-            "sam_handler.py": "--handler",
-            f"{model_type}.pt": "--serialized-file",
-            f"{model_type}.yaml": "--config-file",
-        }
-        options = []
-        for name, path in members.items():
-            # The archiver puts the content of an extra folder at the archive's root.
-            staged = (stage if name in named else extra) / name
-            staged.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, staged)
-            if name in named:
-                options += [named[name], str(staged)]
-        command = [
-            str(Path(sys.executable).with_name("torch-model-archiver")),
-            *("--model-name", archive.stem, "--version", MODEL_VERSION, *options),
-            *("--extra-files", str(extra), "--export-path", str(out)),
-        ]
-        subprocess.run(command, check=True, env={**os.environ, "TMPDIR": scratch})
-        built = out / archive.name
-        if not holds(built, members):
-            raise RuntimeError(f"torch-model-archiver left something out of {archive.name}")
+        built = Path(scratch, archive.name)
+        with zipfile.ZipFile(built, "w", zipfile.ZIP_STORED) as mar:
+            for name, path in members.items():
+                mar.write(path, name)
+            mar.writestr(MANIFEST, json.dumps(manifest))
         built.replace(archive)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """What TorchServe is given in the archive's place, for all of its lanes.
+
+    It would unpack an archive for every lane itself, at 60 MB/s for the hash that it makes in
+    passing; and workers who map their weights share them only where they map the same file.
+
+    Raises:
+        OSError, zipfile.BadZipFile, zlib.error: it is damaged, or there is no room.
+    """
+    with zipfile.ZipFile(archive) as mar:
+        mar.extractall(folder)
 
 
 def relative(path: Path) -> Path:

@@ -56,6 +56,11 @@ class Options:
         return ROOT / "run" / str(self.port)
 
     @property
+    def models_dir(self) -> Path:
+        """Where its archives are unpacked while it runs."""
+        return self.run_dir / "models"
+
+    @property
     def cache_dir(self) -> Path:
         """Where its workers share embeddings, in memory where the system has a folder for that."""
         memory = memory_folder()

@@ -28,10 +28,10 @@ import httpx2
 
 from samserve.errors import InvalidField, InvalidWeights, SamserveError, TooLarge, Unreachable
 from samserve.lanes import REGISTERED, registered_family
-from samserve.model_types import sha256_of
+from samserve.model_types import MADE_FROM_WEIGHTS, sha256_of
 
 from . import download as web
-from .build_archive import make
+from .build_archive import make, unpack
 
 TELL_EVERY_S = 0.1
 MAX_MESSAGE = 2000  # a checkpoint's own names may be of any length
@@ -48,7 +48,8 @@ class Request:
         type, name, url: as the client asked.
         incoming: an empty folder to work in.
         parts: where a download that breaks off is kept.
-        weights_dir, model_store: where weights and archives belong.
+        weights_dir, model_store, models_dir: where weights, archives and what is unpacked of
+            these belong.
         origins: `https://host` that a download may touch.
         max_bytes: of the weights.
     """
@@ -60,6 +61,7 @@ class Request:
     parts: str
     weights_dir: str
     model_store: str
+    models_dir: str
     origins: list[str]
     max_bytes: int
 
@@ -114,9 +116,11 @@ def register(request: Request, tell: Tell) -> dict[str, str]:
     archive = incoming / f"{family}.mar"
     make(archive, request.type, weights)
     # Weights count as registered once they are there, so what belongs to them comes before.
-    for made in (incoming / f"{family}-compiled", sidecar, weights):
-        if made.exists():
-            shutil.move(made, kept / made.name)
+    made = (incoming / f"{family}-{made}" for made in MADE_FROM_WEIGHTS)
+    for path in (*made, sidecar, weights):
+        if path.exists():
+            shutil.move(path, kept / path.name)
+    unpack(archive, Path(request.models_dir) / family)
     shutil.move(archive, Path(request.model_store) / archive.name)
     return described
 

@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,7 @@ from gateway.settings import ADMIN_TOKEN
 from samserve.lanes import Mode, lane_of, mode_of, model_type_of
 from samserve.settings import usable_cores
 
+from .build_archive import unpack
 from .java import java_home
 from .options import ROOT, Options
 
@@ -42,6 +45,8 @@ WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
     # A thread that waits must not spin: the other lane can use its core.
     "OMP_WAIT_POLICY": "PASSIVE",
+    # What Apple's GPU cannot do is done by the CPU, not refused.
+    **({"PYTORCH_ENABLE_MPS_FALLBACK": "1"} if sys.platform == "darwin" else {}),
 }
 
 GATEWAY_ENVIRONMENT = {
@@ -67,6 +72,7 @@ def running(options: Options) -> Iterator[Children]:
     """
     check_archives(options)
     check_ports(options)
+    unpack_archives(options)
     logs = options.run_dir / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     config = options.run_dir / "config.properties"
@@ -90,6 +96,7 @@ def running(options: Options) -> Iterator[Children]:
             # It may be memory, which nobody would ever give back.
             shutil.rmtree(options.cache_dir, ignore_errors=True)
             shutil.rmtree(options.runs_dir, ignore_errors=True)
+            shutil.rmtree(options.models_dir, ignore_errors=True)
 
 
 def check_archives(options: Options) -> None:
@@ -97,7 +104,23 @@ def check_archives(options: Options) -> None:
     for model in options.model_types():
         archive = options.model_store / f"{model}.mar"
         if not archive.is_file():
-            raise ServerError(f"{archive} is missing; `make archive MODELS={model}` builds it.")
+            raise ServerError(f"{archive} is missing; `make archive TYPE={model}` builds it.")
+
+
+def unpack_archives(options: Options) -> None:
+    """Each archive to a folder in `models_dir`, from where TorchServe takes it.
+
+    Raises:
+        ServerError: an archive is damaged, or there is no room.
+    """
+    shutil.rmtree(options.models_dir, ignore_errors=True)  # a server that was killed left it
+    for family in options.families():
+        archive = options.model_store / f"{family}.mar"
+        try:
+            unpack(archive, options.models_dir / family)
+        except (OSError, zipfile.BadZipFile, zlib.error) as exc:
+            shutil.rmtree(options.models_dir, ignore_errors=True)
+            raise ServerError(f"{archive} cannot be unpacked: {exc}") from exc
 
 
 def check_ports(options: Options) -> None:
@@ -156,19 +179,18 @@ def configuration(options: Options) -> str:
         if wanted is not None:
             for version in lanes[lane].values():
                 version.update(minWorkers=wanted, maxWorkers=wanted)
-    store = options.model_store.resolve()
     changes = {
         "inference_address": options.inference_url,
         "management_address": options.management_url,
         "metrics_address": options.metrics_url,
         "grpc_inference_port": options.grpc_inference_port,
         "grpc_management_port": options.grpc_management_port,
-        "model_store": store,
-        "load_models": ",".join(f"{lane}={name}.mar" for lane, name in options.lanes().items()),
+        "model_store": options.models_dir,
+        "load_models": ",".join(f"{lane}={family}" for lane, family in options.lanes().items()),
         "models": json.dumps(lanes),
         # The gateway registers weights only for who has its administrator's token.
         "enable_model_api": "true" if os.environ.get(ADMIN_TOKEN) else "false",
-        "allowed_urls": f"file://{store}/.*",
+        "allowed_urls": f"file://{options.models_dir}/.*",
     }
     lines = "\n".join(f"{key}={value}" for key, value in changes.items())
     return f"{text}\n# --- From the options of this start.\n{lines}\n"
@@ -275,7 +297,7 @@ def _start_torchserve(options: Options, config: Path, scratch: str) -> subproces
         **WORKER_ENVIRONMENT,
     }
     command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs"]
-    command += ["--model-store", str(options.model_store.resolve()), "--ts-config", str(config)]
+    command += ["--model-store", str(options.models_dir), "--ts-config", str(config)]
     command += ["--log-config", str(ROOT / "config" / "log4j2.xml")]
     return _spawn(command, environ, options, "torchserve")
 
@@ -288,6 +310,7 @@ def _start_gateway(options: Options) -> subprocess.Popen[bytes]:
         "SAMSERVE_RUNS_DIRECTORY": str(options.runs_dir),
         "SAMSERVE_WEIGHTS_DIR": str(options.weights_dir.resolve()),
         "SAMSERVE_MODEL_STORE": str(options.model_store.resolve()),
+        "SAMSERVE_MODELS_DIR": str(options.models_dir),
         **{name: os.environ[name] for name in [ADMIN_TOKEN] if name in os.environ},
         **{f"SAMSERVE_{name.upper()}": value for name, value in _addresses(options).items()},
         **GATEWAY_ENVIRONMENT,

@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 from torchvision.ops.boxes import batched_nms
 
 from . import tiles
-from .decoder import PROMPTS_AT_ONCE, Image, single_or_three
+from .decoder import Image, Masks, single_or_three
+from .device_masks import masks_at_once, scored
+from .devices import in_halves
 from .errors import InvalidField
 from .features import AutoMask
 from .images import Picture
@@ -211,14 +213,20 @@ class _Crop:
     def masks(self, points: NDArray[np.float64]) -> list[_Candidate]:
         """The masks that these points (N×2 XY in the crop) give, less duplicates."""
         request = self.request
-        at_once = min(request.points_per_batch, PROMPTS_AT_ONCE)
+        at_once = self.segmenter.decoder.prompts_at_once
+        if self.segmenter.device.type == "cpu":
+            # Elsewhere what is to bound the device's memory would only leave it idle: that
+            # is bounded already.
+            at_once = min(request.points_per_batch, at_once)
         batches = [points[i : i + at_once] for i in range(0, len(points), at_once)]
         bound = StabilityBound(self.image.embedding)
 
         def masks_of(batch: NDArray[np.float64]) -> list[_Candidate]:
             if not self.run.may_go_on():
                 return []
-            candidates = list(self._masks_of_points(batch, bound))
+            candidates = in_halves(
+                lambda points: list(self._masks_of_points(np.stack(points), bound)), list(batch)
+            )
             self.run.advance(len(batch))
             return candidates
 
@@ -241,12 +249,17 @@ class _Crop:
         """The masks of one batch of points that pass every threshold."""
         embedding, request = self.image.embedding, self.request
         # float64, as the reference leaves it: rounding here would move masks by a pixel
-        coords = torch.as_tensor(embedding.to_input_frame(points), device=self.segmenter.device)
-        labels = torch.ones(len(points), 1, dtype=torch.int, device=self.segmenter.device)
+        coords = torch.as_tensor(embedding.to_input_frame(points))
+        labels = torch.ones(len(points), 1, dtype=torch.int)
         decoded = self.segmenter.decoder.decode(self.image, points=(coords[:, None], labels))
         channels = single_or_three(request.output_type is not OutputType.SINGLE_MASK)
         predicted_iou = decoded.iou_predictions[:, channels].cpu().numpy()
         good = predicted_iou > (request.pred_iou_thresh or -np.inf)  # 0 switches the filter off
+        if self.segmenter.device.type != "cpu":
+            masks = [(i, c + channels.start) for i, c in np.argwhere(good).tolist()]
+            ious = predicted_iou[good].tolist()
+            yield from self._scored_on_device(decoded, masks, ious, points)
+            return
         for index in np.flatnonzero(good.any(axis=1)).tolist():
             wanted = np.flatnonzero(good[index])
             low_res_masks = decoded.low_res_masks(index, (wanted + channels.start).tolist())
@@ -263,6 +276,31 @@ class _Crop:
                 if candidate is not None:
                     yield candidate
 
+    def _scored_on_device(
+        self,
+        decoded: Masks,
+        wanted: list[tuple[int, int]],
+        predicted_ious: list[float],
+        points: NDArray[np.float64],
+    ) -> Iterator[_Candidate]:
+        """The same of these (point, channel) masks, brought to full size where they are made."""
+        embedding, request = self.image.embedding, self.request
+        for found in scored(
+            decoded,
+            wanted,
+            embedding,
+            request.stability_score_offset,
+            request.stability_score_thresh,
+            masks_at_once(self.segmenter.decoder.prompts_at_once),
+        ):
+            width = embedding.original_size[1]
+            mask = np.unpackbits(found.bits, axis=1, count=width).view(np.bool_)
+            point, _ = wanted[found.index]
+            iou = predicted_ious[found.index]
+            candidate = self._stable(mask, found.stability_score, iou, points[point])
+            if candidate is not None:
+                yield candidate
+
     def _candidate(
         self, logits: Logits, predicted_iou: float, point: NDArray[np.float64]
     ) -> _Candidate | None:
@@ -270,14 +308,23 @@ class _Crop:
         stability = stability_score(logits, self.request.stability_score_offset)
         if not stability >= self.request.stability_score_thresh:  # nor is NaN
             return None
-        mask = logits > MASK_THRESHOLD
+        return self._stable(logits > MASK_THRESHOLD, float(stability), predicted_iou, point)
+
+    def _stable(
+        self,
+        mask: NDArray[np.bool_],
+        stability: float,
+        predicted_iou: float,
+        point: NDArray[np.float64],
+    ) -> _Candidate | None:
+        """A mask of the whole crop, if it is not cut by that."""
         left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
         if width == 0:
             return None
         inside = mask[top : top + height, left : left + width]
         x0, y0 = self.origin
         box = (left + x0, top + y0, left + x0 + width - 1, top + y0 + height - 1)
-        if self._is_cut(box, logits.shape):
+        if self._is_cut(box, mask.shape):
             return None
         if not self.request.include_image_edge and _is_background(box, self.image_size):
             return None
@@ -286,9 +333,9 @@ class _Crop:
             box=box,
             area=int(np.count_nonzero(inside)),
             predicted_iou=predicted_iou,
-            stability_score=float(stability),
+            stability_score=stability,
             point=(float(point[0] + x0), float(point[1] + y0)),
-            crop_area=logits.size,
+            crop_area=mask.size,
         )
 
     def _is_cut(self, box: tuple[int, int, int, int], size: tuple[int, ...]) -> bool:

@@ -32,8 +32,8 @@ from .encoder import Embedding, Encoder
 from .images import Picture
 from .store import EmbeddingStore
 
-ENCODING_TIMEOUT_S = 60.0
-"""How long to wait for another worker that is encoding the same image."""
+ENCODING_TIMEOUT_S = 300.0
+"""How long to wait for another worker that is encoding the same image: vit_h on two cores."""
 
 _SIZES = struct.Struct("<4I")  # input height, width; original height, width
 _FEATURES = (1, 256, 64, 64)

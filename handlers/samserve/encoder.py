@@ -55,15 +55,20 @@ class Encoder:
         model: a `Sam` of any type.
         network: 1×3×1024×1024 normalised pixels -> 1×256×64×64 features, in the place of
             the model's own.
+        precision: what the network computes in; pixels and features are float32 all the same.
     """
 
     def __init__(
-        self, model: Sam, network: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self,
+        model: Sam,
+        network: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        precision: torch.dtype = torch.float32,
     ) -> None:
         self._model = model
         self.device: torch.device = model.device
         self._transform = ResizeLongestSide(model.image_encoder.img_size)
-        self._network = network or fold_batch_norms(model.image_encoder)
+        self._precision = precision
+        self._network = network or fold_batch_norms(model.image_encoder).to(precision)
 
     @torch.inference_mode()
     def encode(self, image: NDArray[np.uint8]) -> Embedding:
@@ -84,7 +89,12 @@ class Encoder:
             )
         resized = torch.as_tensor(self._transform.apply_image(image), device=self.device)
         pixels = self._model.preprocess(resized.permute(2, 0, 1).contiguous()[None])
-        return Embedding(self._network(pixels), (in_h, in_w), (height, width))
+        return Embedding(self.features(pixels), (in_h, in_w), (height, width))
+
+    @torch.inference_mode()
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """B×3×1024×1024 normalised pixels on the device -> B×256×64×64 float32 there."""
+        return self._network(pixels.to(self._precision)).float()
 
 
 def fold_batch_norms(encoder: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@
     ├── TooLarge            413  the body, the image or the weights are over the limit
     ├── Unreachable         502  the address of the weights did not give the whole file
     ├── Cancelled           503  nobody waits for the answer any more
+    ├── OutOfMemory         503  the device's memory did not do, for this request, this time
     ├── TimedOut            504  the work took longer than the request allows
     └── InvalidField        422  one field's value is wrong
         ├── InvalidImage    422  the bytes are no image we read
@@ -93,6 +94,11 @@ class Unreachable(SamserveError):
 class Cancelled(SamserveError):
     status = 503
     code = "cancelled"
+
+
+class OutOfMemory(SamserveError):
+    status = 503
+    code = "out_of_memory"
 
 
 class TimedOut(SamserveError):

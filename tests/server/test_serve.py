@@ -76,8 +76,16 @@ def test_a_lost_process_is_told_and_the_rest_is_stopped() -> None:
 
 def test_a_missing_archive_names_the_command(tmp_path: Path) -> None:
     options = free_ports(Options(model_store=tmp_path))
-    with pytest.raises(ServerError, match="make archive MODELS=vit_t"), running(options):
+    with pytest.raises(ServerError, match="make archive TYPE=vit_t"), running(options):
         pass
+
+
+def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+    (tmp_path / "vit_t.mar").write_bytes(b"PK\x03\x04 torn off")
+    options = free_ports(Options(model_store=tmp_path))
+    with pytest.raises(ServerError, match=r"vit_t\.mar cannot be unpacked"), running(options):
+        pass
+    assert not options.run_dir.exists()
 
 
 def test_a_worker_that_cannot_load_tells_why(tmp_path: Path) -> None:
@@ -104,7 +112,7 @@ def test_the_configuration_is_ours_with_the_options_after_it(tmp_path: Path) -> 
     options = Options(model_store=tmp_path, automask_workers=3, inference_port=9999)
     properties = read_properties(configuration(options))
     assert properties["inference_address"] == "http://127.0.0.1:9999"
-    assert properties["load_models"] == "vit_t=vit_t.mar,vit_t-automask=vit_t.mar"
+    assert properties["load_models"] == "vit_t=vit_t,vit_t-automask=vit_t"
     assert properties["enable_model_api"] == "false"
     assert properties["disable_token_authorization"] == "false"
     assert (

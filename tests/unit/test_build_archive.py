@@ -9,13 +9,17 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
+from samserve.model_types import is_mappable, sha256_of
 from scripts.build_archive import (
     MANIFEST,
     build,
+    check_weights,
     checked_settings,
     holds,
     members_of,
+    serving_weights,
     weights_of,
 )
 from tests.conftest import ROOT
@@ -67,6 +71,12 @@ def test_registered_weights_get_an_archive_each(tmp_path: Path, weights_dir: Pat
     assert [path.name for path in archive.parent.iterdir()] == ["vit_t.nuclei.mar"]
 
 
+def test_nothing_is_deflated(archive: Path) -> None:
+    """Gigabytes of weights would take minutes, there and back, and not become smaller."""
+    with zipfile.ZipFile(archive) as mar:
+        assert {member.compress_type for member in mar.infolist()} == {zipfile.ZIP_STORED}
+
+
 def test_it_is_up_to_date_until_a_source_changes(archive: Path, weights_dir: Path) -> None:
     members = members_of("vit_t", weights_dir / "vit_t.pt")
     assert holds(archive, members)
@@ -106,6 +116,58 @@ def test_a_wrong_setting_is_named_before_anything_is_built(
     path.write_text(config.replace(wrong, right.get(wrong, "  promt:")))
     with pytest.raises(SystemExit, match=said):
         checked_settings("vit_t", path)
+
+
+@pytest.fixture
+def fetched(tmp_path: Path) -> Path:
+    """A folder with weights that can be read; of a network of two tensors."""
+    tensors = {"image_encoder.x": torch.rand(9), "mask_decoder.x": torch.rand(9)}
+    torch.save(tensors, tmp_path / "vit_b.pt")
+    describe(tmp_path / "vit_b.pt")
+    return tmp_path
+
+
+def describe(weights: Path) -> None:
+    sidecar = {"type": "vit_b", "sha256": sha256_of(weights)}
+    weights.with_suffix(".json").write_text(json.dumps(sidecar))
+
+
+def test_weights_that_can_be_mapped_go_in_as_they_are(fetched: Path) -> None:
+    served = serving_weights("vit_b", fetched / "vit_b.pt", "float32")
+    assert served == {"vit_b.pt": fetched / "vit_b.pt"}
+
+
+def test_weights_that_cannot_be_mapped_are_rewritten(fetched: Path) -> None:
+    content = torch.load(fetched / "vit_b.pt")
+    torch.save(content, fetched / "vit_b.pt", _use_new_zipfile_serialization=False)
+    describe(fetched / "vit_b.pt")
+    [(name, path)] = serving_weights("vit_b", fetched / "vit_b.pt", "float32").items()
+    assert name == "vit_b.pt"
+    assert is_mappable(path)
+    rewritten = torch.load(path)
+    assert all(torch.equal(rewritten[key], tensor) for key, tensor in content.items())
+
+
+def test_the_precision_of_the_yaml_is_the_archives_and_made_once(fetched: Path) -> None:
+    [path] = serving_weights("vit_b", fetched / "vit_b.pt", "bfloat16").values()
+    rounded = torch.load(path)
+    assert rounded["image_encoder.x"].dtype == torch.bfloat16
+    assert rounded["mask_decoder.x"].dtype == torch.float32
+    before = path.stat().st_mtime_ns
+    assert serving_weights("vit_b", fetched / "vit_b.pt", "bfloat16") == {"vit_b.pt": path}
+    assert path.stat().st_mtime_ns == before
+    torch.save({"image_encoder.x": torch.zeros(3)}, fetched / "vit_b.pt")
+    describe(fetched / "vit_b.pt")
+    serving_weights("vit_b", fetched / "vit_b.pt", "bfloat16")
+    assert torch.load(path).keys() == {"image_encoder.x"}
+
+
+def test_other_weights_than_those_described_are_refused(fetched: Path) -> None:
+    check_weights(fetched / "vit_b.pt", fetched / "vit_b.json")
+    with (fetched / "vit_b.pt").open("ab") as file:
+        file.write(b"!")
+    with pytest.raises(SystemExit, match="is not the file that"):
+        check_weights(fetched / "vit_b.pt", fetched / "vit_b.json")
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def request_of(tmp_path: Path) -> Request:
         parts=str(tmp_path / "parts"),
         weights_dir=str(weights_dir),
         model_store=str(tmp_path),
+        models_dir=str(tmp_path / "models"),
         origins=[],
         max_bytes=len(CONTENT),
     )

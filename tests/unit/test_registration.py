@@ -44,6 +44,7 @@ kept = Path(request["weights_dir"], "registered")
 (kept / "vit_t.mine-compiled").mkdir()
 (kept / "vit_t.mine-compiled" / "encoder.xml").touch()
 Path(request["model_store"], "vit_t.mine.mar").touch()
+Path(request["models_dir"], "vit_t.mine").mkdir(parents=True)
 say(registered={})
 """
 
@@ -102,6 +103,7 @@ class Bench:
         self.weights_dir, self.store = folder / "weights", folder / "store"
         self.weights_dir.mkdir()
         self.store.mkdir()
+        self.models_dir = folder / "models"
         (folder / "root" / "scripts").mkdir(parents=True)
         self._job = folder / "root" / "scripts" / "register_weights.py"
         monkeypatch.setattr("gateway.registration.ROOT", folder / "root")
@@ -110,7 +112,10 @@ class Bench:
         monkeypatch.setenv("SAMSERVE_ADMIN_TOKEN", TOKEN)
         self.torchserve = Lanes()
         settings = Settings(
-            weights_dir=self.weights_dir, model_store=self.store, admin_token=SecretStr(TOKEN)
+            weights_dir=self.weights_dir,
+            model_store=self.store,
+            models_dir=self.models_dir,
+            admin_token=SecretStr(TOKEN),
         )
         self.weights = Weights(self.torchserve)
         readiness = Readiness(self.torchserve, settings, self.weights.joining)
@@ -136,7 +141,8 @@ class Bench:
 
     def left(self) -> set[str]:
         """Files and lanes besides those that were there."""
-        files = [*self.weights_dir.rglob("*"), *self.store.rglob("*")]
+        folders = (self.weights_dir, self.store, self.models_dir)
+        files = [path for folder in folders for path in folder.rglob("*")]
         names = {path.name for path in files if path.name not in ("registered", ".lock")}
         return names | set(self.torchserve.there) - {"vit_t", "vit_t-automask"}
 
@@ -151,7 +157,7 @@ def test_lanes_like_those_of_the_type(bench: Bench) -> None:
     assert bench.register() == "mine (mine.pt) is registered."
     for lane in ("vit_t.mine", "vit_t.mine-automask"):
         made = bench.torchserve.there[lane]
-        assert made["archive"] == "vit_t.mine.mar"
+        assert made["archive"] == "vit_t.mine"
         del made["settings"]["timeout_s"]
         assert made["settings"] == {"workers": 2, "batch_size": 4, "max_batch_delay": 1}
     assert asyncio.run(bench.weights.family("vit_t", "mine.pt")) == "vit_t.mine"
