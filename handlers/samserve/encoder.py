@@ -4,8 +4,9 @@ Preprocessing is the reference's (`SamPredictor.set_image`): the longer side res
 the network's 1024 pixels as PIL does it, normalised, padded at the right and bottom.
 
 On a CPU the network runs in OpenVINO where the archive brings it compiled for that
-(`compiled.py`), two to three times as fast as PyTorch; else in PyTorch, with each
-BatchNorm folded into its convolution. Both give the reference's numbers up to rounding.
+(`compiled.py`), two to three times as fast as PyTorch; else in PyTorch, rewritten: TinyViT
+with each BatchNorm folded into its convolution, the ViTs as `vit.py` says. All give the
+reference's numbers up to rounding.
 
 Remembers nothing: an embedding is a value, good for any number of prompts, and
 `embeddings.py` keeps it.
@@ -24,7 +25,8 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .errors import InvalidImage
-from .reference import ResizeLongestSide, Sam
+from .reference import ImageEncoderViT, ResizeLongestSide, Sam
+from .vit import ViT
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Encoder:
         self.device: torch.device = model.device
         self._transform = ResizeLongestSide(model.image_encoder.img_size)
         self._precision = precision
-        self._network = network or fold_batch_norms(model.image_encoder).to(precision)
+        self._network = network or rewritten(model.image_encoder).to(precision)
 
     @torch.inference_mode()
     def encode(self, image: NDArray[np.uint8]) -> Embedding:
@@ -95,6 +97,11 @@ class Encoder:
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
         """B×3×1024×1024 normalised pixels on the device -> B×256×64×64 float32 there."""
         return self._network(pixels.to(self._precision)).float()
+
+
+def rewritten(encoder: nn.Module) -> nn.Module:
+    """The same function of the same weights, done with less work: TinyViT's or a ViT's."""
+    return ViT(encoder) if isinstance(encoder, ImageEncoderViT) else fold_batch_norms(encoder)
 
 
 def fold_batch_norms(encoder: nn.Module) -> nn.Module:
