@@ -34,6 +34,10 @@ class RedisServer:
         """To look into it, and to spoil things."""
         return redis.Redis.from_url(self.url)
 
+    def names(self) -> list[str]:
+        """Under which names it holds something."""
+        return [key if isinstance(key, str) else key.decode() for key in self.client.keys("*")]
+
     def start(self) -> None:
         """Returns once it answers; always at the same port."""
         program = shutil.which("redis-server")
