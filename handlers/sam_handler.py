@@ -1,8 +1,8 @@
 """TorchServe's entry: bytes from a lane's queue in, GeoJSON bytes out, a status each.
 
 The archive is registered once per lane; the lane's name says which mode it answers
-(`vit_t` prompts, `vit_t-automask` automask). All it knows of segmentation is the order
-of the steps; the steps are the `samserve` package beside it.
+(`samserve.lanes`). All it knows of segmentation is the order of the steps; the steps are
+the `samserve` package beside it.
 
 TorchServe imports this file by bare name and wants exactly one class in it.
 """
@@ -38,10 +38,11 @@ from samserve.errors import (
 )
 from samserve.features import ObjectMask
 from samserve.images import Picture
+from samserve.lanes import mode_of
 from samserve.metrics import METRICS, Tell, WorkerMetrics
 from samserve.requests import AutomaskRequest, PromptRequest
 from samserve.runs import Progress, Run, RunFolder, is_run_id
-from samserve.settings import ModelSettings, mode_of
+from samserve.settings import ModelSettings
 from samserve.timing import ServerTiming
 
 logger = logging.getLogger(__name__)
@@ -191,6 +192,8 @@ class SamHandler:
             SamserveError: it cannot be done, took too long before anything was found, or
                 nobody wants it any more.
         """
+        size = image.embedding.original_size
+        automask.check_tiles(request, size, self.settings.limits.max_points)
         run_id = _header(context, index, RUN_HEADER)
         if run_id is not None and not is_run_id(run_id):
             raise InvalidRequest(f"{RUN_HEADER} must be 32 hexadecimal digits.")
@@ -217,7 +220,6 @@ class SamHandler:
                 self.runs.forget(run_id)
         if run.stopped == "cancelled":
             raise Cancelled("Cancelled: nobody waits for this answer any more.")
-        size = image.embedding.original_size
         late = run.stopped == "timeout"
         done = {"done": run.done, "total": run.total}
         error = TimedOut(f"Stopped after {run.done} of {run.total} points: the time was over.")

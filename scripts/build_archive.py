@@ -5,12 +5,15 @@
 An archive is the handler with its package, the model's YAML, the weights and where they
 came from (`weights.json`), and, where the YAML asks for it, the network's heavy parts
 compiled for CPUs. One archive serves both lanes.
+
+Weights of the type that were registered (weights/registered/<type>.<name>.pt) get theirs, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +25,7 @@ from pathlib import Path
 
 import yaml
 
+from samserve.lanes import REGISTERED, is_registered
 from samserve.model_types import COMPILED_FILES, sha256_of
 from samserve.settings import ModelSettings
 
@@ -39,38 +43,55 @@ def main() -> None:
     parser.add_argument("--weights-dir", type=Path, default=ROOT / "weights")
     parser.add_argument("--model-store", type=Path, default=ROOT / "model_store")
     arguments = parser.parse_args()
-    archive = arguments.model_store / f"{arguments.type}.mar"
-    members = members_of(arguments.type, arguments.weights_dir)
+    for weights in weights_of(arguments.type, arguments.weights_dir):
+        make(arguments.model_store / f"{weights.stem}.mar", arguments.type, weights)
+
+
+def weights_of(model_type: str, weights_dir: Path) -> list[Path]:
+    """The type's own weights, and those that were registered."""
+    registered = sorted((weights_dir / REGISTERED).glob("*.pt"))
+    return [
+        weights_dir / f"{model_type}.pt",
+        *(path for path in registered if is_registered(path.stem, model_type)),
+    ]
+
+
+def make(archive: Path, model_type: str, weights: Path) -> None:
+    """Build the archive of these weights, if it is not there as it should be.
+
+    Exits with the name of the file that is missing, or of the setting that is wrong.
+    """
+    members = members_of(model_type, weights)
     missing = [str(path) for path in members.values() if not path.is_file()]
     if missing:
         sys.exit(f"{archive}: cannot be built, there is no {', '.join(missing)}")
-    settings = checked_settings(arguments.type, members[f"{arguments.type}.yaml"])
+    settings = checked_settings(model_type, members[f"{model_type}.yaml"])
     if settings.cpu_runtime == "openvino":
-        members |= compiled_parts(arguments.type, arguments.weights_dir)
+        members |= compiled_parts(model_type, weights)
     if holds(archive, members):
         print(f"{relative(archive)}: up to date")
         return
     print(f"{relative(archive)}: building", flush=True)
-    build(archive, arguments.type, members)
+    build(archive, model_type, members)
     print(f"{relative(archive)}: {archive.stat().st_size / 1e6:.1f} MB")
 
 
-def members_of(model_type: str, weights_dir: Path) -> dict[str, Path]:
+def members_of(model_type: str, weights: Path) -> dict[str, Path]:
     """What the archive holds: name inside -> file it comes from."""
     members = {
         str(path.relative_to(HANDLERS)): path
         for path in sorted(HANDLERS.rglob("*"))
         if path.is_file() and path.suffix == ".py"
     }
-    members[f"{model_type}.pt"] = weights_dir / f"{model_type}.pt"
-    members["weights.json"] = weights_dir / f"{model_type}.json"
+    members[f"{model_type}.pt"] = weights
+    members["weights.json"] = weights.with_suffix(".json")
     members[f"{model_type}.yaml"] = ROOT / "config" / "models" / f"{model_type}.yaml"
     return members
 
 
-def compiled_parts(model_type: str, weights_dir: Path) -> dict[str, Path]:
+def compiled_parts(model_type: str, weights: Path) -> dict[str, Path]:
     """The compiled parts' archive members, kept beside the weights they are made of."""
-    weights, folder = weights_dir / f"{model_type}.pt", weights_dir / f"{model_type}-compiled"
+    folder = weights.with_name(f"{weights.stem}-compiled")
     members = {name: folder / name for name in COMPILED_FILES}
     sources = [*HANDLERS.rglob("compiled.py"), *HANDLERS.rglob("factored.py")]
     made_from = {
@@ -120,7 +141,10 @@ def holds(archive: Path, members: dict[str, Path]) -> bool:
 
 
 def build(archive: Path, model_type: str, members: dict[str, Path]) -> None:
-    """Build beside the destination, then move: nobody ever sees half an archive."""
+    """Build beside the destination, then move: nobody ever sees half an archive.
+
+    All that is written on the way lies beside the destination, too.
+    """
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".building-") as scratch:
         stage, extra, out = (Path(scratch, name) for name in ("stage", "extra", "out"))
@@ -140,10 +164,10 @@ def build(archive: Path, model_type: str, members: dict[str, Path]) -> None:
                 options += [named[name], str(staged)]
         command = [
             str(Path(sys.executable).with_name("torch-model-archiver")),
-            *("--model-name", model_type, "--version", MODEL_VERSION, *options),
+            *("--model-name", archive.stem, "--version", MODEL_VERSION, *options),
             *("--extra-files", str(extra), "--export-path", str(out)),
         ]
-        subprocess.run(command, check=True)
+        subprocess.run(command, check=True, env={**os.environ, "TMPDIR": scratch})
         built = out / archive.name
         if not holds(built, members):
             raise RuntimeError(f"torch-model-archiver left something out of {archive.name}")

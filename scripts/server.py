@@ -25,7 +25,9 @@ from typing import Any
 import httpx2 as httpx
 import psutil
 
-from samserve.settings import Mode, mode_of, usable_cores
+from gateway.settings import ADMIN_TOKEN
+from samserve.lanes import Mode, lane_of, mode_of, model_type_of
+from samserve.settings import usable_cores
 
 from .java import java_home
 from .options import ROOT, Options
@@ -140,9 +142,15 @@ def configuration(options: Options) -> str:
     """config/config.properties, and after it the lines that these options change."""
     text = (ROOT / "config" / "config.properties").read_text()
     lanes = json.loads(read_properties(text)["models"])
-    for lane in options.lanes():
-        if lane not in lanes:
-            raise ServerError(f"config/config.properties has no lane {lane} under `models`.")
+    for lane, family in options.lanes().items():
+        # Registered weights have what their type's own have.
+        like = lane_of(model_type_of(lane), mode_of(lane))
+        if like not in lanes:
+            raise ServerError(f"config/config.properties has no lane {like} under `models`.")
+        lanes[lane] = {
+            version: {**settings, "marName": f"{family}.mar"}
+            for version, settings in lanes[like].items()
+        }
         prompts = mode_of(lane) == "prompt"
         wanted = options.prompt_workers if prompts else options.automask_workers
         if wanted is not None:
@@ -157,8 +165,10 @@ def configuration(options: Options) -> str:
         "grpc_inference_port": options.grpc_inference_port,
         "grpc_management_port": options.grpc_management_port,
         "model_store": store,
-        "load_models": ",".join(f"{lane}={model}.mar" for lane, model in options.lanes().items()),
+        "load_models": ",".join(f"{lane}={name}.mar" for lane, name in options.lanes().items()),
         "models": json.dumps(lanes),
+        # The gateway registers weights only for who has its administrator's token.
+        "enable_model_api": "true" if os.environ.get(ADMIN_TOKEN) else "false",
         "allowed_urls": f"file://{store}/.*",
     }
     lines = "\n".join(f"{key}={value}" for key, value in changes.items())
@@ -291,6 +301,9 @@ def _start_gateway(options: Options) -> subprocess.Popen[bytes]:
         "SAMSERVE_PORT": str(options.port),
         "SAMSERVE_MODELS": options.models,
         "SAMSERVE_RUNS_DIRECTORY": str(options.runs_dir),
+        "SAMSERVE_WEIGHTS_DIR": str(options.weights_dir.resolve()),
+        "SAMSERVE_MODEL_STORE": str(options.model_store.resolve()),
+        **{name: os.environ[name] for name in [ADMIN_TOKEN] if name in os.environ},
         **{f"SAMSERVE_{name.upper()}": value for name, value in _addresses(options).items()},
         **GATEWAY_ENVIRONMENT,
     }
@@ -300,11 +313,16 @@ def _start_gateway(options: Options) -> subprocess.Popen[bytes]:
 def _spawn(
     command: list[str], environ: dict[str, str], options: Options, name: str
 ) -> subprocess.Popen[bytes]:
-    """A child in a session of its own, so that Ctrl-C reaches only us, who stop it in order."""
+    """A child in a session of its own, so that Ctrl-C reaches only us, who stop it in order.
+
+    Args:
+        environ: besides our own environment, of which the administrator's token is no part.
+    """
+    own = {key: value for key, value in os.environ.items() if key != ADMIN_TOKEN}
     with (options.run_dir / "logs" / f"{name}-console.log").open("wb") as output:
         return subprocess.Popen(
             command,
-            env={**os.environ, **environ},
+            env={**own, **environ},
             cwd=options.run_dir,
             stdin=subprocess.DEVNULL,
             stdout=output,

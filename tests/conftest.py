@@ -113,8 +113,11 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    options = free_ports(Options())
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    # Of its own, for the repository's may have archives of registered weights.
+    store = tmp_path_factory.mktemp("model_store")
+    shutil.copy(ROOT / "model_store" / "vit_t.mar", store)
+    options = free_ports(Options(model_store=store))
     with running(options), httpx.Client(timeout=300, trust_env=False) as http:
         yield Server(options, http)
     shutil.rmtree(options.run_dir)

@@ -118,6 +118,16 @@ class EmbeddingCache:
         self.found[found.source] += 1
         return found
 
+    def of_tile(self, pixels: NDArray[np.uint8]) -> Image:
+        """H×W×3 uint8 RGB, one of many of a large picture: encoded and not kept, for together
+        they would drive out everybody else's images.
+
+        Raises:
+            InvalidImage: too thin to encode.
+        """
+        self.found["encoder"] += 1
+        return self._decoder.prepare(self._encoder.encode(np.ascontiguousarray(pixels)))
+
     def _digest_behind(self, text_digest: str) -> str | None:
         """The digest of the pixels that a text of this digest decodes to, if it was seen."""
         known = self._memory.alias(text_digest)

@@ -13,16 +13,6 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-AUTOMASK_SUFFIX = "-automask"
-"""Ends the name of every automask lane: `vit_t` takes prompts, `vit_t-automask` does not."""
-
-Mode = Literal["prompt", "automask"]
-
-
-def mode_of(lane: str) -> Mode:
-    """What a lane of this name answers."""
-    return "automask" if lane.endswith(AUTOMASK_SUFFIX) else "prompt"
-
 
 def usable_cores() -> int:
     """Cores this process may run on; macOS does not tell, so there it is all of them."""

@@ -10,7 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from scripts.build_archive import MANIFEST, build, checked_settings, holds, members_of
+from scripts.build_archive import (
+    MANIFEST,
+    build,
+    checked_settings,
+    holds,
+    members_of,
+    weights_of,
+)
 from tests.conftest import ROOT
 
 
@@ -27,7 +34,7 @@ def weights_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def archive(tmp_path: Path, weights_dir: Path) -> Path:
     path = tmp_path / "store" / "vit_t.mar"
-    build(path, "vit_t", members_of("vit_t", weights_dir))
+    build(path, "vit_t", members_of("vit_t", weights_dir / "vit_t.pt"))
     return path
 
 
@@ -44,8 +51,24 @@ def test_what_an_archive_holds(archive: Path) -> None:
     assert [path.name for path in archive.parent.iterdir()] == ["vit_t.mar"]
 
 
+def test_registered_weights_get_an_archive_each(tmp_path: Path, weights_dir: Path) -> None:
+    registered = weights_dir / "registered"
+    registered.mkdir()
+    for name in ("vit_t.nuclei.pt", "vit_t.nuclei.json", "vit_b.nuclei.pt", "vit_t.pt", "x.pt"):
+        (registered / name).write_text(name)
+    own, nuclei = weights_of("vit_t", weights_dir)
+    assert (own, nuclei) == (weights_dir / "vit_t.pt", registered / "vit_t.nuclei.pt")
+    archive = tmp_path / "store" / "vit_t.nuclei.mar"
+    build(archive, "vit_t", members_of("vit_t", nuclei))
+    with zipfile.ZipFile(archive) as mar:
+        assert json.loads(mar.read(MANIFEST))["model"]["modelName"] == "vit_t.nuclei"
+        assert mar.read("vit_t.pt") == b"vit_t.nuclei.pt"
+        assert mar.read("weights.json") == b"vit_t.nuclei.json"
+    assert [path.name for path in archive.parent.iterdir()] == ["vit_t.nuclei.mar"]
+
+
 def test_it_is_up_to_date_until_a_source_changes(archive: Path, weights_dir: Path) -> None:
-    members = members_of("vit_t", weights_dir)
+    members = members_of("vit_t", weights_dir / "vit_t.pt")
     assert holds(archive, members)
     (weights_dir / "vit_t.json").write_text('{"source": "another"}')
     assert not holds(archive, members)
@@ -63,13 +86,13 @@ def test_a_damaged_archive_is_not_valid(archive: Path, weights_dir: Path, damage
         archive.write_bytes(b"")
     else:
         archive.unlink()
-    assert not holds(archive, members_of("vit_t", weights_dir))
+    assert not holds(archive, members_of("vit_t", weights_dir / "vit_t.pt"))
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ("max_points: 16384", "max_points"),
+        ("max_points: 262144", "max_points"),
         ("model_type: vit_t", "model_type is vit_h"),
         ("  prompt:", "prompt"),
     ],
@@ -79,7 +102,7 @@ def test_a_wrong_setting_is_named_before_anything_is_built(
 ) -> None:
     config = (ROOT / "config" / "models" / "vit_t.yaml").read_text()
     path = tmp_path / "vit_t.yaml"
-    right = {"max_points: 16384": "max_pionts: 1", "model_type: vit_t": "model_type: vit_h"}
+    right = {"max_points: 262144": "max_pionts: 1", "model_type: vit_t": "model_type: vit_h"}
     path.write_text(config.replace(wrong, right.get(wrong, "  promt:")))
     with pytest.raises(SystemExit, match=said):
         checked_settings("vit_t", path)
