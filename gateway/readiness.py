@@ -48,13 +48,16 @@ class Readiness:
             registered = await self._torchserve.lanes()
         except TorchServeError as error:
             logger.info("Not ready: %s", error)
-            lanes = {name: _state("unreachable") for name in self._settings.lanes()}
-            return False, lanes
+            return False, self.unreachable()
         joined = [lane for lane in registered if family_of(lane) not in self._joining]
         names = list(dict.fromkeys([*self._settings.lanes(), *joined]))
         states = await asyncio.gather(*(self._lane(name, registered) for name in names))
         lanes = dict(zip(names, states, strict=True))
         return all(lane["state"] == "ready" for lane in states), lanes
+
+    def unreachable(self) -> dict[str, dict[str, Any]]:
+        """What there is to say where TorchServe itself does not answer."""
+        return {name: _state("unreachable") for name in self._settings.lanes()}
 
     async def _lane(self, name: str, registered: list[str]) -> dict[str, Any]:
         if name not in registered:

@@ -125,8 +125,10 @@ def parse_options(arguments: list[str] | None = None) -> Options:
         description="Serve Segment Anything: TorchServe and the samapi-compatible gateway.",
         epilog="Every flag is also an environment variable, which `make serve` passes on. Besides, "
         "the gateway reads SAMSERVE_MAX_BODY_BYTES, SAMSERVE_PROMPT_TIMEOUT_S, "
-        "SAMSERVE_AUTOMASK_TIMEOUT_S, and for the registration of weights SAMSERVE_ADMIN_TOKEN, "
-        "which allows it, SAMSERVE_WEIGHTS_ORIGINS and SAMSERVE_WEIGHTS_MAX_BYTES.",
+        "SAMSERVE_AUTOMASK_TIMEOUT_S, SAMSERVE_LOG_LEVEL, SAMSERVE_TORCHSERVE_TOKENS, and for "
+        "the registration of weights SAMSERVE_ADMIN_TOKEN, which allows it, "
+        "SAMSERVE_WEIGHTS_ORIGINS and SAMSERVE_WEIGHTS_MAX_BYTES; "
+        "the workers read SAMSERVE_REDIS_URL.",
     )
     for field in fields(Options):
         kind = _KINDS.get(field.name, _whole_number)

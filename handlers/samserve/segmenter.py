@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,6 +28,9 @@ from .model_types import sha256_of
 from .settings import CacheSettings, Precision
 from .store import EmbeddingStore
 from .threads import Threads
+
+if TYPE_CHECKING:
+    from .redis_store import RedisStore
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +101,7 @@ def load(
             if cache.enabled and cache.machine_bytes
             else None
         ),
+        shared=_shared(cache),
     )
     # A GPU is kept busy by one thread with large batches, while a second crops their masks.
     threads = Threads(torch.get_num_threads() if device.type == "cpu" else 2)
@@ -144,3 +149,11 @@ def _work_once(encoder: Encoder, decoder: Decoder, n_prompts: int, reserved: int
     masks = list(range(masks_at_once(n_prompts)))
     decoded.of_several(masks, slice(0, 4)).cpu()  # waits for all of it
     del taken
+
+
+def _shared(cache: CacheSettings) -> RedisStore | None:
+    if not cache.enabled or cache.redis_url is None:
+        return None
+    from .redis_store import RedisStore  # takes a moment, and most have no use for it
+
+    return RedisStore(cache.redis_url)
