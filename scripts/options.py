@@ -30,6 +30,7 @@ class Options:
     grpc_inference_port: int = 7070
     grpc_management_port: int = 7071
     model_store: Path = ROOT / "model_store"
+    run_root: Path = ROOT / "run"
 
     @property
     def url(self) -> str:
@@ -52,7 +53,7 @@ class Options:
     @property
     def run_dir(self) -> Path:
         """Where this server keeps its files while it runs."""
-        return ROOT / "run" / str(self.port)
+        return self.run_root / str(self.port)
 
     @property
     def cache_dir(self) -> Path:
@@ -99,7 +100,10 @@ _HELP = {
     "grpc_inference_port": "TorchServe's gRPC, on loopback; not used, but it cannot be turned off",
     "grpc_management_port": "the same, its second port",
     "model_store": "folder of the .mar archives",
+    "run_root": "folder of the servers' own folders, each called as its port is",
 }
+
+_KINDS = {"host": str, "models": str, "model_store": Path, "run_root": Path}
 
 
 def parse_options(arguments: list[str] | None = None) -> Options:
@@ -112,7 +116,7 @@ def parse_options(arguments: list[str] | None = None) -> Options:
         "SAMSERVE_AUTOMASK_TIMEOUT_S.",
     )
     for field in fields(Options):
-        kind = {"host": str, "models": str, "model_store": Path}.get(field.name, _whole_number)
+        kind = _KINDS.get(field.name, _whole_number)
         variable = f"SAMSERVE_{field.name.upper()}"
         shown = "" if field.default is None else f" (default: {field.default})"
         parser.add_argument(
