@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from .options import ROOT
 from .server import Children, stop
 
 _SUBNET = "10.213.77"
@@ -54,6 +55,7 @@ class Network:
         with log.open("ab") as output:
             child = subprocess.Popen(
                 ["ip", "netns", "exec", _namespace(host), *map(str, command)],
+                cwd=ROOT,
                 env={**os.environ, **(environ or {})},
                 stdin=subprocess.DEVNULL,
                 stdout=output,
