@@ -11,6 +11,8 @@ Segments nothing and keeps no picture: that is the worker's part.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from http import HTTPStatus
@@ -23,8 +25,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Route
+from starlette.types import ASGIApp
 
-from samserve import __version__
+from samserve import __version__, logs
 from samserve.errors import NotFound, SamserveError, TooLarge, error_body
 from samserve.model_types import MODEL_TYPES
 from samserve.requests import RoutedRequest
@@ -32,11 +36,21 @@ from samserve.requests import RoutedRequest
 from . import docs
 from .bodies import Body, body_of
 from .compression import compressed
+from .metrics import CONTENT_TYPE_LATEST, Metrics
+from .observed import REQUEST_ID, Observed
 from .pictures import KnownPictures, refused
 from .readiness import Readiness
 from .runs import Runs, while_client_waits
 from .settings import Settings, automask_lane
-from .torchserve import Answer, TorchServe, TorchServeError, message_of, read
+from .torchserve import (
+    Answer,
+    ConnectionLost,
+    TorchServe,
+    TorchServeError,
+    is_torchserves,
+    message_of,
+    read,
+)
 
 EVENTS = "application/x-ndjson"
 
@@ -44,12 +58,20 @@ DRAIN_FACTOR = 4
 """How much of an over-long body is still read: a client gets to see the answer only once
 it has sent its body, but nobody may send for ever."""
 
+RETRY_PAUSE_S = 0.2
+"""A balancer that has just lost a host needs a moment to see it."""
 
-def create_app(settings: Settings) -> FastAPI:
+
+def create_app(settings: Settings) -> ASGIApp:
     """The gateway as an ASGI application."""
-    torchserve = TorchServe(settings.inference_url, settings.management_url, settings.key_file)
+    torchserve = TorchServe(
+        settings.inference_url,
+        settings.management_url,
+        settings.key_file if settings.torchserve_tokens == "on" else None,
+    )
     readiness = Readiness(torchserve, settings)
-    pictures = KnownPictures()
+    metrics = Metrics()
+    pictures = KnownPictures(lambda outcome: metrics.pictures.labels(outcome).inc())
     runs = Runs(settings.runs_directory)
 
     @asynccontextmanager
@@ -74,7 +96,7 @@ def create_app(settings: Settings) -> FastAPI:
     @app.exception_handler(TorchServeError)
     async def fail(_: Request, error: TorchServeError) -> JSONResponse:
         status, said = failure(error)
-        return JSONResponse(said, status, {"Retry-After": "1"} if status == 503 else None)
+        return JSONResponse(said, status)
 
     @app.exception_handler(HTTPException)
     async def explain(_: Request, error: HTTPException) -> JSONResponse:
@@ -95,7 +117,7 @@ def create_app(settings: Settings) -> FastAPI:
     async def prompt(request: Request) -> Response:
         body, model_type = await routed(request)
         lane, timeout_s = model_type, settings.prompt_timeout_s
-        answer = await predict(lane, model_type, body, accepted(request), timeout_s)
+        answer = await predict(lane, model_type, body, accepted(request), timeout_s, twice=True)
         return await passed_on(request, model_type, answer)
 
     @app.post("/sam/automask/", **docs.AUTOMASK)
@@ -134,17 +156,48 @@ def create_app(settings: Settings) -> FastAPI:
         ready, lanes = await readiness.check()
         return JSONResponse({"ready": ready, "lanes": lanes}, 200 if ready else 503)
 
+    @app.get("/metrics", include_in_schema=False)
+    async def page_of_metrics() -> Response:
+        _, lanes = await readiness.check()
+        return Response(metrics.page(lanes), media_type=CONTENT_TYPE_LATEST)
+
     async def predict(
-        lane: str, model_type: str, body: Body, headers: dict[str, str], timeout_s: float
+        lane: str,
+        model_type: str,
+        body: Body,
+        headers: dict[str, str],
+        timeout_s: float,
+        *,
+        twice: bool = False,
     ) -> Answer:
+        ask = asked_twice if twice else torchserve.predict
         for content, content_type in pictures.ways(model_type, body):
-            sent = {**headers, "Content-Type": content_type}
-            answer = await torchserve.predict(lane, content, sent, timeout_s)
+            sent = {**headers, **named(body), "Content-Type": content_type}
+            answer = await ask(lane, content, sent, timeout_s)
             if not refused(answer.status):
                 break
         if answer.status == 200:
             pictures.remember(model_type, body)
         return answer
+
+    async def asked_twice(
+        lane: str, content: bytes, headers: dict[str, str], timeout_s: float
+    ) -> Answer:
+        """TorchServe's answer, asked for once more where something on the way lost the first.
+
+        The same question has the same answer, and one that was not lost is not asked again.
+        """
+        deadline = time.monotonic() + timeout_s
+        try:
+            answer = await torchserve.predict(lane, content, headers, timeout_s)
+            if answer.status not in (502, 503) or _is_ours(answer) or is_torchserves(answer):
+                return answer
+        except ConnectionLost:
+            pass
+        metrics.retries.inc()
+        await asyncio.sleep(RETRY_PAUSE_S)
+        left_s = max(deadline - time.monotonic(), RETRY_PAUSE_S)
+        return await torchserve.predict(lane, content, headers, left_s)
 
     async def streamed(
         request: Request, lane: str, model_type: str, body: Body, timeout_s: float
@@ -153,7 +206,8 @@ def create_app(settings: Settings) -> FastAPI:
 
         async def opened() -> aiohttp.ClientResponse:
             for content, content_type in pictures.ways(model_type, body):
-                sent = {**headers, "Content-Type": content_type, "Samserve-Stream": "true"}
+                sent = {**headers, **named(body), "Content-Type": content_type}
+                sent["Samserve-Stream"] = "true"
                 response = await stack.enter_async_context(
                     torchserve.stream(lane, content, sent, timeout_s)
                 )
@@ -207,7 +261,7 @@ def create_app(settings: Settings) -> FastAPI:
             raise await _not_loaded(torchserve, model_type)
         return body, model_type
 
-    return app
+    return Observed(app, metrics, {route.path for route in app.routes if isinstance(route, Route)})
 
 
 def failure(error: TorchServeError) -> tuple[int, dict[str, Any]]:
@@ -215,6 +269,15 @@ def failure(error: TorchServeError) -> tuple[int, dict[str, Any]]:
     if error.status == 504:
         return 504, error_body("timeout", str(error))
     return 503, error_body("unavailable", str(error))
+
+
+def named(body: Body) -> dict[str, str]:
+    """What a request is known by on its way: to the logs, and to a balancer that sends all of a
+    picture's where its embedding is."""
+    headers = {REQUEST_ID: logs.request_id() or ""}
+    if body.reference is not None:
+        headers["X-Image-Digest"] = body.reference.removeprefix("sha256:")
+    return headers
 
 
 def accepted(request: Request) -> dict[str, str]:

@@ -55,14 +55,17 @@ class Body:
 
     @cached_property
     def reference(self) -> str | None:
-        """What stands for the picture once it was sent.
-
-        None where there is nothing to save, or where the worker must see the body to refuse it.
-        """
+        """What stands for the picture once it was sent; None where the body has none."""
         if self.image is not None:
             return reference_to(self.image)
-        text = self._fields.get("b64img") if len(self.json) >= WORTHWHILE_BYTES else None
+        text = self._fields.get("b64img")
         return reference_to(text) if isinstance(text, str) else None
+
+    @property
+    def worth_abridging(self) -> bool:
+        """Whether anything is saved by sending the reference in the picture's place."""
+        large = self.image is not None or len(self.json) >= WORTHWHILE_BYTES
+        return large and self.reference is not None
 
     def abridged(self) -> bytes:
         """The JSON with the reference in the picture's place."""

@@ -3,13 +3,14 @@
 QuPath sends the whole view with every click. On its way through TorchServe and into the worker
 a megabyte costs several milliseconds, only to be found known there.
 
-Remembers digests only. A worker that no longer knows the picture says so, and gets it in full.
+Remembers digests only. A worker that no longer knows the picture says so, and gets it in full; so
+does one on another machine that never knew it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from samserve.errors import UnknownImage
 
@@ -20,9 +21,15 @@ MAX_KNOWN = 2**14
 
 
 class KnownPictures:
-    """Which pictures the workers have answered for."""
+    """Which pictures the workers have answered for.
 
-    def __init__(self) -> None:
+    Args:
+        count: told of each picture that is sent: `known`, as a digest; `forgotten`, in full after
+            all; `full`, at once.
+    """
+
+    def __init__(self, count: Callable[[str], None] = lambda outcome: None) -> None:
+        self._count = count
         self._known: OrderedDict[tuple[str, str | None], None] = OrderedDict()
 
     def ways(self, model_type: str, body: Body) -> Iterator[tuple[bytes, str]]:
@@ -32,14 +39,18 @@ class KnownPictures:
             model_type: whose workers share what they know.
         """
         key = (model_type, body.reference)
-        if key in self._known:
+        if key in self._known and body.worth_abridging:
             self._known.move_to_end(key)
+            self._count("known")
             yield body.abridged(), "application/json"
+            self._count("forgotten")
+        else:
+            self._count("full")
         yield body.whole()
 
     def remember(self, model_type: str, body: Body) -> None:
         """This body was answered: its picture is known now."""
-        if body.reference is not None:
+        if body.worth_abridging:
             self._known[model_type, body.reference] = None
             if len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,6 +24,9 @@ class Settings(BaseModel):
     inference_url: str = Field("http://127.0.0.1:8080", description="TorchServe's inference API")
     management_url: str = Field("http://127.0.0.1:8081", description="TorchServe's management API")
     key_file: Path = Field(Path("key_file.json"), description="TorchServe's token file")
+    torchserve_tokens: Literal["on", "off"] = Field(
+        "on", description="off: TorchServe wants none, being on a network of its own"
+    )
     models: str = Field("vit_t", description="model types that must be ready, space-separated")
     max_body_bytes: int = Field(64 * 2**20, gt=0, description="larger bodies get 413")
     runs_directory: Path | None = Field(
@@ -30,6 +34,9 @@ class Settings(BaseModel):
     )
     prompt_timeout_s: float = Field(120, gt=0, description="longest answer to a prompt")
     automask_timeout_s: float = Field(1200, gt=0, description="longest automask")
+    log_level: Literal["info", "warning", "error"] = Field(
+        "warning", description="info: a line for every request"
+    )
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:

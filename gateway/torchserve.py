@@ -4,6 +4,7 @@ TorchServe writes an inference and a management token, good for an hour, and an 
 to `key_file.json`; a token is renewed with the API key, which makes the old one invalid
 at once, for everybody. So a refused token is first read again, since somebody else may
 have renewed it, and only then renewed. Source: TorchServe 0.12's token_authorization_api.
+It can be given no tokens, so several behind one address cannot have the same, and want none.
 
 Knows nothing of samapi; `app.py` and the scripts build on it.
 """
@@ -37,6 +38,10 @@ class TorchServeError(Exception):
         self.status = status
 
 
+class ConnectionLost(TorchServeError):
+    """No connection, or it ended before the answer did."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What TorchServe answered, read to its end.
@@ -61,10 +66,10 @@ class TorchServe:
     Args:
         inference_url: its inference address, without a path.
         management_url: its management address, without a path.
-        key_file: where it wrote its tokens; read when first needed.
+        key_file: where it wrote its tokens; read when first needed. None where it wants none.
     """
 
-    def __init__(self, inference_url: str, management_url: str, key_file: Path) -> None:
+    def __init__(self, inference_url: str, management_url: str, key_file: Path | None) -> None:
         self._urls: dict[Role, str] = {"inference": inference_url, "management": management_url}
         self._key_file = key_file
         self._keys: dict[str, str] = {}
@@ -158,19 +163,21 @@ class TorchServe:
     async def _open(
         self, role: Role, method: str, path: str, **request: Any
     ) -> aiohttp.ClientResponse:
-        key = self._keys.get(role) or self._read_keys()[role]
+        if self._key_file is None:
+            return await self._request(role, None, method, path, **request)
+        key = self._keys.get(role) or self._read_keys(self._key_file)[role]
         response = await self._request(role, key, method, path, **request)
         for _ in range(2):  # twice, for the file may hold another refused one
             if not await _is_refused_token(response):
                 break
-            key = await self._renew(role, key)
+            key = await self._renew(role, key, self._key_file)
             response = await self._request(role, key, method, path, **request)
         return response
 
     async def _request(
         self,
         role: Role,
-        key: str,
+        key: str | None,
         method: str,
         path: str,
         *,
@@ -179,14 +186,16 @@ class TorchServe:
         **request: Any,
     ) -> aiohttp.ClientResponse:
         timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONTROL_TIMEOUT_S)
-        headers = {**(headers or {}), "Authorization": f"Bearer {key}"}
+        headers = dict(headers or {})
+        if key is not None:
+            headers["Authorization"] = f"Bearer {key}"
         url = self._urls[role] + path
         return await self._http.request(method, url, headers=headers, timeout=timeout, **request)
 
-    async def _renew(self, role: Role, refused: str) -> str:
+    async def _renew(self, role: Role, refused: str, key_file: Path) -> str:
         """A token that is not the refused one."""
         async with self._renewing:
-            keys = self._read_keys()
+            keys = self._read_keys(key_file)
             if keys[role] == refused:
                 params = {"type": role}
                 async with await self._request(
@@ -195,16 +204,16 @@ class TorchServe:
                     renewed = await read(response)
                 if renewed.status != 200:
                     raise TorchServeError(f"no new {role} token: {message_of(renewed)}")
-                keys = self._read_keys()
+                keys = self._read_keys(key_file)
             return keys[role]
 
-    def _read_keys(self) -> dict[str, str]:
+    def _read_keys(self, key_file: Path) -> dict[str, str]:
         try:
-            entries = json.loads(self._key_file.read_bytes())
+            entries = json.loads(key_file.read_bytes())
             names = ("inference", "management", "API")
             self._keys = {name: entries[name]["key"] for name in names}
         except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise TorchServeError(f"no tokens in {self._key_file}: {exc}") from exc
+            raise TorchServeError(f"no tokens in {key_file}: {exc}") from exc
         return self._keys
 
 
@@ -219,6 +228,14 @@ def message_of(answer: Answer) -> str:
         return str(answer.json()["message"]).strip()
     except (ValueError, KeyError, TypeError):
         return f"HTTP {answer.status}"
+
+
+def is_torchserves(answer: Answer) -> bool:
+    """Whether a refusal is TorchServe's own, not of something between it and us."""
+    try:
+        return "type" in answer.json()
+    except (ValueError, TypeError):
+        return False
 
 
 async def _is_refused_token(response: aiohttp.ClientResponse) -> bool:
@@ -237,4 +254,4 @@ def _as_our_errors(path: str) -> Iterator[None]:
     except asyncio.TimeoutError as exc:
         raise TorchServeError(f"TorchServe gave no answer in time: {path}", 504) from exc
     except aiohttp.ClientError as exc:
-        raise TorchServeError(f"TorchServe cannot be reached: {exc!r}") from exc
+        raise ConnectionLost(f"TorchServe cannot be reached: {exc!r}") from exc

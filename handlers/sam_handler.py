@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
@@ -23,8 +23,10 @@ import cv2
 import orjson
 import torch
 from ts.handler_utils.utils import send_intermediate_predict_response
+from ts.metrics.caching_metric import CachingMetric
+from ts.metrics.metric_type_enum import MetricTypes
 
-from samserve import automask, formats, forms, prompts, segmenter
+from samserve import automask, formats, forms, logs, prompts, segmenter
 from samserve.decoder import Image
 from samserve.errors import (
     Cancelled,
@@ -36,6 +38,7 @@ from samserve.errors import (
 )
 from samserve.features import ObjectMask
 from samserve.images import Picture
+from samserve.metrics import METRICS, Tell, WorkerMetrics
 from samserve.requests import AutomaskRequest, PromptRequest
 from samserve.runs import Progress, Run, RunFolder, is_run_id
 from samserve.settings import ModelSettings, mode_of
@@ -52,7 +55,9 @@ Answers = dict[int, Answer]
 
 JSON = "application/json"
 
-# Sent by the gateway, in lower case. An automask's run: to be known by, and to be cancelled by.
+# Sent by the gateway, in lower case. What the client calls the request, for the logs.
+REQUEST_ID_HEADER = "x-request-id"
+# An automask's run: to be known by, and to be cancelled by.
 RUN_HEADER = "samserve-run"
 # `true`: the answer is a stream of events, the run's progress among them.
 STREAM_HEADER = "samserve-stream"
@@ -67,6 +72,10 @@ class SamHandler:
         Args:
             context: `ts.context.Context` of this lane.
         """
+        for handler in logging.getLogger().handlers:
+            # TorchServe reads the metrics between the lines of its worker's log.
+            handler.setFormatter(logs.JsonFormatter(verbatim="[METRICS]", lane=context.model_name))
+        self.metrics = WorkerMetrics(context.model_name, _told_to_torchserve())
         properties = context.system_properties
         model_dir = Path(properties["model_dir"])
         self.settings = ModelSettings.from_yaml(context.model_yaml_config)
@@ -91,8 +100,9 @@ class SamHandler:
         """Answer a batch: one body and one status per request, whatever its neighbours did."""
         answers: Answers = {}
         requests: Requests = {}
+        asked = [index for index in range(len(data)) if not _asks_for_description(index, context)]
         for index, row in enumerate(data):
-            if context.get_request_header(index, "describe") == "True":
+            if index not in asked:
                 answers[index] = 200, JSON, orjson.dumps(self.describe())
                 continue
             with self.errors_as_answers([index], answers, context):
@@ -100,6 +110,7 @@ class SamHandler:
         for same_image in _by_image(requests):
             with self.errors_as_answers(same_image, answers, context):
                 self.segment(same_image, answers, context)
+        self.tell({index: answers[index] for index in asked}, context)
         for index, (status, media_type, body) in answers.items():
             if _has_begun(index, context) and status != 200:
                 # Its status is said already; the error is one more event.
@@ -137,10 +148,12 @@ class SamHandler:
         # One may have sent a reference and another the picture itself, which is longer.
         sent = max((sent for _, sent in requests.values()), key=len)
         picture = Picture(sent, self.settings.limits.max_image_pixels)
-        timing = ServerTiming()
+        timing = ServerTiming(self.metrics.step)
         with timing.step("embed") as described:
             found = self.segmenter.embeddings.of_picture(picture)
             described.append(found.source)
+        if picture.decoding_s is not None:  # as a part of embedding it
+            timing.add("decode", picture.decoding_s)
         size = found.image.embedding.original_size
         prompted: dict[int, list[prompts.LocatedPrompt]] = {}
         for index, (request, _) in requests.items():
@@ -153,6 +166,8 @@ class SamHandler:
                     answers[index] = self.every_object(
                         request, found.image, picture, timing.copy(), index, context
                     )
+        if not prompted:
+            return
         with timing.step("masks"):
             per_request = prompts.predict(self.segmenter, found.image, list(prompted.values()))
         for index, masks in zip(prompted, per_request, strict=True):
@@ -207,6 +222,7 @@ class SamHandler:
         done = {"done": run.done, "total": run.total}
         error = TimedOut(f"Stopped after {run.done} of {run.total} points: the time was over.")
         if streams:
+            self.metrics.masks(len(objects))
             answered = formats.Answered(objects, size, self.settings.model_type, request.simplify)
             last = formats.event("error", **error.body(), **done) if late else formats.event("done")
             return 200, formats.EVENTS, formats.lines(answered) + last
@@ -230,25 +246,46 @@ class SamHandler:
         answered = formats.Answered(masks, size, self.settings.model_type, request.simplify)
         with timing.step("outline"):
             body = form.dumps(answered)
+        self.metrics.masks(len(masks))
         context.set_response_header(index, "Server-Timing", str(timing))
         return 200, form.media_type, body
 
     @contextmanager
     def errors_as_answers(
-        self, indices: Iterable[int], answers: Answers, context: Any
+        self, indices: Collection[int], answers: Answers, context: Any
     ) -> Iterator[None]:
         """Whatever goes wrong in the block is the answer to these requests, not to others."""
         try:
-            yield
+            with logs.about(*(_request_id(index, context) for index in indices)):
+                yield
         except SamserveError as error:
             failed = error.status, JSON, orjson.dumps(error.body())
             answers.update(dict.fromkeys(indices, failed))
         except Exception:  # ours to mend, and no reason to fail the rest of the batch
             for index in indices:
-                request_id = context.get_request_id(index)
-                logger.exception("Request %s failed.", request_id)
+                request_id = _request_id(index, context)
+                with logs.about(request_id):
+                    logger.exception("The request failed.")
                 message = f"The server failed on this request; its log says why under {request_id}."
                 answers[index] = 500, JSON, orjson.dumps(error_body("internal_error", message))
+
+    def tell(self, answers: Answers, context: Any) -> None:
+        """The metrics of a batch, and a line in the log for each of its requests."""
+        if answers:
+            self.metrics.batch(len(answers))
+        for index, (status, _, body) in answers.items():
+            code = "ok" if status == 200 else orjson.loads(body)["error"]["code"]
+            self.metrics.answered(status, code)
+            # TorchServe's own lines know it as a job.
+            told = {"status": status, "code": code, "job": context.get_request_id(index)}
+            with logs.about(_request_id(index, context)):
+                logger.info("Answered.", extra={"fields": told})
+        embeddings = self.segmenter.embeddings
+        self.metrics.embeddings(embeddings.found, embeddings.redis_outcomes)
+        device = self.segmenter.device
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            self.metrics.gpu(device.index or 0, total - free, total)
 
     def body(
         self, row: dict[str, Any], content_type: str | None
@@ -281,6 +318,7 @@ class SamHandler:
             "threads": torch.get_num_threads(),
             "runtime": self.segmenter.runtime,
             "embeddings": dict(self.segmenter.embeddings.found),
+            "redis": dict(self.segmenter.embeddings.redis_outcomes),
             "weights": self.weights,
             "limits": self.settings.limits.model_dump(),
         }
@@ -292,6 +330,28 @@ def _by_image(requests: Requests) -> list[Requests]:
     for index, asked in requests.items():
         groups.setdefault(asked[0].b64img, {})[index] = asked
     return list(groups.values())
+
+
+def _told_to_torchserve() -> Tell:
+    """Our metrics as TorchServe's, which reads them in the worker's log."""
+    named = {
+        metric: CachingMetric(
+            metric.name, metric.unit, list(metric.labels), MetricTypes(metric.kind)
+        )
+        for metric in METRICS
+    }
+    return lambda metric, value, labels: named[metric].add_or_update(value, list(labels))
+
+
+def _asks_for_description(index: int, context: Any) -> bool:
+    """Whether TorchServe's management wants to know of the worker itself."""
+    return bool(context.get_request_header(index, "describe") == "True")
+
+
+def _request_id(index: int, context: Any) -> str:
+    """The client's, if it gave a sane one, or TorchServe's."""
+    given = _header(context, index, REQUEST_ID_HEADER)
+    return given if given and logs.is_request_id(given) else str(context.get_request_id(index))
 
 
 def _send(part: bytes, context: Any) -> None:

@@ -175,6 +175,7 @@ def configuration(options: Options, worker_host: str | None = None) -> str:
         "inference_address": f"http://{host}:{options.inference_port}",
         "management_address": f"http://{host}:{options.management_port}",
         "metrics_address": f"http://{host}:{options.metrics_port}",
+        "metrics_config": ROOT / "config" / "metrics.yaml",
         "grpc_inference_port": options.grpc_inference_port,
         "grpc_management_port": options.grpc_management_port,
         "model_store": store,
@@ -247,9 +248,23 @@ def check_loading(log: Path, log_start: int) -> None:
         file.seek(log_start)
         said = file.read().decode(errors="replace")
     if "Load model failed" in said:
-        words = re.findall(r"-stdout - ((?:[\w.]+\.)?\w*(?:Error|Exception)\b.*)", said)
-        why = "; ".join(dict.fromkeys(words)) or "it died"
+        why = "; ".join(dict.fromkeys(exceptions_in(said))) or "it died"
         raise ServerError(f"a worker cannot load its model: {why}. The whole story is in {log}.")
+
+
+def exceptions_in(log: str) -> list[str]:
+    """The exceptions that workers speak of in TorchServe's log, by name and message."""
+    told = []
+    for line in log.splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # Java's own last words are no JSON, nor is a line half written
+            continue
+        # A worker's own line, or, from before it can write those, one that TorchServe passes on.
+        if "lane" in entry or str(entry.get("thread")).endswith("-stdout"):
+            text = f"{entry.get('message')}\n{entry.get('exception', '')}"
+            told += re.findall(r"^((?:[\w.]+\.)?\w*(?:Error|Exception)\b.*)", text, re.MULTILINE)
+    return told
 
 
 def stop(children: Children) -> None:

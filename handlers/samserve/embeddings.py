@@ -1,13 +1,14 @@
-"""Where an image's embedding comes from: this worker's memory, this machine, or the encoder.
+"""Where an image's embedding comes from: memory, this machine, other machines, or the encoder.
 
 An image is known by its content: by the digest of the base64 text first, which costs next to
 nothing, and by the digest of its pixels second, so that the same picture in another file
 format is known too. Embeddings are kept per model, weights and precision.
 
-Three places, asked in this order:
+Four places, asked in this order:
 
     memory   decoded images' embeddings with what the decoder makes of them; this process
     machine  embeddings in a folder (`store.py`) that the workers of all lanes share
+    redis    embeddings that the machines share (`redis_store.py`), where they do
     encoder  one process at a time for one image; the others wait and find it stored
 
 Losing any of it costs time, never an answer.
@@ -20,8 +21,9 @@ import re
 import struct
 import threading
 from collections import Counter, OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -32,6 +34,9 @@ from .encoder import Embedding, Encoder
 from .images import Picture
 from .store import EmbeddingStore
 
+if TYPE_CHECKING:  # it imports Redis's client, which most have no use for
+    from .redis_store import RedisStore
+
 ENCODING_TIMEOUT_S = 60.0
 """How long to wait for another worker that is encoding the same image."""
 
@@ -39,7 +44,7 @@ _SIZES = struct.Struct("<4I")  # input height, width; original height, width
 _FEATURES = (1, 256, 64, 64)
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 
-Source = Literal["memory", "machine", "encoder"]
+Source = Literal["memory", "machine", "redis", "encoder"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class EmbeddingCache:
         identity: what else an embedding depends on: model type, weights, precision.
         memory_bytes: how much this process keeps; 0 for nothing.
         store: the machine's folder, or None for none.
+        shared: what the machines share, or None for nothing.
     """
 
     def __init__(
@@ -68,14 +74,21 @@ class EmbeddingCache:
         identity: str,
         memory_bytes: int,
         store: EmbeddingStore | None,
+        shared: RedisStore | None = None,
     ) -> None:
         self._encoder = encoder
         self._decoder = decoder
         self._identity = identity
         self._memory = _Memory(memory_bytes)
         self._store = store
-        self.found: Counter[Source] = Counter()
+        self._shared = shared
+        self.found: Counter[str] = Counter()
         """How often each place had what was asked for; `encoder` counts encodings."""
+
+    @property
+    def redis_outcomes(self) -> Mapping[str, int]:
+        """How the dealings with Redis went, by `redis_store.Outcome`."""
+        return {} if self._shared is None else self._shared.outcomes
 
     def of_picture(self, picture: Picture) -> Found:
         """The image that was sent.
@@ -89,8 +102,7 @@ class EmbeddingCache:
             pixels_digest = digest_of(picture.pixels)
             found = self._known(self._key(pixels_digest))
             found = found or self._encode(picture.pixels, self._key(pixels_digest))
-            if self._store is not None:
-                self._store.save(_alias(picture.digest), pixels_digest.encode())
+            self._save(_alias(picture.digest), pixels_digest.encode())
         self._memory.remember_alias(picture.digest, pixels_digest)
         self.found[found.source] += 1
         return found
@@ -109,32 +121,55 @@ class EmbeddingCache:
     def _digest_behind(self, text_digest: str) -> str | None:
         """The digest of the pixels that a text of this digest decodes to, if it was seen."""
         known = self._memory.alias(text_digest)
-        if known is not None or self._store is None:
+        if known is not None:
             return known
-        stored = self._store.load(_alias(text_digest))
-        # Whatever else lies there is nobody's digest.
-        return stored.decode() if stored and _DIGEST.fullmatch(stored) else None
+        for place in (self._store, self._shared):
+            stored = None if place is None else place.load(_alias(text_digest))
+            # Whatever else lies there is nobody's digest.
+            if stored and _DIGEST.fullmatch(stored):
+                return stored.decode()
+        return None
 
     def _known(self, key: str) -> Found | None:
+        return self._known_here(key) or self._known_elsewhere(key)
+
+    def _known_here(self, key: str) -> Found | None:
         image = self._memory.get(key)
         if image is not None:
             return Found(image, "memory")
         stored = None if self._store is None else self._store.load(key)
-        embedding = None if stored is None else _from_bytes(stored, self._encoder.device)
-        if embedding is None:
+        return None if stored is None else self._stored(stored, key, "machine")
+
+    def _known_elsewhere(self, key: str) -> Found | None:
+        stored = None if self._shared is None else self._shared.load(key)
+        if stored is None:
             return None
-        return Found(self._prepared(embedding, key), "machine")
+        found = self._stored(stored, key, "redis")
+        if found is not None and self._store is not None:
+            self._store.save(key, stored)  # for the others here
+        return found
+
+    def _stored(self, stored: bytes, key: str, source: Source) -> Found | None:
+        embedding = _from_bytes(stored, self._encoder.device)
+        return None if embedding is None else Found(self._prepared(embedding, key), source)
 
     def _encode(self, pixels: NDArray[np.uint8], key: str) -> Found:
         if self._store is None:
-            return Found(self._prepared(self._encoder.encode(pixels), key), "encoder")
+            return self._encoded(pixels, key)
         with self._store.lock(key, ENCODING_TIMEOUT_S):
-            found = self._known(key)  # another worker may have stored it while we waited
-            if found is None:
-                embedding = self._encoder.encode(pixels)
-                self._store.save(key, _to_bytes(embedding))
-                found = Found(self._prepared(embedding, key), "encoder")
-            return found
+            # Another worker may have stored it while we waited.
+            return self._known_here(key) or self._encoded(pixels, key)
+
+    def _encoded(self, pixels: NDArray[np.uint8], key: str) -> Found:
+        embedding = self._encoder.encode(pixels)
+        if self._store is not None or self._shared is not None:
+            self._save(key, _to_bytes(embedding))
+        return Found(self._prepared(embedding, key), "encoder")
+
+    def _save(self, key: str, payload: bytes) -> None:
+        for place in (self._store, self._shared):
+            if place is not None:
+                place.save(key, payload)
 
     def _prepared(self, embedding: Embedding, key: str) -> Image:
         image = self._decoder.prepare(embedding)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 import struct
 import threading
+import time
 import warnings
 from functools import cached_property
 from io import BytesIO
@@ -79,6 +80,8 @@ class Picture:
         self._sent = sent
         self.max_pixels = max_pixels
         self._field = field
+        self.decoding_s: float | None = None
+        """How long decoding took, where somebody wanted the pixels."""
 
     @cached_property
     def digest(self) -> str:
@@ -96,11 +99,14 @@ class Picture:
             InvalidImage: no image that we read.
         """
         data = self._sent
+        start = time.perf_counter()
         if isinstance(data, str):
             if is_reference(data):
                 raise UnknownImage("This picture is not remembered: send it in full.", self._field)
             data = decode_base64(data, self._field)
-        return decode_image(data, self.max_pixels, self._field)
+        pixels = decode_image(data, self.max_pixels, self._field)
+        self.decoding_s = time.perf_counter() - start
+        return pixels
 
 
 def decode_base64(text: str, field: str = "b64img") -> bytes:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,6 +25,9 @@ from .model_types import sha256_of
 from .settings import CacheSettings
 from .store import EmbeddingStore
 from .threads import Threads
+
+if TYPE_CHECKING:
+    from .redis_store import RedisStore
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +90,16 @@ def load(
             if cache.enabled and cache.machine_bytes
             else None
         ),
+        shared=_shared(cache),
     )
     # A GPU is kept busy by one thread with large batches.
     threads = Threads(torch.get_num_threads() if device.type == "cpu" else 1)
     return Segmenter(embeddings, decoder, device, runtime, threads)
+
+
+def _shared(cache: CacheSettings) -> RedisStore | None:
+    if not cache.enabled or cache.redis_url is None:
+        return None
+    from .redis_store import RedisStore  # takes a moment, and most have no use for it
+
+    return RedisStore(cache.redis_url)

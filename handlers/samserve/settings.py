@@ -78,6 +78,7 @@ class CacheSettings(_Settings):
     memory_bytes: int = Field(ge=0)
     machine_bytes: int = Field(ge=0)
     directory: Path | None
+    redis_url: str | None = None  # by the environment only: an archive is no place for passwords
 
     def resolve_directory(self) -> Path:
         """The setting; or, where it is null, this user's own folder in shared memory."""
@@ -105,7 +106,8 @@ class ModelSettings(_Settings):
 
         `SAMSERVE_PROMPT_THREADS`, `SAMSERVE_AUTOMASK_THREADS` and `SAMSERVE_CACHE_DIRECTORY`
         win over it, since only who starts the server knows how many workers share the cores,
-        and where there is a folder that he will remove.
+        and where there is a folder that he will remove. `SAMSERVE_REDIS_URL` names what the
+        machines share.
 
         Raises:
             pydantic.ValidationError: names the wrong setting.
@@ -118,4 +120,7 @@ class ModelSettings(_Settings):
         directory = environ.get("SAMSERVE_CACHE_DIRECTORY")
         if directory is not None:
             settings["embedding_cache"] = {**settings["embedding_cache"], "directory": directory}
+        redis_url = environ.get("SAMSERVE_REDIS_URL")
+        if redis_url:
+            settings["embedding_cache"] = {**settings["embedding_cache"], "redis_url": redis_url}
         return cls.model_validate(settings)

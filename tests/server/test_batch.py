@@ -17,7 +17,8 @@ def received_batches(server: Any) -> int:
     """How often TorchServe has handed something to the prompt worker so far."""
     log = (server.options.run_dir / "logs" / "torchserve.log").read_text()
     return sum(
-        "Backend received inference" in line and "-vit_t_1.0" in line for line in log.splitlines()
+        "Backend received inference" in line and '"lane": "vit_t"' in line
+        for line in log.splitlines()
     )
 
 

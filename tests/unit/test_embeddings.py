@@ -6,6 +6,8 @@ import base64
 import hashlib
 import io
 import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +22,10 @@ from samserve.embeddings import EmbeddingCache
 from samserve.encoder import Embedding, Encoder
 from samserve.errors import InvalidField, InvalidImage, TooLarge, UnknownImage
 from samserve.images import Picture
+from samserve.redis_store import RedisStore
 from samserve.store import EmbeddingStore
 from tests.conftest import base64_png, picture
+from tests.redis import RedisServer, running_redis
 
 LIMIT = 10**7
 COINS = base64_png(picture("coins"))
@@ -42,9 +46,12 @@ def cache(
     store: EmbeddingStore | None,
     memory_bytes: int = 2**27,
     identity: str = "vit_t",
+    shared: RedisStore | None = None,
 ) -> EmbeddingCache:
     """One worker's; several on one store are the workers of one machine."""
-    return EmbeddingCache(*parts, identity=identity, memory_bytes=memory_bytes, store=store)
+    return EmbeddingCache(
+        *parts, identity=identity, memory_bytes=memory_bytes, store=store, shared=shared
+    )
 
 
 def sent(text: str = COINS) -> Picture:
@@ -231,3 +238,68 @@ def test_sizes_are_those_of_the_picture(parts: Any, store: EmbeddingStore) -> No
     cache(parts, store).of_picture(sent())
     kept: Embedding = cache(parts, store).of_picture(sent()).image.embedding
     assert kept.original_size == picture("coins").shape[:2]
+
+
+class TestMachinesThatShare:
+    @pytest.fixture
+    def redis(self) -> Iterator[RedisServer]:
+        with running_redis() as server:
+            yield server
+
+    def worker(self, parts: Any, machine: Path, redis: RedisServer) -> EmbeddingCache:
+        store = EmbeddingStore(machine / "embeddings", 2**26)
+        return cache(parts, store, shared=RedisStore(redis.url))
+
+    def saved(self, worker: EmbeddingCache, count: int) -> None:
+        """Returns once Redis has so much of this worker."""
+        deadline = time.monotonic() + 30
+        while worker.redis_outcomes.get("saved", 0) < count:
+            assert time.monotonic() < deadline, worker.redis_outcomes
+            time.sleep(0.01)
+
+    def test_one_finds_what_another_encoded(
+        self, parts: Any, redis: RedisServer, tmp_path: Path
+    ) -> None:
+        here, there = tmp_path / "here", tmp_path / "there"
+        first = self.worker(parts, here, redis)
+        fresh = first.of_picture(sent()).image.embedding
+        self.saved(first, 2)  # the embedding, and which text it is of
+        reference = sent(f"sha256:{hashlib.sha256(COINS.encode()).hexdigest()}")
+        second = self.worker(parts, there, redis)
+        found = second.of_picture(reference)
+        assert found.source == "redis"
+        kept = found.image.embedding
+        assert torch.equal(kept.features, fresh.features)
+        assert (kept.input_size, kept.original_size) == (fresh.input_size, fresh.original_size)
+        assert second.of_picture(reference).source == "memory"
+        # And now its whole machine has it, without asking.
+        third = self.worker(parts, there, redis)
+        assert third.of_picture(sent()).source == "machine"
+        assert self.worker(parts, tmp_path / "third", redis).of_picture(sent()).source == "redis"
+
+    def test_whatever_lies_there(self, parts: Any, redis: RedisServer, tmp_path: Path) -> None:
+        first = self.worker(parts, tmp_path / "here", redis)
+        fresh = first.of_picture(sent()).image.embedding
+        self.saved(first, 2)
+        names = redis.names()
+        others = RedisStore(redis.url)
+        for name in names:  # whole entries, of something else
+            others.save(name.removeprefix("samserve:"), b"\xff" * 64)
+        deadline = time.monotonic() + 30
+        while others.outcomes["saved"] < len(names):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        second = self.worker(parts, tmp_path / "there", redis)
+        found = second.of_picture(sent())
+        assert found.source == "encoder"
+        assert torch.equal(found.image.embedding.features, fresh.features)
+        self.saved(second, 2)
+        third = self.worker(parts, tmp_path / "third", redis)
+        assert third.of_picture(sent()).source == "redis"
+
+    def test_gone(self, parts: Any, tmp_path: Path) -> None:
+        with running_redis() as redis:
+            pass
+        worker = self.worker(parts, tmp_path, redis)
+        assert [worker.of_picture(sent()).source for _ in range(2)] == ["encoder", "memory"]
+        assert worker.redis_outcomes["load_failed"] > 0

@@ -1,0 +1,131 @@
+"""A real Redis for a test, and a way to it that can be made slow."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import pytest
+import redis
+
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass
+class RedisServer:
+    """A redis-server of the test's own; it keeps nothing on disk."""
+
+    options: tuple[str, ...] = ()
+    port: int = 0
+    _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
+
+    @property
+    def url(self) -> str:
+        return f"redis://{LOOPBACK}:{self.port}"
+
+    @property
+    def client(self) -> redis.Redis:
+        """To look into it, and to spoil things."""
+        return redis.Redis.from_url(self.url)
+
+    def names(self) -> list[str]:
+        """Under which names it holds something."""
+        return [key if isinstance(key, str) else key.decode() for key in self.client.keys("*")]
+
+    def start(self) -> None:
+        """Returns once it answers; always at the same port."""
+        program = shutil.which("redis-server")
+        if program is None:
+            pytest.fail("redis-server is missing; `apt-get install redis-server` brings it")
+        self.port = self.port or free_port()
+        command = [program, "--bind", LOOPBACK, "--port", str(self.port)]
+        command += ["--save", "", "--appendonly", "no", "--loglevel", "warning", *self.options]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 30
+        while True:
+            with suppress(OSError), socket.create_connection((LOOPBACK, self.port)):
+                return
+            assert time.monotonic() < deadline, "redis-server does not answer"
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """Gone, and all it held."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextmanager
+def running_redis(*options: str) -> Iterator[RedisServer]:
+    server = RedisServer(options)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Proxy:
+    """A way to `port` that hands on `chunk` bytes of an answer at a time, a pause before each.
+
+    Attributes:
+        pause_s: may be changed while it runs; infinity swallows everything.
+    """
+
+    def __init__(self, port: int, chunk: int = 2**16) -> None:
+        self._target, self._chunk = port, chunk
+        self.pause_s = 0.0
+        self._closed = threading.Event()
+        self._listener = socket.create_server((LOOPBACK, 0))
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"redis://{LOOPBACK}:{self.port}"
+
+    def close(self) -> None:
+        """Every connection is cut."""
+        self._closed.set()
+        _cut(self._listener)
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.socket()
+                if server.connect_ex((LOOPBACK, self._target)) != 0:
+                    client.close()
+                    server.close()
+                    continue
+                for pair in ((client, server, False), (server, client, True)):
+                    threading.Thread(target=self._pass, args=pair, daemon=True).start()
+
+    def _pass(self, source: socket.socket, to: socket.socket, is_answer: bool) -> None:
+        with suppress(OSError):
+            while data := source.recv(self._chunk):
+                if is_answer and self._closed.wait(min(self.pause_s, 1e6)):
+                    break
+                to.sendall(data)
+        _cut(source)
+        _cut(to)
+
+
+def _cut(end: socket.socket) -> None:
+    """Closing alone would not wake a thread that waits for it."""
+    with suppress(OSError):
+        end.shutdown(socket.SHUT_RDWR)
+    end.close()

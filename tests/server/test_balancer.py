@@ -1,0 +1,179 @@
+"""A balancer between the gateway and TorchServe: what it is told, and what it may lose."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from gateway.app import create_app
+from gateway.bodies import WORTHWHILE_BYTES
+from gateway.settings import Settings
+from samserve.errors import UnknownImage
+from scripts.options import LOOPBACK
+from tests.server.test_cache import automask_body, new_picture, prompt_body
+from tests.server.test_metrics import value_of
+
+HTML = b"<html><body><h1>503 Service Unavailable</h1></body></html>"
+TORCHSERVES = (
+    b'{\n  "code": 503,\n  "type": "ServiceUnavailableException",\n  "message": "full"\n}\n'
+)
+UNKNOWN = UnknownImage("This picture is not remembered: send it in full.", "b64img")
+
+Step = tuple[int, bytes] | str | None
+"""What becomes of a request: an answer of the balancer's own, `cut`, or it goes on."""
+
+
+@dataclass
+class Passed:
+    """A request that came to the balancer."""
+
+    headers: dict[str, str]
+    length: int
+
+
+@contextmanager
+def balanced(server: Any, *steps: Step) -> Iterator[tuple[TestClient, list[Passed]]]:
+    """A gateway, and what reached its balancer, which does `steps` to the first requests."""
+    passed: list[Passed] = []
+    waiting = list(steps)
+
+    class Balancer(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            names = {name.lower(): value for name, value in self.headers.items()}
+            passed.append(Passed(names, len(body)))
+            step = waiting.pop(0) if waiting else None
+            if step == "cut":
+                self.close_connection = True
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            if isinstance(step, tuple):
+                self.answer(*step, "text/html")
+                return
+            answer = httpx.post(
+                server.options.inference_url + self.path,
+                content=body,
+                headers={
+                    "Content-Type": names["content-type"],
+                    **server.authorization("inference"),
+                },
+                timeout=300,
+                trust_env=False,
+            )
+            self.answer(answer.status_code, answer.content, answer.headers["Content-Type"])
+
+        def answer(self, status: int, content: bytes, content_type: str) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    between = ThreadingHTTPServer((LOOPBACK, 0), Balancer)
+    threading.Thread(target=between.serve_forever, daemon=True).start()
+    settings = Settings(
+        inference_url=f"http://{LOOPBACK}:{between.server_port}",
+        management_url=server.options.management_url,
+        torchserve_tokens="off",
+    )
+    try:
+        with TestClient(create_app(settings)) as gateway:
+            yield gateway, passed
+    finally:
+        between.shutdown()
+        between.server_close()
+
+
+def retries(gateway: TestClient) -> float:
+    return value_of(gateway.get("/metrics").text, "samserve_gateway_retries_total")
+
+
+@pytest.mark.parametrize(
+    "step", [(503, HTML), (502, HTML), (502, b""), "cut"], ids=["503", "502", "empty", "cut"]
+)
+def test_a_prompt_that_was_lost_is_asked_once_more(server: Any, step: Step) -> None:
+    body = prompt_body(new_picture())
+    with balanced(server, step) as (gateway, passed):
+        answer = gateway.post("/sam/", json=body)
+        assert answer.status_code == 200
+        assert retries(gateway) == 1
+    assert answer.json() == server.post("/sam/", body).json() != []
+    assert len(passed) == 2
+    assert passed[0].headers == passed[1].headers
+
+
+@pytest.mark.parametrize("step", [(503, HTML), "cut"], ids=["503", "cut"])
+def test_not_a_third_time(server: Any, step: Step) -> None:
+    with balanced(server, step, step) as (gateway, passed):
+        answer = gateway.post("/sam/", json=prompt_body(new_picture()))
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert answer.json()["error"]["code"] == "unavailable"
+    assert len(passed) == 2
+
+
+def test_what_torchserve_refuses_is_not_asked_again(server: Any) -> None:
+    """Its queue is full: more of the same would not help."""
+    with balanced(server, (503, TORCHSERVES)) as (gateway, passed):
+        answer = gateway.post("/sam/", json=prompt_body(new_picture()))
+        assert retries(gateway) == 0
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert "full" in answer.json()["error"]["message"]
+    assert len(passed) == 1
+
+
+def test_nor_is_an_automask(server: Any) -> None:
+    with balanced(server, (502, HTML), "cut") as (gateway, passed):
+        for query in ("", "?stream=1"):
+            answer = gateway.post(f"/sam/automask/{query}", json=automask_body(new_picture()))
+            assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+    assert len(passed) == 2
+
+
+def test_another_host_that_does_not_know_the_picture(server: Any) -> None:
+    """The host that did is lost, with the request that only named it."""
+    body = prompt_body(new_picture())
+    unknown = (409, httpx.Response(409, json=UNKNOWN.body()).content)
+    with balanced(server, None, (502, HTML), unknown, None) as (gateway, passed):
+        first = gateway.post("/sam/", json=body)
+        second = gateway.post("/sam/", json=body)
+    assert second.status_code == 200
+    assert second.json() == first.json() != []
+    assert [request.length > WORTHWHILE_BYTES for request in passed] == [True, False, False, True]
+
+
+def test_the_balancer_is_told_the_picture(server: Any) -> None:
+    """By the same digest in whatever form it comes, so that it is always the same host's."""
+    text, small = new_picture(), prompt_body("QUJD")
+    digest = sha256(text.encode()).hexdigest()
+    with balanced(server) as (gateway, passed):
+        gateway.post("/sam/", json=prompt_body(text))
+        gateway.post("/sam/", json=prompt_body(text))
+        gateway.post("/sam/automask/", json=automask_body(text))
+        gateway.post("/sam/", json=prompt_body(f"sha256:{digest}"))
+        with gateway.stream("POST", "/sam/automask/?stream=1", json=automask_body(text)) as answer:
+            answer.read()
+        gateway.post("/sam/", json=small)
+        gateway.post("/sam/", data={"type": "vit_t"}, files={"image": b"a file"})
+        gateway.post("/sam/", json={"type": "vit_t"})
+    assert [request.headers.get("x-image-digest") for request in passed] == [
+        *[digest] * 5,
+        sha256(b"QUJD").hexdigest(),
+        sha256(b"a file").hexdigest(),
+        None,
+    ]
+    assert not any("authorization" in request.headers for request in passed)

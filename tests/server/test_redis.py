@@ -1,0 +1,146 @@
+"""Embeddings that machines share, and a Redis that fails in the middle of it: the same answers."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from samserve.redis_store import FAILURES
+from scripts.options import Options, free_ports
+from scripts.server import running
+from tests.conftest import Server
+from tests.redis import Proxy, RedisServer, running_redis
+from tests.server.test_cache import described, found, new_picture, prompt_body, source
+from tests.server.test_metrics import value_of
+from tests.server.test_pictures import forget_everything
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    # Room for ten embeddings, and then no more.
+    with running_redis("--maxmemory", "48mb", "--maxmemory-policy", "noeviction") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def proxy(redis: RedisServer) -> Iterator[Proxy]:
+    way = Proxy(redis.port)
+    yield way
+    way.close()
+
+
+@pytest.fixture(scope="module")
+def sharing(proxy: Proxy) -> Iterator[Server]:
+    """A server whose workers share what they know in Redis."""
+    options = free_ports(Options())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SAMSERVE_REDIS_URL", proxy.url)
+        with running(options), httpx.Client(timeout=300, trust_env=False) as http:
+            yield Server(options, http)
+    shutil.rmtree(options.run_dir)
+
+
+def outcomes(server: Server) -> Counter[str]:
+    """How the worker has fared with Redis."""
+    return Counter(described(server, "vit_t")["customizedMetadata"]["redis"])
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def answered(server: Server, body: Any) -> tuple[str, Any]:
+    """Where the embedding came from, and the answer, which must be one."""
+    answer = server.post("/sam/", body)
+    return source(answer), answer.json()
+
+
+def test_another_process_finds_what_one_encoded(sharing: Server) -> None:
+    bodies = [prompt_body(new_picture()) for _ in range(2)]
+    fresh = [answered(sharing, body) for body in bodies]
+    assert [where for where, _ in fresh] == ["encoder"] * 2
+    wait_for(lambda: outcomes(sharing)["saved"] >= 4)
+    forget_everything(sharing)
+    assert answered(sharing, bodies[0]) == ("redis", fresh[0][1])
+    # The gateway only named it, and did not have to send it in full.
+    page = sharing.http.get(f"{sharing.options.url}/metrics").text
+    assert value_of(page, "samserve_gateway_pictures_total", outcome="forgotten") == 0
+    assert answered(sharing, bodies[0]) == ("memory", fresh[0][1])
+    # The other lane's worker, on the same machine, need not ask.
+    automask = {**bodies[0], "points_per_side": 2}
+    assert source(sharing.post("/sam/automask/", automask)) == "machine"
+    assert answered(sharing, bodies[1]) == ("redis", fresh[1][1])
+    assert found(sharing, "vit_t")["redis"] == 2
+    url = f"{sharing.options.metrics_url}/metrics"
+    wait_for(
+        lambda: (
+            value_of(
+                sharing.http.get(url).text,
+                "samserve_embeddings_total",
+                lane="vit_t",
+                source="redis",
+            )
+            == 2
+        )
+    )
+    assert value_of(sharing.http.get(url).text, "samserve_redis_total", outcome="hit") > 0
+
+
+def recovered(server: Server) -> bool:
+    """Whether one more picture was looked for in Redis, and the answer was sound."""
+    before = outcomes(server)
+    answered(server, prompt_body(new_picture()))
+    return (outcomes(server) - before)["miss"] > 0
+
+
+def test_whatever_becomes_of_redis(sharing: Server, redis: RedisServer, proxy: Proxy) -> None:
+    """No wrong answer, and none that fails."""
+    names = ("lying", "slow", "gone")
+    bodies = {name: prompt_body(new_picture()) for name in names}
+    fresh = {name: answered(sharing, body)[1] for name, body in bodies.items()}
+    wait_for(lambda: outcomes(sharing)["saved"] >= 6)
+    forget_everything(sharing)
+
+    for key in redis.names():
+        redis.client.set(key, b"garbage")
+    assert answered(sharing, bodies["lying"]) == ("encoder", fresh["lying"])
+    assert outcomes(sharing)["damaged"] > 0
+
+    # Full: what it cannot keep is answered all the same.
+    redis.client.flushall()
+    redis.client.set("others", bytes(48 * 2**20))
+    wait_for(lambda: recovered(sharing))
+    for _ in range(FAILURES + 1):
+        assert answered(sharing, prompt_body(new_picture()))[0] == "encoder"
+    wait_for(lambda: outcomes(sharing)["save_failed"] >= FAILURES)
+    assert outcomes(sharing)["load_failed"] == 0
+    redis.client.flushall()
+
+    proxy.pause_s = 1.0
+    assert answered(sharing, bodies["slow"]) == ("encoder", fresh["slow"])
+    for _ in range(FAILURES):
+        assert answered(sharing, prompt_body(new_picture()))[0] == "encoder"
+    assert outcomes(sharing)["load_failed"] >= FAILURES
+    assert outcomes(sharing)["skipped_load"] > 0
+    proxy.pause_s = 0
+    wait_for(lambda: recovered(sharing))
+
+    redis.kill()
+    assert answered(sharing, bodies["gone"]) == ("encoder", fresh["gone"])
+    for _ in range(FAILURES):
+        assert answered(sharing, prompt_body(new_picture()))[0] == "encoder"
+    redis.start()
+    wait_for(lambda: recovered(sharing))
+    url = f"{sharing.options.metrics_url}/metrics"
+    page = sharing.http.get(url).text
+    for outcome in ("damaged", "load_failed", "save_failed", "skipped_load", "skipped_save"):
+        assert value_of(page, "samserve_redis_total", lane="vit_t", outcome=outcome) > 0, outcome
