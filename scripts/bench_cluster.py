@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import random
-import shutil
 import statistics
 import sys
 import tempfile
@@ -27,10 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2 as httpx
-import skimage.data
-from PIL import Image
 
-from .bench_pictures import stamped
+from .bench_pictures import picture, stamped
 from .hosts import Network, hosts, why_impossible
 from .options import ROOT
 
@@ -73,48 +70,48 @@ class Cluster:
 
 @contextmanager
 def cluster(logs: Path, *, redis: bool = False) -> Iterator[Cluster]:
-    """A ready one; each process's output goes to a file of `logs`."""
-    names = ("clients", "gateway", "haproxy", "redis", "prometheus", *WORKERS)
-    # As compose.yaml has them.
-    aliases = {"gateway": ["gateway"], "haproxy": ["haproxy"], "redis": ["redis"]}
-    python = sys.executable
+    """A ready one, as compose.yaml has it; each process's output goes to a file of `logs`."""
     deploy = ROOT / "deploy"
-    memory = Path(tempfile.mkdtemp(prefix="samserve-cluster-", dir="/dev/shm"))
-    try:
-        with hosts(*names, aliases={**aliases, "worker": WORKERS}) as network:
-            if redis:
-                command = ["redis-server", deploy / "redis/redis.conf", "--dir", logs]
-                network.start("redis", command, logs / "redis.log")
-            for worker in WORKERS:
-                command = [python, "-m", "scripts.worker", "--run-root", logs / worker]
-                environ = {
-                    "SAMSERVE_HOST": "0.0.0.0",
-                    "SAMSERVE_PORT": "8090",
-                    # These share a file system, which hosts don't.
-                    "SAMSERVE_CACHE_DIRECTORY": str(memory / worker),
-                    "SAMSERVE_REDIS_URL": "redis://redis:6379/0" if redis else "",
-                }
-                network.start(worker, command, logs / f"{worker}.log", environ)
-            config = deploy / "haproxy/haproxy.cfg"
-            environ = {"SAMSERVE_WORKERS_VIT_T": "worker"}
-            command = ["haproxy", "-db", "-f", config]
-            network.start("haproxy", command, logs / "haproxy.log", environ)
-            environ = {
-                "SAMSERVE_HOST": "0.0.0.0",
-                "SAMSERVE_INFERENCE_URL": "http://haproxy:8080",
-                "SAMSERVE_MANAGEMENT_URL": "http://haproxy:8081",
-                "SAMSERVE_TORCHSERVE_TOKENS": "off",
-            }
-            network.start("gateway", [python, "-m", "gateway"], logs / "gateway.log", environ)
-            started = Cluster(network)
-            for worker in WORKERS:
-                _wait_for(lambda w=worker: started.get(w, 8090, "/readyz").is_success)
-            up = f'haproxy_backend_active_servers{{proxy="vit_t"}} {len(WORKERS)}\n'
-            _wait_for(lambda: up in started.get("haproxy", 8405, "/metrics").text)
-            _wait_for(lambda: started.get("gateway", 8000, "/readyz").is_success)
-            yield started
-    finally:
-        shutil.rmtree(memory)
+    aliases = {name: [name] for name in ("gateway", "haproxy", "redis")}
+    names = ("clients", "prometheus", *aliases, *WORKERS)
+    with (
+        tempfile.TemporaryDirectory(prefix="samserve-cluster-", dir="/dev/shm") as memory,
+        hosts(*names, aliases={**aliases, "worker": WORKERS}) as network,
+    ):
+
+        def start(host: str, *command: str | Path, **environ: str) -> None:
+            network.start(host, command, logs / f"{host}.log", environ)
+
+        if redis:
+            start("redis", "redis-server", deploy / "redis/redis.conf", "--dir", logs)
+        for worker in WORKERS:
+            start(
+                worker,
+                *(sys.executable, "-m", "scripts.worker", "--run-root", logs / worker),
+                SAMSERVE_HOST="0.0.0.0",
+                SAMSERVE_PORT="8090",
+                # The hosts share a file system here.
+                SAMSERVE_CACHE_DIRECTORY=str(Path(memory, worker)),
+                SAMSERVE_REDIS_URL="redis://redis:6379/0" if redis else "",
+            )
+        start(
+            "haproxy",
+            *("haproxy", "-db", "-f", deploy / "haproxy/haproxy.cfg"),
+            SAMSERVE_WORKERS_VIT_T="worker",
+        )
+        start(
+            "gateway",
+            *(sys.executable, "-m", "gateway"),
+            SAMSERVE_HOST="0.0.0.0",
+            SAMSERVE_INFERENCE_URL="http://haproxy:8080",
+            SAMSERVE_MANAGEMENT_URL="http://haproxy:8081",
+            SAMSERVE_TORCHSERVE_TOKENS="off",
+        )
+        started = Cluster(network)
+        up = f'haproxy_backend_active_servers{{proxy="vit_t"}} {len(WORKERS)}\n'
+        wait_for(lambda: up in started.get("haproxy", 8405, "/metrics").text)
+        wait_for(lambda: started.get("gateway", 8000, "/readyz").is_success)
+        yield started
 
 
 def clicks(
@@ -168,8 +165,7 @@ def _click(http: httpx.Client, url: str, image: str, draw: random.Random, begun:
 def _picture(number: int) -> str:
     """Base64 of a PNG of 512x512 pixels, half a megabyte."""
     png = io.BytesIO()
-    coffee = Image.fromarray(skimage.data.coffee()).crop((0, 0, 512, 400)).resize((512, 512))
-    stamped(coffee, number).save(png, "PNG")
+    stamped(picture([], (512, 512)), number).save(png, "PNG")
     return b64encode(png.getvalue()).decode()
 
 
@@ -177,7 +173,8 @@ def _client() -> httpx.Client:
     return httpx.Client(timeout=120, trust_env=False)
 
 
-def _wait_for(true: Callable[[], bool]) -> None:
+def wait_for(true: Callable[[], bool]) -> None:
+    """Raises TimeoutError if it does not get true; nobody answering is not true."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         with suppress(httpx.TransportError):
