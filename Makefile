@@ -47,11 +47,12 @@ bench: setup-dev archive ## measure against the reference, into docs/benchmarks.
 bench-gpu: setup-dev ## measure all types on a CUDA GPU, against the reference; FLAGS=--help
 	@exec $(PY) -m scripts.bench_gpu $(FLAGS)
 
+EXTRAS = --extra worker --extra gateway --extra conversion
 lock: setup-dev ## resolve the pinned versions anew, for every Python from 3.10
 	@$(PY) -m uv pip compile --quiet --universal --python-version 3.10 --no-header --upgrade \
-	    pyproject.toml -o requirements.lock
+	    $(EXTRAS) pyproject.toml -o requirements.lock
 	@$(PY) -m uv pip compile --quiet --universal --python-version 3.10 --no-header --upgrade \
-	    pyproject.toml --extra demo --extra dev -c requirements.lock -o requirements-dev.lock
+	    $(EXTRAS) pyproject.toml --extra demo --extra dev -c requirements.lock -o requirements-dev.lock
 
 clean: ## remove what was built: archives, run folders, demo pictures (keeps .venv and weights)
 	@rm -rf model_store/*.mar run out

@@ -52,7 +52,8 @@ def main() -> int:
             run(sys.executable, "-m", "venv", "--clear", str(VENV))
         print(f".venv: installing {LOCKS[kind]} (a few minutes, about 3 GB)", flush=True)
         pip("install", "-r", lock)
-        ourselves = f"{ROOT}[java]" if java is None else str(ROOT)
+        extras = "worker,gateway,conversion" + (",java" if java is None else "")
+        ourselves = f"{ROOT}[{extras}]"
         pip("install", "--no-build-isolation", "-c", lock, "-e", ourselves)
     except subprocess.CalledProcessError as exc:
         print(f".venv: failed: {' '.join(map(str, exc.cmd))}", file=sys.stderr)

@@ -31,6 +31,7 @@ class Options:
     grpc_management_port: int = 7071
     model_store: Path = ROOT / "model_store"
     weights_dir: Path = ROOT / "weights"
+    run_root: Path = ROOT / "run"
 
     @property
     def url(self) -> str:
@@ -53,7 +54,7 @@ class Options:
     @property
     def run_dir(self) -> Path:
         """Where this server keeps its files while it runs."""
-        return ROOT / "run" / str(self.port)
+        return self.run_root / str(self.port)
 
     @property
     def models_dir(self) -> Path:
@@ -115,6 +116,7 @@ _HELP = {
     "grpc_management_port": "the same, its second port",
     "model_store": "folder of the .mar archives",
     "weights_dir": "folder of the weights; those that are registered are put there",
+    "run_root": "folder of the servers' own folders, each called as its port is",
 }
 
 
@@ -156,7 +158,13 @@ def _whole_number(text: str) -> int:
 
 _whole_number.__name__ = "number from 1 to 65535"  # argparse's messages name the type so
 
-_KINDS = {"host": str, "models": str, "model_store": Path, "weights_dir": Path}
+_KINDS = {
+    "host": str,
+    "models": str,
+    "model_store": Path,
+    "weights_dir": Path,
+    "run_root": Path,
+}
 
 
 def free_ports(options: Options) -> Options:

@@ -33,7 +33,7 @@ from samserve.settings import usable_cores
 
 from .build_archive import unpack
 from .java import java_home
-from .options import ROOT, Options
+from .options import LOOPBACK, ROOT, Options
 
 START_TIMEOUT_S = 300
 STOP_TIMEOUT_S = 20
@@ -70,28 +70,43 @@ def running(options: Options) -> Iterator[Children]:
         ServerError: an archive is missing, a port is taken, a worker cannot load its model,
             or a process ended.
     """
-    check_archives(options)
-    check_ports(options)
-    unpack_archives(options)
-    logs = options.run_dir / "logs"
-    logs.mkdir(parents=True, exist_ok=True)
-    config = options.run_dir / "config.properties"
-    config.write_text(configuration(options))
     state = options.run_dir / "server.json"
-    log = logs / "torchserve.log"
+    log = options.run_dir / "logs" / "torchserve.log"
     log_start = log.stat().st_size if log.exists() else 0
-    children: Children = {}
-    # Short, for it holds the workers' sockets, whose paths may have 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="samserve-", ignore_cleanup_errors=True) as scratch:
+    with torchserve_running(options) as children:
         try:
-            children["torchserve"] = _start_torchserve(options, config, scratch)
             children["gateway"] = _start_gateway(options)
             state.write_text(json.dumps({**_addresses(options), "pid": os.getpid()}))
             wait_until_ready(options, children, log, log_start)
             yield children
         finally:
-            stop(children)
             state.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def torchserve_running(options: Options, worker_host: str | None = None) -> Iterator[Children]:
+    """TorchServe alone, started but hardly ready; whatever else the block adds is stopped too.
+
+    Args:
+        worker_host: as `configuration`'s.
+
+    Raises:
+        ServerError: an archive is missing, or a port is taken.
+    """
+    check_archives(options)
+    check_ports(options)
+    unpack_archives(options)
+    (options.run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    config = options.run_dir / "config.properties"
+    config.write_text(configuration(options, worker_host))
+    children: Children = {}
+    # Short, for it holds the workers' sockets, whose paths may have 107 bytes.
+    with tempfile.TemporaryDirectory(prefix="samserve-", ignore_cleanup_errors=True) as scratch:
+        try:
+            children["torchserve"] = _start_torchserve(options, config, scratch)
+            yield children
+        finally:
+            stop(children)
             options.key_file.unlink(missing_ok=True)
             # It may be memory, which nobody would ever give back.
             shutil.rmtree(options.cache_dir, ignore_errors=True)
@@ -161,8 +176,14 @@ def read_properties(text: str) -> dict[str, str]:
     return {key.strip(): value.strip() for key, value in pairs}
 
 
-def configuration(options: Options) -> str:
-    """config/config.properties, and after it the lines that these options change."""
+def configuration(options: Options, worker_host: str | None = None) -> str:
+    """config/config.properties, and after it the lines that these options change.
+
+    Args:
+        worker_host: the address of all its APIs where it is one of several behind a balancer:
+            then they want no tokens, and only the network guards them. None: the machine's only
+            one, on loopback and with tokens.
+    """
     text = (ROOT / "config" / "config.properties").read_text()
     lanes = json.loads(read_properties(text)["models"])
     for lane, family in options.lanes().items():
@@ -179,10 +200,11 @@ def configuration(options: Options) -> str:
         if wanted is not None:
             for version in lanes[lane].values():
                 version.update(minWorkers=wanted, maxWorkers=wanted)
+    host = worker_host or LOOPBACK
     changes = {
-        "inference_address": options.inference_url,
-        "management_address": options.management_url,
-        "metrics_address": options.metrics_url,
+        "inference_address": f"http://{host}:{options.inference_port}",
+        "management_address": f"http://{host}:{options.management_port}",
+        "metrics_address": f"http://{host}:{options.metrics_port}",
         "metrics_config": ROOT / "config" / "metrics.yaml",
         "grpc_inference_port": options.grpc_inference_port,
         "grpc_management_port": options.grpc_management_port,
@@ -192,6 +214,7 @@ def configuration(options: Options) -> str:
         # The gateway registers weights only for who has its administrator's token.
         "enable_model_api": "true" if os.environ.get(ADMIN_TOKEN) else "false",
         "allowed_urls": f"file://{options.models_dir}/.*",
+        "disable_token_authorization": "false" if worker_host is None else "true",
     }
     lines = "\n".join(f"{key}={value}" for key, value in changes.items())
     return f"{text}\n# --- From the options of this start.\n{lines}\n"

@@ -5,6 +5,7 @@ A misspelt or missing setting stops the worker at load, with the setting's name.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Mapping
@@ -17,11 +18,20 @@ Precision = Literal["float32", "bfloat16", "float16"]
 """Named as PyTorch names them."""
 
 
-def usable_cores() -> int:
-    """Cores this process may run on; macOS does not tell, so there it is all of them."""
+def usable_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
+    """Cores this process may run on, and may use up; macOS does not tell, so there it is all.
+
+    Args:
+        cpu_max: where a container's limit stands, as "<microseconds> <of microseconds>" or "max
+            <…>": more threads than that would only be throttled together.
+    """
+    cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, ValueError):  # no container; or "max": no limit
+        quota, period = map(int, cpu_max.read_text().split())
+        cores = min(cores, max(1, quota // period))
+    return cores
 
 
 def memory_folder() -> Path | None:

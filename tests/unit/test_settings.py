@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -58,3 +59,14 @@ def test_a_wrong_setting_is_named(
     config["samserve"][section][name] = value
     with pytest.raises(ValidationError, match=name):
         ModelSettings.from_yaml(config, {})
+
+
+@pytest.mark.parametrize(
+    ("limit", "cores"),
+    [("150000 100000", 1), ("50000 100000", 1), ("200000 100000", 2), ("max 100000", None)],
+)
+def test_a_containers_limit_counts(tmp_path: Path, limit: str, cores: int | None) -> None:
+    cpu_max = tmp_path / "cpu.max"
+    cpu_max.write_text(limit)
+    all_of_them = usable_cores(tmp_path / "missing")
+    assert usable_cores(cpu_max) == min(cores or all_of_them, all_of_them)

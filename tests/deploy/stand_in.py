@@ -1,0 +1,54 @@
+"""What haproxy.cfg sees of a worker, without a model: `python stand_in.py NAME`.
+
+Answers with its own name, after the seconds that a request's body says. `POST :8090/state` with
+a JSON object changes how it behaves: `ready`, or `full`, as a TorchServe whose queue is.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+NAME = sys.argv[1]
+PORTS = (8080, 8081, 8090)
+
+state = {"ready": True, "full": False}
+seen: list[str] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        if self.path == "/readyz":
+            self._answer(200 if state["ready"] else 503, state)
+        elif self.path == "/seen":
+            self._answer(200, seen)
+        else:
+            self._answer(200, {"name": NAME, "path": self.path})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/state":
+            state.update(json.loads(body))
+            self._answer(200, state)
+            return
+        seen.append(self.path)
+        time.sleep(json.loads(body)["seconds"])
+        said = {"code": 503, "type": "ServiceUnavailableException", "message": "full"}
+        self._answer(*((503, said) if state["full"] else (200, {"name": NAME})))
+
+    def _answer(self, status: int, content: object) -> None:
+        encoded = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(encoded)))
+        self.end_headers()
+        self.wfile.write(encoded)
+
+
+for port in PORTS:
+    server = ThreadingHTTPServer(("", port), Handler)
+    threading.Thread(target=server.serve_forever).start()

@@ -1,0 +1,212 @@
+"""deploy/haproxy/haproxy.cfg, as it is, between hosts of their own.
+
+The workers are stand-ins that answer at once, so that what HAProxy does is all there is to see;
+`test_hosts` has real ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from scripts.hosts import Network, hosts, why_impossible
+from tests.conftest import ROOT
+
+CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
+STAND_IN = Path(__file__).with_name("stand_in.py")
+WORKERS = ("worker1", "worker2", "worker3")
+
+pytestmark = pytest.mark.skipif(bool(why_impossible()), reason=str(why_impossible()))
+
+
+class Cluster:
+    """HAProxy and three stand-ins, seen from a host beside them."""
+
+    def __init__(self, network: Network, http: httpx.Client) -> None:
+        self.network = network
+        self._http = http
+
+    def ask(
+        self, method: str, port: int, path: str, *, host: str = "haproxy", **request: Any
+    ) -> httpx.Response:
+        url = f"http://{self.network.address(host)}:{port}{path}"
+        with self.network.seen_from("client"):
+            return self._http.request(method, url, **request)
+
+    def predict(
+        self, picture: int | None, *, seconds: float = 0, padding: int = 0, lane: str = "vit_t"
+    ) -> httpx.Response:
+        headers = {}
+        if picture is not None:
+            headers["X-Image-Digest"] = hashlib.sha256(str(picture).encode()).hexdigest()
+        body = {"seconds": seconds, "padding": "-" * padding}
+        return self.ask("POST", 8080, f"/predictions/{lane}", headers=headers, json=body)
+
+    def worker_of(self, picture: int | None) -> str:
+        answer = self.predict(picture)
+        assert answer.status_code == 200, answer.text
+        name: str = answer.json()["name"]
+        return name
+
+    def picture_of(self, worker: str) -> int:
+        """One that goes there."""
+        return next(picture for picture in range(1000) if self.worker_of(picture) == worker)
+
+    def tell(self, worker: str, **state: bool) -> None:
+        _until(lambda: self.ask("POST", 8090, "/state", host=worker, json=state).is_success)
+
+    def asked(self, worker: str) -> int:
+        """How often it was."""
+        return len(self.ask("GET", 8090, "/seen", host=worker).json())
+
+    def wait_for(self, up: int) -> None:
+        """Until HAProxy thinks that so many are up."""
+        wanted = f'haproxy_backend_active_servers{{proxy="vit_t"}} {up}\n'
+        _until(lambda: wanted in self.ask("GET", 8405, "/metrics").text)
+
+
+def _until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        with suppress(httpx.TransportError):  # it is still starting
+            if true():
+                return
+        time.sleep(0.1)
+    pytest.fail("it did not come to this")
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    logs = tmp_path_factory.mktemp("logs")
+    with (
+        hosts("haproxy", "client", *WORKERS, aliases={"worker.samserve": WORKERS}) as network,
+        httpx.Client(timeout=30, trust_env=False) as http,
+    ):
+        for worker in WORKERS:
+            network.start(worker, [sys.executable, STAND_IN, worker], logs / worker)
+        environ = {"SAMSERVE_WORKERS_VIT_T": "worker.samserve"}
+        network.start("haproxy", ["haproxy", "-db", "-f", CONFIG], logs / "haproxy", environ)
+        yield Cluster(network, http)
+
+
+@pytest.fixture
+def cluster(started: Cluster) -> Cluster:
+    """All three workers up, whatever the last test did to them."""
+    for worker in WORKERS:
+        started.network.mend(worker)
+        started.tell(worker, ready=True, full=False)
+    started.wait_for(3)
+    return started
+
+
+def test_a_pictures_requests_go_to_one_worker(cluster: Cluster) -> None:
+    owners = {picture: cluster.worker_of(picture) for picture in range(60)}
+    assert {picture: cluster.worker_of(picture) for picture in owners} == owners
+    shares = Counter(owners.values())
+    assert set(shares) == set(WORKERS)
+    assert max(shares.values()) < 40
+    # Without a picture they go round.
+    assert {cluster.worker_of(None) for _ in range(6)} == set(WORKERS)
+
+
+def test_a_worker_that_leaves_takes_only_its_own_pictures_away(cluster: Cluster) -> None:
+    owners = {picture: cluster.worker_of(picture) for picture in range(60)}
+    cluster.tell("worker1", ready=False)
+    cluster.wait_for(2)
+    without = {picture: cluster.worker_of(picture) for picture in owners}
+    assert "worker1" not in without.values()
+    for picture, owner in owners.items():
+        assert owner in ("worker1", without[picture])
+    cluster.tell("worker1", ready=True)
+    cluster.wait_for(3)
+    assert {picture: cluster.worker_of(picture) for picture in owners} == owners
+
+
+def test_what_a_leaving_worker_has_begun_it_ends(cluster: Cluster) -> None:
+    picture = cluster.picture_of("worker2")
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(cluster.predict, picture, seconds=6)
+        time.sleep(1)
+        cluster.tell("worker2", ready=False)
+        cluster.wait_for(2)
+        assert answer.result().json() == {"name": "worker2"}
+
+
+def test_a_full_worker_is_passed_over(cluster: Cluster) -> None:
+    picture = cluster.picture_of("worker3")
+    cluster.tell("worker3", full=True)
+    before = cluster.asked("worker3")
+    assert cluster.worker_of(picture) != "worker3"
+    assert cluster.asked("worker3") == before + 1
+
+
+def test_clients_of_one_picture_are_spread_when_they_are_many(cluster: Cluster) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        answers = pool.map(lambda _: cluster.predict(7, seconds=1).json()["name"], range(8))
+        shares = Counter(answers)
+    assert len(shares) > 1
+    assert shares[cluster.worker_of(7)] == max(shares.values())
+
+
+@pytest.mark.parametrize("padding", [0, 2**20], ids=["a digest", "a picture"])
+def test_a_host_cut_off_while_it_works(cluster: Cluster, padding: int) -> None:
+    """Small requests are repeated here; the gateway repeats the others, told so by HAProxy."""
+    picture = cluster.picture_of("worker1")
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(cluster.predict, picture, seconds=10, padding=padding)
+        time.sleep(1)
+        cluster.network.cut("worker1")
+        if padding:
+            # On a connection that was used before it only hangs up, as HTTP has it.
+            with suppress(httpx.RemoteProtocolError):
+                assert answer.result().status_code == 502
+        else:
+            assert answer.result().json()["name"] in ("worker2", "worker3")
+    cluster.wait_for(2)
+    assert cluster.worker_of(picture) != "worker1"
+
+
+def test_no_worker_at_all(cluster: Cluster) -> None:
+    for worker in WORKERS:
+        cluster.tell(worker, ready=False)
+    cluster.wait_for(0)
+    answer = cluster.predict(1)
+    assert answer.status_code == 503
+    assert int(answer.headers["Retry-After"]) > 0
+    with pytest.raises(json.JSONDecodeError):  # by which the gateway knows that it may repeat it
+        answer.json()
+
+
+def test_management_is_for_reading(cluster: Cluster) -> None:
+    lanes = ["/models/vit_t?customized=true", "/models/vit_t-automask"]
+    answers = [cluster.ask("GET", 8081, path) for path in lanes for _ in range(5)]
+    assert [answer.json()["path"] for answer in answers] == [
+        path for path in lanes for _ in "12345"
+    ]
+    # A lane's workers are told apart by their process ids, so it must be one host that tells.
+    assert len({answer.json()["name"] for answer in answers[:5]}) == 1
+    assert cluster.ask("GET", 8081, "/models").status_code == 200
+    assert cluster.ask("PUT", 8081, "/models/vit_t?min_worker=0").status_code == 405
+    assert cluster.ask("DELETE", 8081, "/models/vit_t").status_code == 405
+
+
+def test_what_nobody_serves(cluster: Cluster) -> None:
+    """TorchServe's own words, of which the gateway makes a list of what is loaded."""
+    for answer in (
+        cluster.predict(1, lane="vit_b"),
+        cluster.ask("GET", 8081, "/models/vit_b"),
+        cluster.ask("GET", 8080, "/ping"),
+    ):
+        assert answer.status_code == 404
+        assert answer.json()["type"] == "ModelNotFoundException"

@@ -1,0 +1,94 @@
+"""A worker alone, as its container runs it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import httpx2 as httpx
+import psutil
+import pytest
+
+from scripts.options import Options, free_ports
+from scripts.server import configuration, read_properties
+from tests.conftest import ROOT
+from tests.server.test_cache import automask_body, new_picture
+from tests.server.test_serve import flags
+
+Worker = tuple[Options, "subprocess.Popen[bytes]"]
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    options = replace(free_ports(Options()), run_root=tmp_path)
+    command = [sys.executable, "-m", "scripts.worker", *flags(options), f"--run-root={tmp_path}"]
+    process = subprocess.Popen(command, cwd=ROOT)
+    yield options, process
+    if process.poll() is None:
+        process.terminate()
+        process.wait(timeout=60)
+    shutil.rmtree(options.cache_dir, ignore_errors=True)
+
+
+def get(options: Options, path: str) -> int:
+    """The status of its own door's answer, 0 where it is closed."""
+    try:
+        return httpx.get(f"{options.url}{path}", timeout=30, trust_env=False).status_code
+    except httpx.TransportError:
+        return 0
+
+
+def test_a_worker_from_start_to_drained(worker: Worker) -> None:
+    options, process = worker
+    deadline = time.monotonic() + 300
+    states = []
+    while (state := get(options, "/readyz")) != 200:
+        states.append(state)
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert 503 in states  # open, and honest, before it is ready
+    assert get(options, "/healthz") == 200
+    started = psutil.Process(process.pid).children(recursive=True)
+    assert started
+
+    def automask() -> httpx.Response:
+        """Some seconds of work, asked without a token."""
+
+        url = f"{options.inference_url}/predictions/vit_t-automask"
+        body = {**automask_body(new_picture()), "points_per_side": 24}
+        return httpx.post(url, json=body, timeout=300, trust_env=False)
+
+    with ThreadPoolExecutor() as pool:
+        answer = pool.submit(automask)
+        time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        while get(options, "/readyz") == 200:
+            assert time.monotonic() < deadline
+        assert get(options, "/healthz") == 200  # or it would be killed while it drains
+        assert not answer.done()
+        assert answer.result().status_code == 200
+    assert process.wait(timeout=60) == 0
+    _, alive = psutil.wait_procs(started, timeout=1)
+    assert not alive
+    assert {path.name for path in options.run_dir.iterdir()} == {"config.properties", "logs"}
+
+
+def test_only_a_worker_is_open(tmp_path: Path) -> None:
+    """`make serve` keeps its tokens and loopback, wherever its gateway listens."""
+    options = Options(host="0.0.0.0")
+    alone = read_properties(configuration(options))
+    assert alone["disable_token_authorization"] == "false"
+    assert alone["management_address"] == "http://127.0.0.1:8081"
+    behind = read_properties(configuration(options, worker_host=options.host))
+    assert behind["disable_token_authorization"] == "true"
+    for api in ("inference", "management", "metrics"):
+        assert behind[f"{api}_address"].startswith("http://0.0.0.0:")
+    assert behind["enable_model_api"] == "false"
