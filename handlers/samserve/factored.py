@@ -290,9 +290,11 @@ class FactoredDecoder:
         tokens = layer1.norm1(tokens + layer1.self_attn(with_pe, with_pe, tokens))
         tokens = self._read_layer1(image, tokens, tokens_pe, u0, state)
         u = self._write_layer1(image, tokens, tokens_pe, v0, u0, state)
-        tokens = self._read_final(image, tokens, tokens_pe, u, state)
+        # From here on tokens don't see each other, and the prompt's are not asked for.
+        count = len(own)
+        tokens = self._read_final(image, tokens[:, :count], tokens_pe[:, :count], u, state)
 
-        masks = tokens[:, 1 : 1 + decoder.num_mask_tokens]
+        masks = tokens[:, 1:]
         mlps = decoder.output_hypernetworks_mlps
         return FactoredMasks(
             iou_predictions=decoder.iou_prediction_head(tokens[:, 0]),
