@@ -39,7 +39,8 @@ _ERRORS: dict[int, str] = {
     409: "`b64img` refers to a picture that is not remembered: send it in full.",
     413: "The body or the image is over the limit.",
     422: "A field's value is wrong; `field` says which.",
-    503: "No worker is free and the queue is full, or none is up. Try again.",
+    503: "No worker is free and the queue is full, none is up, or a GPU's memory did not do. "
+    "Try again.",
     504: "No answer in time.",
 }
 
