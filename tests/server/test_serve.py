@@ -127,10 +127,10 @@ def test_registered_weights_get_lanes_like_their_types(tmp_path: Path) -> None:
         configuration(replace(Options(), model_store=tmp_path, automask_workers=3))
     )
     assert properties["load_models"].split(",") == [
-        "vit_t=vit_t.mar",
-        "vit_t-automask=vit_t.mar",
-        "vit_t.nuclei=vit_t.nuclei.mar",
-        "vit_t.nuclei-automask=vit_t.nuclei.mar",
+        "vit_t=vit_t",
+        "vit_t-automask=vit_t",
+        "vit_t.nuclei=vit_t.nuclei",
+        "vit_t.nuclei-automask=vit_t.nuclei",
     ]
     lanes = json.loads(properties["models"])
     for mode in ("", "-automask"):

@@ -41,6 +41,8 @@ def test_automask_defaults_are_segment_anythings() -> None:
         "min_mask_region_area": 0,
         "output_type": OutputType.BEST_QUALITY,
         "include_image_edge": True,
+        "tile_size": None,
+        "overlap": None,
         "timeout_s": None,
     }
 
