@@ -201,6 +201,7 @@ def configuration(options: Options, worker_host: str | None = None) -> str:
             for version in lanes[lane].values():
                 version.update(minWorkers=wanted, maxWorkers=wanted)
     host = worker_host or LOOPBACK
+    registers = worker_host is None and bool(os.environ.get(ADMIN_TOKEN))
     changes = {
         "inference_address": f"http://{host}:{options.inference_port}",
         "management_address": f"http://{host}:{options.management_port}",
@@ -211,8 +212,9 @@ def configuration(options: Options, worker_host: str | None = None) -> str:
         "model_store": options.models_dir,
         "load_models": ",".join(f"{lane}={family}" for lane, family in options.lanes().items()),
         "models": json.dumps(lanes),
-        # The gateway registers weights only for who has its administrator's token.
-        "enable_model_api": "true" if os.environ.get(ADMIN_TOKEN) else "false",
+        # The gateway registers weights only for who has its administrator's token; without tokens
+        # anybody could.
+        "enable_model_api": "true" if registers else "false",
         "allowed_urls": f"file://{options.models_dir}/.*",
         "disable_token_authorization": "false" if worker_host is None else "true",
     }
