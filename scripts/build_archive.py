@@ -38,8 +38,15 @@ def main() -> None:
     parser.add_argument("type", help="model type, as vit_t")
     parser.add_argument("--weights-dir", type=Path, default=ROOT / "weights")
     parser.add_argument("--model-store", type=Path, default=ROOT / "model_store")
+    parser.add_argument(
+        "--version",
+        default=MODEL_VERSION,
+        help=f"other than {MODEL_VERSION}: <type>-<version>.mar, to be registered beside the first",
+    )
     arguments = parser.parse_args()
-    archive = arguments.model_store / f"{arguments.type}.mar"
+    version = arguments.version
+    name = arguments.type if version == MODEL_VERSION else f"{arguments.type}-{version}"
+    archive = arguments.model_store / f"{name}.mar"
     members = members_of(arguments.type, arguments.weights_dir)
     missing = [str(path) for path in members.values() if not path.is_file()]
     if missing:
@@ -51,7 +58,7 @@ def main() -> None:
         print(f"{relative(archive)}: up to date")
         return
     print(f"{relative(archive)}: building", flush=True)
-    build(archive, arguments.type, members)
+    build(archive, arguments.type, members, version)
     print(f"{relative(archive)}: {archive.stat().st_size / 1e6:.1f} MB")
 
 
@@ -119,7 +126,9 @@ def holds(archive: Path, members: dict[str, Path]) -> bool:
         return False
 
 
-def build(archive: Path, model_type: str, members: dict[str, Path]) -> None:
+def build(
+    archive: Path, model_type: str, members: dict[str, Path], version: str = MODEL_VERSION
+) -> None:
     """Build beside the destination, then move: nobody ever sees half an archive."""
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".building-") as scratch:
@@ -140,11 +149,11 @@ def build(archive: Path, model_type: str, members: dict[str, Path]) -> None:
                 options += [named[name], str(staged)]
         command = [
             str(Path(sys.executable).with_name("torch-model-archiver")),
-            *("--model-name", model_type, "--version", MODEL_VERSION, *options),
+            *("--model-name", model_type, "--version", version, *options),
             *("--extra-files", str(extra), "--export-path", str(out)),
         ]
         subprocess.run(command, check=True)
-        built = out / archive.name
+        built = out / f"{model_type}.mar"
         if not holds(built, members):
             raise RuntimeError(f"torch-model-archiver left something out of {archive.name}")
         built.replace(archive)
