@@ -2,15 +2,17 @@
 # Every target does what it stands on first, and skips what is there and valid.
 
 PYTHON ?= python3
-MODELS ?= vit_t
+# TYPE names one model type, MODELS several.
+TYPE ?= vit_t
+MODELS ?= $(TYPE)
 PY := .venv/bin/python
 export SAMSERVE_MODELS ?= $(MODELS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup weights archive serve demo scale test lint bench lock clean
+.PHONY: help setup weights archive serve demo scale test lint bench bench-gpu lock clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /  make \1 — /p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1 — /p' Makefile
 
 setup: ## create .venv with the pinned dependencies
 	@$(PYTHON) scripts/create_venv.py runtime
@@ -18,13 +20,13 @@ setup: ## create .venv with the pinned dependencies
 setup-dev:
 	@$(PYTHON) scripts/create_venv.py dev
 
-weights: setup ## fetch and verify the weights of MODELS (default vit_t)
+weights: setup ## fetch and verify weights, TYPE=vit_b or MODELS="vit_t vit_b" (default vit_t)
 	@for model in $(MODELS); do $(PY) -m scripts.fetch_weights $$model || exit 1; done
 
-archive: weights ## build model_store/<type>.mar for MODELS
+archive: weights ## build model_store/<type>.mar, TYPE or MODELS as above
 	@for model in $(MODELS); do $(PY) -m scripts.build_archive $$model || exit 1; done
 
-serve: archive ## run the server until Ctrl-C; FLAGS="--port 9000", FLAGS=--help lists them
+serve: archive ## run the server until Ctrl-C; MODELS as above, FLAGS="--port 9000", FLAGS=--help
 	@exec $(PY) -m scripts.serve $(FLAGS)
 
 demo: setup-dev archive ## all of it once: set-up, a server, two requests, pictures in out/demo
@@ -41,6 +43,9 @@ lint: setup-dev ## ruff and strict mypy
 
 bench: setup-dev archive ## measure against the reference, into docs/benchmarks.md; FLAGS=--help
 	@exec $(PY) -m scripts.bench $(FLAGS)
+
+bench-gpu: setup-dev ## measure all types on a CUDA GPU, against the reference; FLAGS=--help
+	@exec $(PY) -m scripts.bench_gpu $(FLAGS)
 
 EXTRAS = --extra worker --extra gateway --extra conversion
 lock: setup-dev ## resolve the pinned versions anew, for every Python from 3.10

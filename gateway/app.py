@@ -1,9 +1,9 @@
 """The routes: samapi's API, readiness and the OpenAPI pages.
 
 A body is forwarded to TorchServe as it came, but for a picture that is known there
-(`pictures.py`); of it only `type` is read, which says the lane. TorchServe's answers are
-passed on as they are, but for the refusals that TorchServe itself makes (no such lane, queue
-full, worker gone): those are put into the one error shape,
+(`pictures.py`); of it only `type` and `checkpoint_url` are read, which say the lane.
+TorchServe's answers are passed on as they are, but for the refusals that TorchServe itself
+makes (no such lane, queue full, worker gone): those are put into the one error shape,
 `{"error": {"code", "message", "field"}}`.
 
 Segments nothing and keeps no picture: that is the worker's part.
@@ -29,7 +29,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from samserve import __version__, logs
-from samserve.errors import NotFound, SamserveError, TooLarge, error_body
+from samserve.errors import NotFound, SamserveError, TooLarge, Unauthorized, error_body
+from samserve.lanes import lane_of, model_type_of
 from samserve.model_types import MODEL_TYPES
 from samserve.requests import RoutedRequest
 
@@ -40,8 +41,9 @@ from .metrics import CONTENT_TYPE_LATEST, Metrics
 from .observed import REQUEST_ID, Observed
 from .pictures import KnownPictures, refused
 from .readiness import Readiness
+from .registration import RegisterRequest, Registration
 from .runs import Runs, while_client_waits
-from .settings import Settings, automask_lane
+from .settings import Settings
 from .torchserve import (
     Answer,
     ConnectionLost,
@@ -51,12 +53,18 @@ from .torchserve import (
     message_of,
     read,
 )
+from .weights import Weights
 
 EVENTS = "application/x-ndjson"
+
+MAX_REGISTRATION_BYTES = 2**16
 
 DRAIN_FACTOR = 4
 """How much of an over-long body is still read: a client gets to see the answer only once
 it has sent its body, but nobody may send for ever."""
+
+SCRAPE_TIMEOUT_S = 5.0
+"""Prometheus waits for ten; no answer of TorchServe's is one, too."""
 
 RETRY_PAUSE_S = 0.2
 """A balancer that has just lost a host needs a moment to see it."""
@@ -69,7 +77,9 @@ def create_app(settings: Settings) -> ASGIApp:
         settings.management_url,
         settings.key_file if settings.torchserve_tokens == "on" else None,
     )
-    readiness = Readiness(torchserve, settings)
+    weights = Weights(torchserve)
+    readiness = Readiness(torchserve, settings, weights.joining)
+    registration = Registration(torchserve, weights, readiness, settings)
     metrics = Metrics()
     pictures = KnownPictures(lambda outcome: metrics.pictures.labels(outcome).inc())
     runs = Runs(settings.runs_directory)
@@ -91,7 +101,8 @@ def create_app(settings: Settings) -> ASGIApp:
 
     @app.exception_handler(SamserveError)
     async def refuse(_: Request, error: SamserveError) -> JSONResponse:
-        return JSONResponse(error.body(), error.status)
+        asks = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else None
+        return JSONResponse(error.body(), error.status, asks)
 
     @app.exception_handler(TorchServeError)
     async def fail(_: Request, error: TorchServeError) -> JSONResponse:
@@ -115,37 +126,47 @@ def create_app(settings: Settings) -> ASGIApp:
 
     @app.post("/sam/", **docs.PROMPT)
     async def prompt(request: Request) -> Response:
-        body, model_type = await routed(request)
-        lane, timeout_s = model_type, settings.prompt_timeout_s
-        answer = await predict(lane, model_type, body, accepted(request), timeout_s, twice=True)
-        return await passed_on(request, model_type, answer)
+        body, family = await routed(request)
+        lane, timeout_s = lane_of(family, "prompt"), settings.prompt_timeout_s
+        answer = await predict(lane, family, body, accepted(request), timeout_s, twice=True)
+        return await passed_on(request, family, answer)
 
     @app.post("/sam/automask/", **docs.AUTOMASK)
     async def automask(request: Request, stream: bool = False) -> Response:
-        body, model_type = await routed(request)
-        lane, timeout_s = automask_lane(model_type), settings.automask_timeout_s
+        body, family = await routed(request)
+        lane, timeout_s = lane_of(family, "automask"), settings.automask_timeout_s
         if stream:
-            return await streamed(request, lane, model_type, body, timeout_s)
+            return await streamed(request, lane, family, body, timeout_s)
         with runs.run() as headers:
-            work = predict(lane, model_type, body, {**accepted(request), **headers}, timeout_s)
+            work = predict(lane, family, body, {**accepted(request), **headers}, timeout_s)
             answer = await while_client_waits(request, work)
-        return await passed_on(request, model_type, answer)
+        return await passed_on(request, family, answer)
 
     @app.get("/sam/progress/", **docs.PROGRESS)
     async def progress() -> dict[str, Any]:
-        return runs.progress()
+        return registration.progress() or runs.progress()
 
     @app.get("/sam/version/", response_class=PlainTextResponse, **docs.VERSION)
     async def version() -> str:
         return __version__
 
     @app.get("/sam/weights/", **docs.WEIGHTS)
-    async def weights(type: str | None = None) -> list[dict[str, Any]]:
-        loaded = await _model_types(torchserve)
-        if type is not None and type not in loaded:
-            return []
-        wanted = loaded if type is None else [type]
-        return [(await torchserve.worker_description(lane))["weights"] for lane in wanted]
+    async def registered(type: str | None = None) -> list[dict[str, str]]:
+        return await weights.registered(await _model_types(torchserve) if type is None else [type])
+
+    @app.post("/sam/weights/", response_class=PlainTextResponse, **docs.REGISTER)
+    async def register(request: Request) -> str:
+        registration.authorize(request.headers.get("authorization"))
+        asked = RegisterRequest.parse(await _read(request, MAX_REGISTRATION_BYTES))
+        if asked.type not in await _model_types(torchserve):
+            raise await _not_loaded(torchserve, asked.type)
+        return await while_client_waits(request, registration.register(asked))
+
+    @app.get("/sam/weights/cancel/", response_class=PlainTextResponse, **docs.CANCEL)
+    async def cancel(request: Request) -> str:
+        registration.authorize(request.headers.get("authorization"))
+        registration.cancel()
+        return "Cancel signal sent"
 
     @app.get("/healthz", **docs.HEALTHZ)
     async def healthz() -> dict[str, str]:
@@ -158,12 +179,15 @@ def create_app(settings: Settings) -> ASGIApp:
 
     @app.get("/metrics", include_in_schema=False)
     async def page_of_metrics() -> Response:
-        _, lanes = await readiness.check()
+        try:
+            _, lanes = await asyncio.wait_for(readiness.check(), SCRAPE_TIMEOUT_S)
+        except asyncio.TimeoutError:
+            lanes = readiness.unreachable()
         return Response(metrics.page(lanes), media_type=CONTENT_TYPE_LATEST)
 
     async def predict(
         lane: str,
-        model_type: str,
+        family: str,
         body: Body,
         headers: dict[str, str],
         timeout_s: float,
@@ -171,13 +195,13 @@ def create_app(settings: Settings) -> ASGIApp:
         twice: bool = False,
     ) -> Answer:
         ask = asked_twice if twice else torchserve.predict
-        for content, content_type in pictures.ways(model_type, body):
+        for content, content_type in pictures.ways(family, body):
             sent = {**headers, **named(body), "Content-Type": content_type}
             answer = await ask(lane, content, sent, timeout_s)
             if not refused(answer.status):
                 break
         if answer.status == 200:
-            pictures.remember(model_type, body)
+            pictures.remember(family, body)
         return answer
 
     async def asked_twice(
@@ -200,12 +224,12 @@ def create_app(settings: Settings) -> ASGIApp:
         return await torchserve.predict(lane, content, headers, left_s)
 
     async def streamed(
-        request: Request, lane: str, model_type: str, body: Body, timeout_s: float
+        request: Request, lane: str, family: str, body: Body, timeout_s: float
     ) -> Response:
         """The worker's events as they come; an answer as any other where it refuses."""
 
         async def opened() -> aiohttp.ClientResponse:
-            for content, content_type in pictures.ways(model_type, body):
+            for content, content_type in pictures.ways(family, body):
                 sent = {**headers, **named(body), "Content-Type": content_type}
                 sent["Samserve-Stream"] = "true"
                 response = await stack.enter_async_context(
@@ -220,7 +244,7 @@ def create_app(settings: Settings) -> ASGIApp:
                 async with own:
                     async for part in response.content.iter_any():
                         yield part
-                    pictures.remember(model_type, body)
+                    pictures.remember(family, body)
             except TorchServeError as error:
                 _, said = failure(error)
                 yield orjson.dumps({"event": "error", **said}) + b"\n"
@@ -232,12 +256,13 @@ def create_app(settings: Settings) -> ASGIApp:
                 own = stack.pop_all()
                 return StreamingResponse(parts(), media_type=EVENTS)
             answer = await read(response)
-        return await passed_on(request, model_type, answer)
+        return await passed_on(request, family, answer)
 
-    async def passed_on(request: Request, model_type: str, answer: Answer) -> Response:
+    async def passed_on(request: Request, family: str, answer: Answer) -> Response:
         """TorchServe's answer as the client's."""
         if answer.status == 404 and not _is_ours(answer):
-            raise await _not_loaded(torchserve, model_type)
+            weights.forget(family)
+            raise await _not_loaded(torchserve, model_type_of(family))
         if answer.status == 413 and not _is_ours(answer):
             raise TooLarge("The body is larger than TorchServe's max_request_size.")
         if answer.status >= 400 and not _is_ours(answer):
@@ -253,13 +278,13 @@ def create_app(settings: Settings) -> ASGIApp:
         return Response(content, answer.status, headers)
 
     async def routed(request: Request) -> tuple[Body, str]:
-        """The body and the model type it asks for, which is one we know."""
+        """The body and the family of lanes that it asks for, whose type is one we know."""
         content = await _read(request, settings.max_body_bytes)
         body = await body_of(content, request.headers.get("content-type", ""))
-        model_type = RoutedRequest.parse(body.json).type
-        if model_type not in MODEL_TYPES:
-            raise await _not_loaded(torchserve, model_type)
-        return body, model_type
+        asked = RoutedRequest.parse(body.json)
+        if asked.type not in MODEL_TYPES:
+            raise await _not_loaded(torchserve, asked.type)
+        return body, await weights.family(asked.type, asked.checkpoint_url)
 
     return Observed(app, metrics, {route.path for route in app.routes if isinstance(route, Route)})
 
@@ -318,6 +343,8 @@ async def _not_loaded(torchserve: TorchServe, model_type: str) -> NotFound:
             f"Loaded: {names}.",
             "type",
         )
+    if model_type in loaded:
+        return NotFound("These weights are registered no longer.", "checkpoint_url")
     models = " ".join([*loaded, model_type])
     return NotFound(
         f"Model type {model_type} is not loaded. Loaded: {names}. "

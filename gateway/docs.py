@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 from samserve.requests import AutomaskRequest, PromptRequest
 
 from . import example
+from .registration import RegisterRequest
 
 DESCRIPTION = """
 Segment Anything and MobileSAM over HTTP, with [samapi](https://github.com/ksugar/samapi)'s
@@ -29,6 +30,8 @@ Every refusal has one shape: `{"error": {"code", "message", "field"}}`.
 
 _REF = "#/components/schemas/{model}"
 
+_ERROR = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
+
 _ERRORS: dict[int, str] = {
     400: "The body is not JSON.",
     404: "The model type is not loaded, or the weights are not registered.",
@@ -36,7 +39,8 @@ _ERRORS: dict[int, str] = {
     409: "`b64img` refers to a picture that is not remembered: send it in full.",
     413: "The body or the image is over the limit.",
     422: "A field's value is wrong; `field` says which.",
-    503: "No worker is free and the queue is full, or none is up. Try again.",
+    503: "No worker is free and the queue is full, none is up, or a GPU's memory did not do. "
+    "Try again.",
     504: "No answer in time.",
 }
 
@@ -85,7 +89,6 @@ def _segmentation(
 ) -> dict[str, Any]:
     """The keyword arguments that document a POST route."""
     schema = {"$ref": _REF.format(model=model)}
-    error = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
     return {
         "summary": summary,
         "description": description,
@@ -110,7 +113,7 @@ def _segmentation(
                     "application/vnd.coco-rle+json": {"example": [record]},
                 },
             },
-            **{s: {"description": d, "content": error} for s, d in _ERRORS.items()},
+            **{s: {"description": d, "content": _ERROR} for s, d in _ERRORS.items()},
         },
     }
 
@@ -139,8 +142,9 @@ AUTOMASK = _segmentation(
 )
 VERSION: dict[str, Any] = {"summary": "The server's version, as plain text"}
 WEIGHTS: dict[str, Any] = {
-    "summary": "The weights that are loaded",
-    "description": "`name` and `url` are what `checkpoint_url` takes; `source` says where the "
+    "summary": "The weights that are registered",
+    "description": "Of one model type, or of all that are loaded; each type's own are called "
+    "`default`. `name` and `url` are what `checkpoint_url` takes; `source` says where the "
     "file came from; `sha256` is that file's digest.",
     "responses": {
         200: {
@@ -160,9 +164,73 @@ WEIGHTS: dict[str, Any] = {
         }
     },
 }
+_TOKEN: list[dict[str, list[str]]] = [{"administrator": []}]
+
+_TOKEN_ERRORS: dict[int | str, dict[str, Any]] = {
+    401: {"description": "The administrator's token is missing or wrong.", "content": _ERROR},
+    403: {"description": "The server was started without such a token.", "content": _ERROR},
+}
+
+REGISTER: dict[str, Any] = {
+    "summary": "Register weights of your own",
+    "description": "Answers once `checkpoint_url` can choose them, or they were cancelled; "
+    "`GET /sam/progress/` tells of it meanwhile. They are downloaded, checked against the type "
+    "(tensors only: a file that holds code is refused, and that never run), and get lanes and "
+    "workers of their own. Where any of it fails, or the client goes away, nothing is left; of a "
+    "download that broke off the beginning is kept for the next try.\n\nUnlike samapi's: only for "
+    "who sends the administrator's token, only from allowed addresses, and what is registered "
+    "already is an error.",
+    "openapi_extra": {
+        "security": _TOKEN,
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": _REF.format(model="RegisterRequest")},
+                    "example": {"type": "vit_t", "name": "nuclei", "url": "nuclei.pt"},
+                }
+            },
+        },
+    },
+    "responses": {
+        200: {
+            "content": {
+                "text/plain": {
+                    "examples": {
+                        "registered": {"value": "nuclei (nuclei.pt) is registered."},
+                        "cancelled": {"value": "Cancelled to register nuclei (nuclei.pt)."},
+                    }
+                }
+            }
+        },
+        **_TOKEN_ERRORS,
+        404: {"description": "The model type is not loaded.", "content": _ERROR},
+        409: {
+            "description": "The name or the URL is registered already, or others are just now.",
+            "content": _ERROR,
+        },
+        413: {"description": "The file is over the limit.", "content": _ERROR},
+        422: {
+            "description": "The address is not allowed, or the file is no checkpoint of the type.",
+            "content": _ERROR,
+        },
+        502: {"description": "The address did not give the whole file.", "content": _ERROR},
+        503: {"description": "TorchServe or a worker does not take them.", "content": _ERROR},
+    },
+}
+CANCEL: dict[str, Any] = {
+    "summary": "Cancel the registration under way",
+    "description": "Answers at once; the registration's own answer says when all is cleared away.",
+    "openapi_extra": {"security": _TOKEN},
+    "responses": {
+        200: {"content": {"text/plain": {"example": "Cancel signal sent"}}},
+        **_TOKEN_ERRORS,
+    },
+}
 PROGRESS: dict[str, Any] = {
-    "summary": "How far the oldest automask under way is",
-    "description": "`percent` is -1 where nothing is running.",
+    "summary": "How far the registration of weights is, or else the oldest automask under way",
+    "description": "`percent` is -1 where nothing is running; of a registration, how much is "
+    "downloaded.",
     "responses": {
         200: {
             "content": {
@@ -218,10 +286,12 @@ def openapi(app: FastAPI) -> dict[str, Any]:
             description=app.description,
             routes=app.routes,
         )
+        models = (PromptRequest, AutomaskRequest, RegisterRequest)
         _, bodies = models_json_schema(
-            [(PromptRequest, "validation"), (AutomaskRequest, "validation")], ref_template=_REF
+            [(model, "validation") for model in models], ref_template=_REF
         )
-        schemas = document.setdefault("components", {}).setdefault("schemas", {})
-        schemas.update(bodies["$defs"], Error=_ERROR_SCHEMA)
+        components = document.setdefault("components", {})
+        components.setdefault("schemas", {}).update(bodies["$defs"], Error=_ERROR_SCHEMA)
+        components["securitySchemes"] = {"administrator": {"type": "http", "scheme": "bearer"}}
         app.openapi_schema = document
     return app.openapi_schema

@@ -21,7 +21,26 @@ from prometheus_client import (
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 
 # From a click on a known picture to the longest automask.
-_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1200)
+_SECONDS = (
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    30,
+    60,
+    120,
+    300,
+    600,
+    1200,
+    3600,
+    7200,
+)
 
 
 class Metrics:

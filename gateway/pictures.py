@@ -32,13 +32,13 @@ class KnownPictures:
         self._count = count
         self._known: OrderedDict[tuple[str, str | None], None] = OrderedDict()
 
-    def ways(self, model_type: str, body: Body) -> Iterator[tuple[bytes, str]]:
+    def ways(self, family: str, body: Body) -> Iterator[tuple[bytes, str]]:
         """What to send, and its Content-Type: each in turn until one is not `refused`.
 
         Args:
-            model_type: whose workers share what they know.
+            family: of lanes, whose workers share what they know.
         """
-        key = (model_type, body.reference)
+        key = (family, body.reference)
         if key in self._known and body.worth_abridging:
             self._known.move_to_end(key)
             self._count("known")
@@ -48,10 +48,10 @@ class KnownPictures:
             self._count("full")
         yield body.whole()
 
-    def remember(self, model_type: str, body: Body) -> None:
+    def remember(self, family: str, body: Body) -> None:
         """This body was answered: its picture is known now."""
         if body.worth_abridging:
-            self._known[model_type, body.reference] = None
+            self._known[family, body.reference] = None
             if len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)
 

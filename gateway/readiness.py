@@ -12,9 +12,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Set
 from typing import Any
 
-from samserve.settings import AUTOMASK_SUFFIX, mode_of
+from samserve.lanes import family_of, mode_of, model_type_of
 
 from . import example
 from .settings import Settings
@@ -24,11 +25,16 @@ logger = logging.getLogger(__name__)
 
 
 class Readiness:
-    """Knows which workers have answered, and lets the others be asked."""
+    """Knows which workers have answered, and lets the others be asked.
 
-    def __init__(self, torchserve: TorchServe, settings: Settings) -> None:
+    Args:
+        joining: families that are being registered: nobody waits for those.
+    """
+
+    def __init__(self, torchserve: TorchServe, settings: Settings, joining: Set[str]) -> None:
         self._torchserve = torchserve
         self._settings = settings
+        self._joining = joining
         self._answered: dict[str, frozenset[int]] = {}
         self._probes: dict[str, asyncio.Task[None]] = {}
 
@@ -42,12 +48,16 @@ class Readiness:
             registered = await self._torchserve.lanes()
         except TorchServeError as error:
             logger.info("Not ready: %s", error)
-            lanes = {name: _state("unreachable") for name in self._settings.lanes()}
-            return False, lanes
-        names = list(dict.fromkeys([*self._settings.lanes(), *registered]))
+            return False, self.unreachable()
+        joined = [lane for lane in registered if family_of(lane) not in self._joining]
+        names = list(dict.fromkeys([*self._settings.lanes(), *joined]))
         states = await asyncio.gather(*(self._lane(name, registered) for name in names))
         lanes = dict(zip(names, states, strict=True))
         return all(lane["state"] == "ready" for lane in states), lanes
+
+    def unreachable(self) -> dict[str, dict[str, Any]]:
+        """What there is to say where TorchServe itself does not answer."""
+        return {name: _state("unreachable") for name in self._settings.lanes()}
 
     async def _lane(self, name: str, registered: list[str]) -> dict[str, Any]:
         if name not in registered:
@@ -56,10 +66,7 @@ class Readiness:
             described = await self._torchserve.lane(name)
         except TorchServeError:  # unregistered since the list was made
             return _state("missing")
-        # By pid: a worker that died comes back under its old id and start time.
-        workers = frozenset(
-            int(worker["pid"]) for worker in described["workers"] if worker["status"] == "READY"
-        )
+        workers = _ready(described)
         if not workers:
             return _state("starting")
         if workers & self._answered.get(name, frozenset()):
@@ -68,22 +75,31 @@ class Readiness:
             self._probes[name] = asyncio.create_task(self._probe(name, workers))
         return _state("warming", len(workers))
 
+    async def ask(self, name: str) -> None:
+        """Ask a lane now, and wait for its answer.
+
+        Raises:
+            TorchServeError: it gives none.
+        """
+        await self._ask(name, _ready(await self._torchserve.lane(name)))
+
     async def _probe(self, name: str, workers: frozenset[int]) -> None:
-        model_type = name.removesuffix(AUTOMASK_SUFFIX)
-        ask = example.prompt if mode_of(name) == "prompt" else example.automask
-        body = json.dumps(ask(model_type)).encode()
         try:
-            answer = await self._torchserve.predict(
-                name, body, {"Content-Type": "application/json"}, self._settings.automask_timeout_s
-            )
-            if answer.status == 200:
-                self._answered[name] = workers
-            else:
-                logger.warning("Lane %s failed its probe: %s", name, answer.content)
+            await self._ask(name, workers)
         except TorchServeError as error:
             logger.warning("Lane %s failed its probe: %s", name, error)
         finally:
             del self._probes[name]
+
+    async def _ask(self, name: str, workers: frozenset[int]) -> None:
+        ask = example.prompt if mode_of(name) == "prompt" else example.automask
+        body = json.dumps(ask(model_type_of(name))).encode()
+        answer = await self._torchserve.predict(
+            name, body, {"Content-Type": "application/json"}, self._settings.automask_timeout_s
+        )
+        if answer.status != 200:
+            raise TorchServeError(f"{name} answers {answer.content!r}", answer.status)
+        self._answered[name] = workers
 
     async def close(self) -> None:
         """End the probes under way."""
@@ -91,6 +107,14 @@ class Readiness:
         for probe in probes:
             probe.cancel()
         await asyncio.gather(*probes, return_exceptions=True)
+
+
+def _ready(described: dict[str, Any]) -> frozenset[int]:
+    """Which of a lane's workers are READY."""
+    # By pid: a worker that died comes back under its old id and start time.
+    return frozenset(
+        int(worker["pid"]) for worker in described["workers"] if worker["status"] == "READY"
+    )
 
 
 def _state(state: str, workers: int = 0) -> dict[str, Any]:

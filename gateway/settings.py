@@ -7,17 +7,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from samserve.settings import AUTOMASK_SUFFIX
+from samserve.lanes import lanes_of
 
 PREFIX = "SAMSERVE_"
+
+ADMIN_TOKEN = PREFIX + "ADMIN_TOKEN"
+"""Where the administrator's token is read from; no other process is given it."""
+
+_ORIGIN = r"https?://[^\s/?#@]+"
+
+_OFFICIAL_ORIGINS = (
+    "https://github.com https://raw.githubusercontent.com https://objects.githubusercontent.com "
+    "https://release-assets.githubusercontent.com https://dl.fbaipublicfiles.com"
+)
 
 
 class Settings(BaseModel):
     """Each field is read from `SAMSERVE_<FIELD>`; empty or absent means the default."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # An error goes to a log, where the token must not be.
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="address the gateway listens on")
     port: int = Field(8000, ge=0, le=65535, description="port the gateway listens on")
@@ -33,10 +44,24 @@ class Settings(BaseModel):
         None, description="folder shared with the workers: automasks' progress, cancellations"
     )
     prompt_timeout_s: float = Field(120, gt=0, description="longest answer to a prompt")
-    automask_timeout_s: float = Field(1200, gt=0, description="longest automask")
+    automask_timeout_s: float = Field(7200, gt=0, description="longest automask")
     log_level: Literal["info", "warning", "error"] = Field(
         "warning", description="info: a line for every request"
     )
+
+    admin_token: SecretStr | None = Field(
+        None, min_length=16, description="who sends it may register weights; without it nobody may"
+    )
+    weights_origins: str = Field(
+        _OFFICIAL_ORIGINS,
+        pattern=rf"^(\s*{_ORIGIN}(\s|$))*$",
+        description="what weights may be downloaded from, as https://host[:port], space-separated: "
+        "every address that a download is sent on to must be among them",
+    )
+    weights_max_bytes: int = Field(4 * 2**30, gt=0, description="larger weights are refused")
+    weights_dir: Path = Field(Path("weights"), description="registered weights are put there")
+    model_store: Path = Field(Path("model_store"), description="their archives")
+    models_dir: Path = Field(Path("models"), description="the same unpacked, for TorchServe")
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -46,14 +71,4 @@ class Settings(BaseModel):
 
     def lanes(self) -> list[str]:
         """The lanes of `models`."""
-        return list(lanes_of(self.models))
-
-
-def automask_lane(model_type: str) -> str:
-    """The lane that answers automask for a model type."""
-    return model_type + AUTOMASK_SUFFIX
-
-
-def lanes_of(models: str) -> dict[str, str]:
-    """Space-separated model types -> each lane and its type, prompts before automask."""
-    return {lane: model for model in models.split() for lane in (model, automask_lane(model))}
+        return list(lanes_of(self.models.split()))

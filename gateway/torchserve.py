@@ -149,6 +149,39 @@ class TorchServe:
             timeout_s=timeout_s,
         )
 
+    async def register(
+        self,
+        name: str,
+        archive: str,
+        *,
+        workers: int,
+        batch_size: int,
+        max_batch_delay: int,
+        timeout_s: float,
+    ) -> None:
+        """Make a lane of an archive in the model store, and wait until its workers are up."""
+        await self._manage(
+            "POST",
+            "/models",
+            params={
+                "url": archive,
+                "model_name": name,
+                "initial_workers": str(workers),
+                "batch_size": str(batch_size),
+                "max_batch_delay": str(max_batch_delay),
+                "synchronous": "true",
+            },
+            timeout_s=timeout_s,
+        )
+
+    async def unregister(self, name: str) -> None:
+        """End a lane and its workers; no matter if there is none."""
+        try:
+            await self._manage("DELETE", f"/models/{name}")
+        except TorchServeError as error:
+            if error.status != 404:
+                raise
+
     async def _manage(self, method: str, path: str, **request: Any) -> Any:
         answer = await self._send("management", method, path, **request)
         if answer.status != 200:

@@ -1,20 +1,20 @@
 """TorchServe's entry: bytes from a lane's queue in, GeoJSON bytes out, a status each.
 
 The archive is registered once per lane; the lane's name says which mode it answers
-(`vit_t` prompts, `vit_t-automask` automask). All it knows of segmentation is the order
-of the steps; the steps are the `samserve` package beside it.
+(`samserve.lanes`). All it knows of segmentation is the order of the steps; the steps are
+the `samserve` package beside it.
 
 TorchServe imports this file by bare name and wants exactly one class in it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -26,22 +26,24 @@ from ts.handler_utils.utils import send_intermediate_predict_response
 from ts.metrics.caching_metric import CachingMetric
 from ts.metrics.metric_type_enum import MetricTypes
 
-from samserve import automask, formats, forms, logs, prompts, segmenter
+from samserve import automask, devices, formats, forms, logs, prompts, segmenter
 from samserve.decoder import Image
 from samserve.errors import (
     Cancelled,
     InvalidRequest,
+    OutOfMemory,
     SamserveError,
     TimedOut,
     TooLarge,
     error_body,
 )
-from samserve.features import ObjectMask
+from samserve.features import ObjectMask, PromptMask
 from samserve.images import Picture
+from samserve.lanes import mode_of
 from samserve.metrics import METRICS, Tell, WorkerMetrics
 from samserve.requests import AutomaskRequest, PromptRequest
 from samserve.runs import Progress, Run, RunFolder, is_run_id
-from samserve.settings import ModelSettings, mode_of
+from samserve.settings import ModelSettings
 from samserve.timing import ServerTiming
 
 logger = logging.getLogger(__name__)
@@ -84,16 +86,19 @@ class SamHandler:
         os.nice(lane.nice)
         torch.set_num_threads(lane.resolve_threads())
         cv2.setNumThreads(1)  # its work is small, and done in threads already
-        gpu_id = properties.get("gpu_id")
+        device = devices.assigned(properties.get("gpu_id"), context.model_yaml_config)
+        devices.bound_memory(device, lane.gpu_memory)
         folder = os.environ.get("SAMSERVE_RUNS_DIRECTORY")
         self.runs = RunFolder(Path(folder)) if folder else None
         self.weights = json.loads((model_dir / "weights.json").read_text())
         self.segmenter = segmenter.load(
             self.settings.model_type,
             model_dir / context.manifest["model"]["serializedFile"],
-            device=torch.device("cpu" if gpu_id is None else f"cuda:{gpu_id}"),
+            device=device,
+            precision=self.settings.precision,
             compiled_parts=model_dir if self.settings.cpu_runtime == "openvino" else None,
             cache=self.settings.embedding_cache,
+            sha256=self.weights["sha256"],
         )
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
@@ -169,12 +174,31 @@ class SamHandler:
         if not prompted:
             return
         with timing.step("masks"):
-            per_request = prompts.predict(self.segmenter, found.image, list(prompted.values()))
-        for index, masks in zip(prompted, per_request, strict=True):
+            predicted = self.predicted(prompted, found.image, answers, context)
+        for index, masks in predicted.items():
             with self.errors_as_answers([index], answers, context):
                 request, _ = requests[index]
                 own = timing.copy()
                 answers[index] = self.written(masks, request, size, own, index, context)
+
+    def predicted(
+        self,
+        prompted: dict[int, list[prompts.LocatedPrompt]],
+        image: Image,
+        answers: Answers,
+        context: Any,
+    ) -> dict[int, list[PromptMask]]:
+        """The masks of these requests, made together; each for itself where memory is short."""
+        try:
+            masks = prompts.predict(self.segmenter, image, list(prompted.values()))
+            return dict(zip(prompted, masks, strict=True))
+        except OutOfMemory:
+            pass
+        predicted = {}
+        for index, of_one in prompted.items():
+            with self.errors_as_answers([index], answers, context):
+                [predicted[index]] = prompts.predict(self.segmenter, image, [of_one])
+        return predicted
 
     def every_object(
         self,
@@ -191,6 +215,8 @@ class SamHandler:
             SamserveError: it cannot be done, took too long before anything was found, or
                 nobody wants it any more.
         """
+        size = image.embedding.original_size
+        automask.check_tiles(request, size, self.settings.limits.max_points)
         run_id = _header(context, index, RUN_HEADER)
         if run_id is not None and not is_run_id(run_id):
             raise InvalidRequest(f"{RUN_HEADER} must be 32 hexadecimal digits.")
@@ -217,7 +243,6 @@ class SamHandler:
                 self.runs.forget(run_id)
         if run.stopped == "cancelled":
             raise Cancelled("Cancelled: nobody waits for this answer any more.")
-        size = image.embedding.original_size
         late = run.stopped == "timeout"
         done = {"done": run.done, "total": run.total}
         error = TimedOut(f"Stopped after {run.done} of {run.total} points: the time was over.")
@@ -250,7 +275,7 @@ class SamHandler:
         context.set_response_header(index, "Server-Timing", str(timing))
         return 200, form.media_type, body
 
-    @contextmanager
+    @contextlib.contextmanager
     def errors_as_answers(
         self, indices: Collection[int], answers: Answers, context: Any
     ) -> Iterator[None]:
@@ -258,7 +283,8 @@ class SamHandler:
         try:
             with logs.about(*(_request_id(index, context) for index in indices)):
                 yield
-        except SamserveError as error:
+        except (SamserveError, torch.OutOfMemoryError) as exc:
+            error = exc if isinstance(exc, SamserveError) else devices.out_of_memory()
             failed = error.status, JSON, orjson.dumps(error.body())
             answers.update(dict.fromkeys(indices, failed))
         except Exception:  # ours to mend, and no reason to fail the rest of the batch

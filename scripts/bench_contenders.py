@@ -24,7 +24,7 @@ import aiohttp
 import psutil
 
 from gateway.torchserve import Answer, TorchServe, TorchServeError
-from samserve.settings import mode_of
+from samserve.lanes import mode_of
 
 from .bench_pictures import Request
 from .options import ROOT, Options, free_ports

@@ -5,31 +5,39 @@
 An archive is the handler with its package, the model's YAML, the weights and where they
 came from (`weights.json`), and, where the YAML asks for it, the network's heavy parts
 compiled for CPUs. One archive serves both lanes.
+
+Weights of the type that were registered (weights/registered/<type>.<name>.pt) get theirs, too.
+
+The weights are the file that was fetched, if a worker can map it as it is: `weights.json`
+has the SHA-256 of that file in any case.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
-import shutil
-import subprocess
 import sys
 import tempfile
 import zipfile
 import zlib
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from samserve.model_types import COMPILED_FILES, sha256_of
-from samserve.settings import ModelSettings
+from samserve.lanes import REGISTERED, is_registered
+from samserve.model_types import COMPILED_FILES, is_mappable, sha256_of
+from samserve.settings import ModelSettings, Precision
 
 from .options import ROOT
 
 HANDLERS = ROOT / "handlers"
 MODEL_VERSION = "1.0"  # config.properties names the lanes' settings by it
 MANIFEST = "MAR-INF/MANIFEST.json"
+STAMP = "made_from.json"  # in a folder of what was made: from what
 
 
 def main() -> None:
@@ -44,50 +52,104 @@ def main() -> None:
         help=f"other than {MODEL_VERSION}: <type>-<version>.mar, to be registered beside the first",
     )
     arguments = parser.parse_args()
-    version = arguments.version
-    name = arguments.type if version == MODEL_VERSION else f"{arguments.type}-{version}"
-    archive = arguments.model_store / f"{name}.mar"
-    members = members_of(arguments.type, arguments.weights_dir)
+    suffix = "" if arguments.version == MODEL_VERSION else f"-{arguments.version}"
+    for weights in weights_of(arguments.type, arguments.weights_dir):
+        archive = arguments.model_store / f"{weights.stem}{suffix}.mar"
+        make(archive, arguments.type, weights, arguments.version)
+
+
+def weights_of(model_type: str, weights_dir: Path) -> list[Path]:
+    """The type's own weights, and those that were registered."""
+    registered = sorted((weights_dir / REGISTERED).glob("*.pt"))
+    return [
+        weights_dir / f"{model_type}.pt",
+        *(path for path in registered if is_registered(path.stem, model_type)),
+    ]
+
+
+def make(archive: Path, model_type: str, weights: Path, version: str = MODEL_VERSION) -> None:
+    """Build the archive of these weights, if it is not there as it should be.
+
+    Exits with the name of the file that is missing, or of the setting that is wrong.
+    """
+    members = members_of(model_type, weights)
     missing = [str(path) for path in members.values() if not path.is_file()]
     if missing:
         sys.exit(f"{archive}: cannot be built, there is no {', '.join(missing)}")
-    settings = checked_settings(arguments.type, members[f"{arguments.type}.yaml"])
+    settings = checked_settings(model_type, members[f"{model_type}.yaml"])
+    check_weights(weights, members["weights.json"])
+    members |= serving_weights(model_type, weights, settings.precision)
     if settings.cpu_runtime == "openvino":
-        members |= compiled_parts(arguments.type, arguments.weights_dir)
+        members |= compiled_parts(model_type, weights)
     if holds(archive, members):
         print(f"{relative(archive)}: up to date")
         return
     print(f"{relative(archive)}: building", flush=True)
-    build(archive, arguments.type, members, version)
+    build(archive, model_type, members, version)
     print(f"{relative(archive)}: {archive.stat().st_size / 1e6:.1f} MB")
 
 
-def members_of(model_type: str, weights_dir: Path) -> dict[str, Path]:
+def members_of(model_type: str, weights: Path) -> dict[str, Path]:
     """What the archive holds: name inside -> file it comes from."""
     members = {
         str(path.relative_to(HANDLERS)): path
         for path in sorted(HANDLERS.rglob("*"))
         if path.is_file() and path.suffix == ".py"
     }
-    members[f"{model_type}.pt"] = weights_dir / f"{model_type}.pt"
-    members["weights.json"] = weights_dir / f"{model_type}.json"
+    members[f"{model_type}.pt"] = weights
+    members["weights.json"] = weights.with_suffix(".json")
     members[f"{model_type}.yaml"] = ROOT / "config" / "models" / f"{model_type}.yaml"
     return members
 
 
-def compiled_parts(model_type: str, weights_dir: Path) -> dict[str, Path]:
+def check_weights(weights: Path, sidecar: Path) -> None:
+    """Exits if they are not the file whose SHA-256 was written down beside them."""
+    if sha256_of(weights) != json.loads(sidecar.read_text())["sha256"]:
+        sys.exit(f"{relative(weights)} is not the file that {relative(sidecar)} tells of")
+
+
+def serving_weights(model_type: str, weights: Path, precision: Precision) -> dict[str, Path]:
+    """The weights as workers want them: to be mapped, and in the precision of the YAML.
+
+    A file of before PyTorch 1.6, which cannot be mapped, is read whole here, once.
+    """
+    name, folder = f"{model_type}.pt", weights.with_name(f"{weights.stem}-{precision}")
+    if precision == "float32" and is_mappable(weights):
+        return {name: weights}
+    served = folder / name
+    made_from = {
+        "weights": _sha256_told(weights),
+        "code": sha256_of(HANDLERS / "samserve" / "checkpoints.py"),
+    }
+    if not _is_made_from(folder, made_from):
+        # Heavy, and needed only here.
+        import torch
+
+        from samserve import checkpoints
+
+        print(f"{relative(folder)}: converting", flush=True)
+        dtype = getattr(torch, precision)
+        try:
+            content = checkpoints.serving_form(checkpoints.read(weights), dtype)
+        except checkpoints.CheckpointError as error:
+            sys.exit(str(error))
+        with _making(folder, made_from):
+            torch.save(content, served)
+    return {name: served}
+
+
+def compiled_parts(model_type: str, weights: Path) -> dict[str, Path]:
     """The compiled parts' archive members, kept beside the weights they are made of."""
-    weights, folder = weights_dir / f"{model_type}.pt", weights_dir / f"{model_type}-compiled"
+    folder = weights.with_name(f"{weights.stem}-compiled")
     members = {name: folder / name for name in COMPILED_FILES}
     sources = [*HANDLERS.rglob("compiled.py"), *HANDLERS.rglob("factored.py")]
     made_from = {
-        "weights": sha256_of(weights),
+        "weights": _sha256_told(weights),
         "code": [sha256_of(path) for path in sources],
         "openvino": version("openvino"),
         "torch": version("torch"),
     }
-    stamp = folder / "made_from.json"
-    if stamp.is_file() and json.loads(stamp.read_text()) == made_from:
+    if _is_made_from(folder, made_from):
         return members
     print(f"{relative(folder)}: compiling", flush=True)
     # Heavy, and needed only here.
@@ -96,11 +158,28 @@ def compiled_parts(model_type: str, weights_dir: Path) -> dict[str, Path]:
     from samserve import compiled
     from samserve.checkpoints import load_model
 
-    folder.mkdir(exist_ok=True)
-    stamp.unlink(missing_ok=True)  # until all of it is there, none of it is
-    compiled.export(load_model(model_type, weights, torch.device("cpu")), folder)
-    stamp.write_text(json.dumps(made_from))
+    with _making(folder, made_from):
+        compiled.export(load_model(model_type, weights, torch.device("cpu")), folder)
     return members
+
+
+def _sha256_told(weights: Path) -> str:
+    """Of a file that `check_weights` has found to be the one."""
+    return str(json.loads(weights.with_suffix(".json").read_text())["sha256"])
+
+
+def _is_made_from(folder: Path, made_from: dict[str, Any]) -> bool:
+    stamp = folder / STAMP
+    return stamp.is_file() and bool(json.loads(stamp.read_text()) == made_from)
+
+
+@contextlib.contextmanager
+def _making(folder: Path, made_from: dict[str, Any]) -> Iterator[None]:
+    """What the block leaves in the folder is made from this; until it ends, nothing is there."""
+    folder.mkdir(exist_ok=True)
+    (folder / STAMP).unlink(missing_ok=True)
+    yield
+    (folder / STAMP).write_text(json.dumps(made_from))
 
 
 def checked_settings(model_type: str, path: Path) -> ModelSettings:
@@ -120,43 +199,60 @@ def holds(archive: Path, members: dict[str, Path]) -> bool:
         with zipfile.ZipFile(archive) as mar:
             found = {i.filename: i.CRC for i in mar.infolist() if not i.is_dir()}
             found.pop(MANIFEST, None)
-            expected = {name: zlib.crc32(path.read_bytes()) for name, path in members.items()}
+            expected = {name: crc32_of(path) for name, path in members.items()}
             return found == expected and mar.testzip() is None
     except (OSError, zipfile.BadZipFile, zlib.error):
         return False
 
 
+def crc32_of(path: Path) -> int:
+    """The file's CRC-32, read in pieces."""
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
 def build(
     archive: Path, model_type: str, members: dict[str, Path], version: str = MODEL_VERSION
 ) -> None:
-    """Build beside the destination, then move: nobody ever sees half an archive."""
+    """Build beside the destination, then move: nobody ever sees half an archive.
+
+    What torch-model-archiver would build, but stored: deflating takes minutes to save a tenth,
+    and the archiver copies every file twice first.
+    """
+    manifest = {
+        "runtime": "python",
+        "model": {
+            "modelName": archive.stem,
+            "modelVersion": version,
+            "handler": "sam_handler.py",
+            "serializedFile": f"{model_type}.pt",
+            "configFile": f"{model_type}.yaml",
+        },
+    }
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".building-") as scratch:
-        stage, extra, out = (Path(scratch, name) for name in ("stage", "extra", "out"))
-        out.mkdir()
-        named = {
-            "sam_handler.py": "--handler",
-            f"{model_type}.pt": "--serialized-file",
-            f"{model_type}.yaml": "--config-file",
-        }
-        options = []
-        for name, path in members.items():
-            # The archiver puts the content of an extra folder at the archive's root.
-            staged = (stage if name in named else extra) / name
-            staged.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, staged)
-            if name in named:
-                options += [named[name], str(staged)]
-        command = [
-            str(Path(sys.executable).with_name("torch-model-archiver")),
-            *("--model-name", model_type, "--version", version, *options),
-            *("--extra-files", str(extra), "--export-path", str(out)),
-        ]
-        subprocess.run(command, check=True)
-        built = out / f"{model_type}.mar"
-        if not holds(built, members):
-            raise RuntimeError(f"torch-model-archiver left something out of {archive.name}")
+        built = Path(scratch, archive.name)
+        with zipfile.ZipFile(built, "w", zipfile.ZIP_STORED) as mar:
+            for name, path in members.items():
+                mar.write(path, name)
+            mar.writestr(MANIFEST, json.dumps(manifest))
         built.replace(archive)
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """What TorchServe is given in the archive's place, for all of its lanes.
+
+    It would unpack an archive for every lane itself, at 60 MB/s for the hash that it makes in
+    passing; and workers who map their weights share them only where they map the same file.
+
+    Raises:
+        OSError, zipfile.BadZipFile, zlib.error: it is damaged, or there is no room.
+    """
+    with zipfile.ZipFile(archive) as mar:
+        mar.extractall(folder)
 
 
 def relative(path: Path) -> Path:

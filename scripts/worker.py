@@ -51,7 +51,7 @@ NOTICE_S = 5.0
 """From the signal until no balancer sends anything more: haproxy.cfg wants two refusals, a second
 apart, and Kubernetes has to tell its proxies."""
 
-DRAIN_S = 1200.0
+DRAIN_S = 7200.0
 """Longest wait for what is under way: the gateway gives up on an automask after as long."""
 
 
@@ -146,7 +146,7 @@ class Door:
         options = self._options
         settings = Settings(models=options.models)
         async with TorchServe(options.inference_url, options.management_url, None) as torchserve:
-            readiness = Readiness(torchserve, settings)
+            readiness = Readiness(torchserve, settings, joining=set())
             try:
                 while True:
                     self._ready, self._lanes = await readiness.check()

@@ -30,6 +30,7 @@ from samserve.segmenter import Segmenter
 from samserve.threads import Threads
 from scripts.options import Options, free_ports
 from scripts.server import running
+from tests import random_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -61,6 +62,15 @@ def model() -> Any:
     """MobileSAM with the weights that `make weights` fetched."""
     torch.set_num_threads(2)
     return load_model("vit_t", ROOT / "weights" / "vit_t.pt", torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def vit_b_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a random checkpoint of vit_b, as `make weights` leaves one."""
+    folder = tmp_path_factory.mktemp("weights")
+    random_weights.save("vit_b", folder)
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")
@@ -113,8 +123,11 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def server() -> Iterator[Server]:
-    options = free_ports(Options())
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    # Of its own, for the repository's may have archives of registered weights.
+    store = tmp_path_factory.mktemp("model_store")
+    shutil.copy(ROOT / "model_store" / "vit_t.mar", store)
+    options = free_ports(Options(model_store=store))
     with running(options), httpx.Client(timeout=300, trust_env=False) as http:
         yield Server(options, http)
     shutil.rmtree(options.run_dir)

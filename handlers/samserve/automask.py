@@ -5,8 +5,8 @@ for every field that has; `output_type` and `include_image_edge` are samapi's ad
 It does less for it: a mask is made only if its `predicted_iou` passes, brought to full size
 only if it can still be stable enough, and kept as the bits of the crop around its object.
 
-Does not tile: the whole picture goes through the encoder at once, and objects much
-smaller than 1/1000 of its long side want `crop_n_layers`.
+A picture much larger than the network's input is taken tile by tile (`tiles.py`), for which
+the reference has no equal; its own way to smaller objects is `crop_n_layers`.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops.boxes import batched_nms
 
-from .decoder import PROMPTS_AT_ONCE, Image, single_or_three
+from . import tiles
+from .decoder import Image, Masks, single_or_three
+from .device_masks import masks_at_once, scored
+from .devices import in_halves
 from .errors import InvalidField
 from .features import AutoMask
 from .images import Picture
 from .masks import MASK_THRESHOLD, Logits, StabilityBound, stability_score, upscale
 from .reference import build_point_grid, generate_crop_boxes, remove_small_regions
-from .requests import AutomaskRequest, OutputType
+from .requests import AutomaskRequest, OutputType, Tiling
 from .runs import Run
 from .segmenter import Segmenter
 
@@ -62,7 +65,7 @@ class _Candidate:
         return np.unpackbits(self.bits, axis=1, count=right - left + 1).view(np.bool_)
 
 
-_Found = TypeVar("_Found", _Candidate, AutoMask)
+_Found = TypeVar("_Found", _Candidate, AutoMask, tiles.Piece)
 
 
 def generate(
@@ -84,6 +87,44 @@ def generate(
             crop is too thin to encode.
     """
     height, width = image.embedding.original_size
+    run = run or Run()
+    tiling = request.tiling(height, width)
+    if tiling is not None:
+        masks = _tiled(segmenter, picture.pixels, request, tiling, run)
+    else:
+        masks = _whole_and_crops(segmenter, image, picture, request, run)
+    if request.min_mask_region_area > 0:
+        masks = _without_small_regions(masks, (height, width), request)
+    return masks
+
+
+def check_tiles(request: AutomaskRequest, size: tuple[int, int], max_points: int) -> None:
+    """Refuse, before any work, tiles whose grids have more than `max_points` together.
+
+    Args:
+        size: (height, width) of the image in pixels.
+
+    Raises:
+        InvalidField: names the number asked for and the limit; or the tiles are impossible.
+    """
+    height, width = size
+    tiling = request.tiling(height, width)
+    if tiling is not None:
+        count = len(tiles.tiles(width, height, tiling.tile_size, tiling.overlap))
+        points = count * request.points_per_side**2
+        if points > max_points:
+            raise InvalidField(
+                f"points_per_side: {count} tiles ask for {points} points together; "
+                f"this server's limit is {max_points}.",
+                "points_per_side",
+            )
+
+
+def _whole_and_crops(
+    segmenter: Segmenter, image: Image, picture: Picture, request: AutomaskRequest, run: Run
+) -> list[AutoMask]:
+    """As segment-anything: the whole image, and the crops that were asked for."""
+    height, width = image.embedding.original_size
     sides = request.points_a_side()
     crops, layers = generate_crop_boxes(
         (height, width), request.crop_n_layers, request.crop_overlap_ratio
@@ -95,7 +136,6 @@ def generate(
             "crop_n_layers",
         )
     pixels = picture.pixels if request.crop_n_layers else None  # or refused before it begins
-    run = run or Run()
     run.begin(sum(sides[layer] ** 2 for layer in layers))
     found: list[_Candidate] = []
     for (x0, y0, x1, y1), layer in zip(crops, layers, strict=True):
@@ -109,10 +149,46 @@ def generate(
         # Smaller crops see more detail, so their masks win.
         smallness = [1 / candidate.crop_area for candidate in found]
         found = _suppress(found, smallness, request.crop_nms_thresh)
-    masks = [_automask(candidate) for candidate in found]
-    if request.min_mask_region_area > 0:
-        masks = _without_small_regions(masks, (height, width), request)
-    return masks
+    return [_automask(candidate) for candidate in found]
+
+
+def _tiled(
+    segmenter: Segmenter,
+    pixels: NDArray[np.uint8],
+    request: AutomaskRequest,
+    tiling: Tiling,
+    run: Run,
+) -> list[AutoMask]:
+    """Tile by tile, objects cut by a seam made one again; best predicted IoU first."""
+    height, width = pixels.shape[:2]
+    windows = tiles.tiles(width, height, tiling.tile_size, tiling.overlap)
+    [side] = request.points_a_side()
+    run.begin(len(windows) * side**2)
+    whole: list[tiles.Piece] = []
+    fragments: list[tiles.Piece] = []
+    for window in windows:
+        if not run.may_go_on():
+            break
+        x0, y0, x1, y1 = window
+        image = segmenter.embeddings.of_tile(pixels[y0:y1, x0:x1])
+        crop = _Crop(
+            segmenter, image, (x0, y0), (height, width), request, run, keeps_fragments=True
+        )
+        for found in crop.masks(build_point_grid(side) * [[x1 - x0, y1 - y0]]):
+            piece = _piece(found, window)
+            cut = tiles.is_fragment(piece.window, window, (height, width))
+            (fragments if cut else whole).append(piece)
+    once = _suppress(whole, [piece.predicted_iou for piece in whole], request.crop_nms_thresh)
+    objects = [[piece] for piece in once] + tiles.joined(once, fragments, tiling.tile_size)
+    masks = [_of_pieces(pieces) for pieces in objects]
+    # A whole mask before what was put together.
+    trust = [(mask.predicted_iou + (i < len(once))) for i, mask in enumerate(masks)]
+    masks = tiles.distinct(
+        _suppress(masks, trust, request.crop_nms_thresh), request.crop_nms_thresh
+    )
+    if not request.include_image_edge:
+        masks = [mask for mask in masks if not _is_background(mask.box, (height, width))]
+    return sorted(masks, key=lambda mask: -mask.predicted_iou)
 
 
 @dataclass(frozen=True)
@@ -123,6 +199,7 @@ class _Crop:
         image: this part's.
         origin: (x0, y0) of its top left in the whole image.
         image_size: (height, width) of the whole.
+        keeps_fragments: whether a mask may end where the part does.
     """
 
     segmenter: Segmenter
@@ -131,18 +208,25 @@ class _Crop:
     image_size: tuple[int, int]
     request: AutomaskRequest
     run: Run
+    keeps_fragments: bool = False
 
     def masks(self, points: NDArray[np.float64]) -> list[_Candidate]:
         """The masks that these points (N×2 XY in the crop) give, less duplicates."""
         request = self.request
-        at_once = min(request.points_per_batch, PROMPTS_AT_ONCE)
+        at_once = self.segmenter.decoder.prompts_at_once
+        if self.segmenter.device.type == "cpu":
+            # Elsewhere what is to bound the device's memory would only leave it idle: that
+            # is bounded already.
+            at_once = min(request.points_per_batch, at_once)
         batches = [points[i : i + at_once] for i in range(0, len(points), at_once)]
         bound = StabilityBound(self.image.embedding)
 
         def masks_of(batch: NDArray[np.float64]) -> list[_Candidate]:
             if not self.run.may_go_on():
                 return []
-            candidates = list(self._masks_of_points(batch, bound))
+            candidates = in_halves(
+                lambda points: list(self._masks_of_points(np.stack(points), bound)), list(batch)
+            )
             self.run.advance(len(batch))
             return candidates
 
@@ -165,12 +249,17 @@ class _Crop:
         """The masks of one batch of points that pass every threshold."""
         embedding, request = self.image.embedding, self.request
         # float64, as the reference leaves it: rounding here would move masks by a pixel
-        coords = torch.as_tensor(embedding.to_input_frame(points), device=self.segmenter.device)
-        labels = torch.ones(len(points), 1, dtype=torch.int, device=self.segmenter.device)
+        coords = torch.as_tensor(embedding.to_input_frame(points))
+        labels = torch.ones(len(points), 1, dtype=torch.int)
         decoded = self.segmenter.decoder.decode(self.image, points=(coords[:, None], labels))
         channels = single_or_three(request.output_type is not OutputType.SINGLE_MASK)
         predicted_iou = decoded.iou_predictions[:, channels].cpu().numpy()
         good = predicted_iou > (request.pred_iou_thresh or -np.inf)  # 0 switches the filter off
+        if self.segmenter.device.type != "cpu":
+            masks = [(i, c + channels.start) for i, c in np.argwhere(good).tolist()]
+            ious = predicted_iou[good].tolist()
+            yield from self._scored_on_device(decoded, masks, ious, points)
+            return
         for index in np.flatnonzero(good.any(axis=1)).tolist():
             wanted = np.flatnonzero(good[index])
             low_res_masks = decoded.low_res_masks(index, (wanted + channels.start).tolist())
@@ -187,6 +276,31 @@ class _Crop:
                 if candidate is not None:
                     yield candidate
 
+    def _scored_on_device(
+        self,
+        decoded: Masks,
+        wanted: list[tuple[int, int]],
+        predicted_ious: list[float],
+        points: NDArray[np.float64],
+    ) -> Iterator[_Candidate]:
+        """The same of these (point, channel) masks, brought to full size where they are made."""
+        embedding, request = self.image.embedding, self.request
+        for found in scored(
+            decoded,
+            wanted,
+            embedding,
+            request.stability_score_offset,
+            request.stability_score_thresh,
+            masks_at_once(self.segmenter.decoder.prompts_at_once),
+        ):
+            width = embedding.original_size[1]
+            mask = np.unpackbits(found.bits, axis=1, count=width).view(np.bool_)
+            point, _ = wanted[found.index]
+            iou = predicted_ious[found.index]
+            candidate = self._stable(mask, found.stability_score, iou, points[point])
+            if candidate is not None:
+                yield candidate
+
     def _candidate(
         self, logits: Logits, predicted_iou: float, point: NDArray[np.float64]
     ) -> _Candidate | None:
@@ -194,42 +308,58 @@ class _Crop:
         stability = stability_score(logits, self.request.stability_score_offset)
         if not stability >= self.request.stability_score_thresh:  # nor is NaN
             return None
-        mask = logits > MASK_THRESHOLD
+        return self._stable(logits > MASK_THRESHOLD, float(stability), predicted_iou, point)
+
+    def _stable(
+        self,
+        mask: NDArray[np.bool_],
+        stability: float,
+        predicted_iou: float,
+        point: NDArray[np.float64],
+    ) -> _Candidate | None:
+        """A mask of the whole crop, if it is not cut by that."""
         left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
         if width == 0:
             return None
         inside = mask[top : top + height, left : left + width]
         x0, y0 = self.origin
         box = (left + x0, top + y0, left + x0 + width - 1, top + y0 + height - 1)
-        if self._is_cut(box, logits.shape) or self._is_background(box):
+        if self._is_cut(box, mask.shape):
+            return None
+        if not self.request.include_image_edge and _is_background(box, self.image_size):
             return None
         return _Candidate(
             bits=np.packbits(inside, axis=1),
             box=box,
             area=int(np.count_nonzero(inside)),
             predicted_iou=predicted_iou,
-            stability_score=float(stability),
+            stability_score=stability,
             point=(float(point[0] + x0), float(point[1] + y0)),
-            crop_area=logits.size,
+            crop_area=mask.size,
         )
 
     def _is_cut(self, box: tuple[int, int, int, int], size: tuple[int, ...]) -> bool:
         """Near an edge of the crop that is not the picture's: another crop sees it whole."""
+        if self.keeps_fragments:
+            return False
         x0, y0 = self.origin
         edges = (x0, y0, x0 + size[1], y0 + size[0])
         return any(
             _near(side, edge) and not _near(side, picture_edge)
-            for side, edge, picture_edge in zip(box, edges, self._picture_edges, strict=True)
+            for side, edge, picture_edge in zip(
+                box, edges, _picture_edges(self.image_size), strict=True
+            )
         )
 
-    def _is_background(self, box: tuple[int, int, int, int]) -> bool:
-        """Near all four edges of the picture, where the request does not want that."""
-        return not self.request.include_image_edge and all(map(_near, box, self._picture_edges))
 
-    @property
-    def _picture_edges(self) -> tuple[int, int, int, int]:
-        height, width = self.image_size
-        return 0, 0, width, height
+def _is_background(box: tuple[int, int, int, int], image_size: tuple[int, int]) -> bool:
+    """Near all four edges of the picture, whose (height, width) this is."""
+    return all(map(_near, box, _picture_edges(image_size)))
+
+
+def _picture_edges(image_size: tuple[int, int]) -> tuple[int, int, int, int]:
+    height, width = image_size
+    return 0, 0, width, height
 
 
 def _near(side: int, edge: int) -> bool:
@@ -244,6 +374,32 @@ def _automask(candidate: _Candidate) -> AutoMask:
         predicted_iou=candidate.predicted_iou,
         stability_score=candidate.stability_score,
         point_coords=[list(candidate.point)],
+    )
+
+
+def _piece(found: _Candidate, tile: tiles.Window) -> tiles.Piece:
+    left, top, right, bottom = found.box
+    return tiles.Piece(
+        window=(left, top, right + 1, bottom + 1),
+        bits=found.bits,
+        tile=tile,
+        area=found.area,
+        predicted_iou=found.predicted_iou,
+        stability_score=found.stability_score,
+        point=found.point,
+    )
+
+
+def _of_pieces(pieces: Sequence[tiles.Piece]) -> AutoMask:
+    """One object; its scores are the pieces' means by area, its point is the largest one's."""
+    left, top, _, _ = tiles.bounds(pieces)
+    areas = [piece.area for piece in pieces]
+    return AutoMask(
+        mask=tiles.union(pieces),
+        origin=(left, top),
+        predicted_iou=float(np.average([p.predicted_iou for p in pieces], weights=areas)),
+        stability_score=float(np.average([p.stability_score for p in pieces], weights=areas)),
+        point_coords=[list(max(pieces, key=lambda piece: piece.area).point)],
     )
 
 
@@ -265,13 +421,30 @@ def _without_small_regions(
     """Fill small holes, drop small islands, then drop what has become a duplicate."""
     cleaned, scores = [], []
     for found in masks:
-        # On the full frame: a hole's size must not depend on where the crop cuts it.
-        full = np.zeros(image_size, dtype=np.bool_)
-        (left, top), (height, width) = found.origin, found.mask.shape
-        full[top : top + height, left : left + width] = found.mask
-        full, filled = remove_small_regions(full, request.min_mask_region_area, mode="holes")
-        full, dropped = remove_small_regions(full, request.min_mask_region_area, mode="islands")
+        mask, origin = _with_surroundings(found, image_size, request.min_mask_region_area)
+        mask, filled = remove_small_regions(mask, request.min_mask_region_area, mode="holes")
+        mask, dropped = remove_small_regions(mask, request.min_mask_region_area, mode="islands")
         scores.append(0.0 if filled or dropped else 1.0)  # untouched masks win
-        cleaned.append(found.reshaped(full) if filled or dropped else found)
+        cleaned.append(found.reshaped(mask, origin) if filled or dropped else found)
     threshold = max(request.box_nms_thresh, request.crop_nms_thresh)
     return _suppress(cleaned, scores, threshold)
+
+
+def _with_surroundings(
+    found: AutoMask, image_size: tuple[int, int], area: int
+) -> tuple[NDArray[np.bool_], tuple[int, int]]:
+    """The mask with so much of the image around it that no region there looks smaller than `area`.
+
+    A hole's size must not depend on where the crop cuts it, and the whole frame would be a
+    hundred million pixels for every mask of a large picture.
+
+    Returns:
+        The mask's pixels, and the (x0, y0) they start at.
+    """
+    (left, top), (height, width) = found.origin, found.mask.shape
+    margin = area // max(1, min(height, width)) + 1
+    above, before = min(top, margin), min(left, margin)
+    below = min(image_size[0] - top - height, margin)
+    after = min(image_size[1] - left - width, margin)
+    mask = np.pad(found.mask, ((above, below), (before, after)))
+    return mask, (left - before, top - above)

@@ -3,6 +3,9 @@
 Does not download: `scripts/fetch_weights.py` puts the files where they belong.
 A checkpoint is data from elsewhere: only tensors are ever unpickled, and the
 keys must be the network's own, no fewer and no more.
+
+On a CPU the network's weights are the file's own pages, mapped: vit_h is there in a
+moment, and all processes that map one file hold its 2.5 GB once between them.
 """
 
 from __future__ import annotations
@@ -11,10 +14,12 @@ import pickle
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
-from .model_types import MODEL_TYPES
+from .model_types import MODEL_TYPES, is_mappable
 from .reference import Sam, sam_model_registry
 
 _NAMED_KEYS = 5  # a wrong file differs in hundreds of keys; the first few tell which
@@ -24,20 +29,34 @@ class CheckpointError(ValueError):
     """The operator's file is no checkpoint of the type it is served as."""
 
 
-def load_model(model_type: str, path: Path, device: torch.device) -> Sam:
+def load_model(
+    model_type: str, path: Path, device: torch.device, precision: torch.dtype = torch.float32
+) -> Sam:
     """The network of this type with the file's weights, for inference only.
+
+    Args:
+        precision: of the image encoder's weights; see `serving_form`.
 
     Raises:
         CheckpointError: the file is unreadable, carries code, or is another network's.
     """
-    return model_from(model_type, _read(path), origin=str(path)).to(device)
+    return model_from(model_type, read(path), origin=str(path), precision=precision).to(device)
 
 
-def model_from(model_type: str, state_dict: Mapping[str, torch.Tensor], origin: str) -> Sam:
-    """The network of this type on the CPU; `origin` names the weights in errors."""
-    model = blank_model(model_type)
+def model_from(
+    model_type: str,
+    state_dict: Mapping[str, torch.Tensor],
+    origin: str,
+    precision: torch.dtype = torch.float32,
+) -> Sam:
+    """The network of this type on the CPU, with these very tensors where they fit as they are.
+
+    Args:
+        origin: names the weights in errors.
+    """
+    model = unallocated_model(model_type)
     _refuse_other_keys(model_type, model.state_dict(), state_dict, origin)
-    model.load_state_dict(state_dict)
+    model.load_state_dict(serving_form(state_dict, precision), assign=True)
     # Only now: TinyViT's attention copies its biases aside when eval() is called,
     # and the builder has already called it, on the random ones.
     model.eval()
@@ -50,6 +69,46 @@ def blank_model(model_type: str) -> Sam:
         raise CheckpointError(f"no model type {model_type!r}; there are {', '.join(MODEL_TYPES)}")
     # Never with the builder's own `checkpoint`: it unpickles whatever it is given.
     return sam_model_registry[model_type]()
+
+
+def unallocated_model(model_type: str) -> Sam:
+    """The network of this type whose layers have weights with a shape, but no memory."""
+    with _Unallocated():
+        return blank_model(model_type)
+
+
+def serving_form(
+    state_dict: Mapping[str, torch.Tensor], precision: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """The weights as they are computed with: the image encoder's in `precision`.
+
+    All others are float32, for the decoder's logits decide on pixels; and so are those of an
+    encoder with BatchNorm, which `Encoder` folds into the convolutions before it rounds. What
+    has its precision already is not copied.
+    """
+    folds = any(key.endswith(".running_var") for key in state_dict)
+
+    def of(key: str) -> torch.dtype:
+        return precision if key.startswith("image_encoder.") and not folds else torch.float32
+
+    return {
+        key: tensor.to(of(key)) if tensor.is_floating_point() else tensor
+        for key, tensor in state_dict.items()
+    }
+
+
+class _Unallocated(TorchFunctionMode):
+    """Within it, uninitialised tensors get no memory, and initialising them is free.
+
+    Not the `meta` device for everything: a network also computes a little as it is built,
+    TinyViT the indices of its biases, and that must be real.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        return func(*args, **{**kwargs, "device": "meta"} if func is torch.empty else kwargs)
 
 
 # Damaged bytes fail in torch's unpickler at whatever line they reach first.
@@ -66,9 +125,14 @@ _UNREADABLE = (
 )
 
 
-def _read(path: Path) -> dict[str, torch.Tensor]:
+def read(path: Path) -> dict[str, torch.Tensor]:
+    """A checkpoint's named tensors, mapped rather than read where that is possible.
+
+    Raises:
+        CheckpointError: the file is unreadable, or holds anything else.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable(path))
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: no checkpoint, or one that holds more than tensors; "

@@ -37,8 +37,8 @@ from .store import EmbeddingStore
 if TYPE_CHECKING:  # it imports Redis's client, which most have no use for
     from .redis_store import RedisStore
 
-ENCODING_TIMEOUT_S = 60.0
-"""How long to wait for another worker that is encoding the same image."""
+ENCODING_TIMEOUT_S = 300.0
+"""How long to wait for another worker that is encoding the same image: vit_h on two cores."""
 
 _SIZES = struct.Struct("<4I")  # input height, width; original height, width
 _FEATURES = (1, 256, 64, 64)
@@ -117,6 +117,16 @@ class EmbeddingCache:
         found = self._known(key) or self._encode(pixels, key)
         self.found[found.source] += 1
         return found
+
+    def of_tile(self, pixels: NDArray[np.uint8]) -> Image:
+        """H×W×3 uint8 RGB, one of many of a large picture: encoded and not kept, for together
+        they would drive out everybody else's images.
+
+        Raises:
+            InvalidImage: too thin to encode.
+        """
+        self.found["encoder"] += 1
+        return self._decoder.prepare(self._encoder.encode(np.ascontiguousarray(pixels)))
 
     def _digest_behind(self, text_digest: str) -> str | None:
         """The digest of the pixels that a text of this digest decodes to, if it was seen."""

@@ -4,8 +4,9 @@ Preprocessing is the reference's (`SamPredictor.set_image`): the longer side res
 the network's 1024 pixels as PIL does it, normalised, padded at the right and bottom.
 
 On a CPU the network runs in OpenVINO where the archive brings it compiled for that
-(`compiled.py`), two to three times as fast as PyTorch; else in PyTorch, with each
-BatchNorm folded into its convolution. Both give the reference's numbers up to rounding.
+(`compiled.py`), two to three times as fast as PyTorch; else in PyTorch, rewritten: TinyViT
+with each BatchNorm folded into its convolution, the ViTs as `vit.py` says. All give the
+reference's numbers up to rounding.
 
 Remembers nothing: an embedding is a value, good for any number of prompts, and
 `embeddings.py` keeps it.
@@ -24,7 +25,8 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from .errors import InvalidImage
-from .reference import ResizeLongestSide, Sam
+from .reference import ImageEncoderViT, ResizeLongestSide, Sam
+from .vit import ViT
 
 
 @dataclass(frozen=True)
@@ -55,15 +57,20 @@ class Encoder:
         model: a `Sam` of any type.
         network: 1×3×1024×1024 normalised pixels -> 1×256×64×64 features, in the place of
             the model's own.
+        precision: what the network computes in; pixels and features are float32 all the same.
     """
 
     def __init__(
-        self, model: Sam, network: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self,
+        model: Sam,
+        network: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        precision: torch.dtype = torch.float32,
     ) -> None:
         self._model = model
         self.device: torch.device = model.device
         self._transform = ResizeLongestSide(model.image_encoder.img_size)
-        self._network = network or fold_batch_norms(model.image_encoder)
+        self._precision = precision
+        self._network = network or rewritten(model.image_encoder).to(precision)
 
     @torch.inference_mode()
     def encode(self, image: NDArray[np.uint8]) -> Embedding:
@@ -84,7 +91,17 @@ class Encoder:
             )
         resized = torch.as_tensor(self._transform.apply_image(image), device=self.device)
         pixels = self._model.preprocess(resized.permute(2, 0, 1).contiguous()[None])
-        return Embedding(self._network(pixels), (in_h, in_w), (height, width))
+        return Embedding(self.features(pixels), (in_h, in_w), (height, width))
+
+    @torch.inference_mode()
+    def features(self, pixels: torch.Tensor) -> torch.Tensor:
+        """B×3×1024×1024 normalised pixels on the device -> B×256×64×64 float32 there."""
+        return self._network(pixels.to(self._precision)).float()
+
+
+def rewritten(encoder: nn.Module) -> nn.Module:
+    """The same function of the same weights, done with less work: TinyViT's or a ViT's."""
+    return ViT(encoder) if isinstance(encoder, ImageEncoderViT) else fold_batch_norms(encoder)
 
 
 def fold_batch_norms(encoder: nn.Module) -> nn.Module:

@@ -2,14 +2,20 @@
 
     SamserveError
     ├── InvalidRequest      400  the body cannot be read at all
+    ├── Unauthorized        401  the administrator's token is missing or wrong
+    ├── Forbidden           403  this server lets nobody do that
     ├── NotFound            404  the model type or the weights are not here
     ├── NotAcceptable       406  there is no such output format
     ├── UnknownImage        409  only a reference to the image was sent, and it is not kept
-    ├── TooLarge            413  the body or the image is over the limit
+    ├── Conflict            409  the weights are registered already, or others are just now
+    ├── TooLarge            413  the body, the image or the weights are over the limit
+    ├── Unreachable         502  the address of the weights did not give the whole file
     ├── Cancelled           503  nobody waits for the answer any more
+    ├── OutOfMemory         503  the device's memory did not do, for this request, this time
     ├── TimedOut            504  the work took longer than the request allows
     └── InvalidField        422  one field's value is wrong
-        └── InvalidImage    422  the bytes are no image we read
+        ├── InvalidImage    422  the bytes are no image we read
+        └── InvalidWeights  422  the file is no checkpoint of its type
 
 Does not cover our own faults: those are ordinary exceptions, answered as 500.
 """
@@ -45,6 +51,16 @@ class InvalidRequest(SamserveError):
     code = "invalid_request"
 
 
+class Unauthorized(SamserveError):
+    status = 401
+    code = "unauthorized"
+
+
+class Forbidden(SamserveError):
+    status = 403
+    code = "forbidden"
+
+
 class NotFound(SamserveError):
     status = 404
     code = "not_found"
@@ -60,14 +76,29 @@ class UnknownImage(SamserveError):
     code = "unknown_image"
 
 
+class Conflict(SamserveError):
+    status = 409
+    code = "conflict"
+
+
 class TooLarge(SamserveError):
     status = 413
     code = "too_large"
 
 
+class Unreachable(SamserveError):
+    status = 502
+    code = "unreachable"
+
+
 class Cancelled(SamserveError):
     status = 503
     code = "cancelled"
+
+
+class OutOfMemory(SamserveError):
+    status = 503
+    code = "out_of_memory"
 
 
 class TimedOut(SamserveError):
@@ -82,6 +113,10 @@ class InvalidField(SamserveError):
 
 class InvalidImage(InvalidField):
     code = "invalid_image"
+
+
+class InvalidWeights(InvalidField):
+    code = "invalid_weights"
 
 
 def error_body(code: str, message: str, field: str | None = None) -> dict[str, Any]:

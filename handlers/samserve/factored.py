@@ -28,12 +28,16 @@ values to the T sums.
 
 The tokens' own side (self-attention, MLPs, norms) is small, and is the reference's modules.
 
+On a CPU prompts go through one at a time, in slices of one: what is computed of a prompt's
+pixels then stays in the processor's cache. A GPU has no use for so little at once, and takes
+them all together.
+
 Takes sparse prompts only. A mask prompt is added to E, which ends the sharing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,9 +74,8 @@ class PreparedImage:
     values_final: torch.Tensor
     onto_u0: torch.Tensor
     """E·W_outᵀ of layer 0: times a token's values it is the inner product with U₀."""
-    onto_u0_scaled: torch.Tensor
-    """The same for Eγ₀ and U₀γ₀."""
-    onto_u1: torch.Tensor
+    onto_u: torch.Tensor
+    """The same for Eγ₀ and U₀γ₀, and below it for Eγ₀ and U₁; 2H×16×N."""
     norm0: torch.Tensor
     """‖E‖² of each pixel, N."""
     norm1: torch.Tensor
@@ -118,6 +121,19 @@ class FactoredMasks:
             self._hyper[prompt, channels],
         )
 
+    @torch.inference_mode()
+    def of_several(self, prompts: list[int], channels: slice) -> torch.Tensor:
+        """K×C×256×256 logits of several prompts, made at once."""
+        masks: torch.Tensor = self._decoder.upscaler(
+            self._image.upscaled,
+            self._attention[prompts],
+            self._u[prompts] @ self._decoder.up,
+            self._d0[prompts],
+            self._d1[prompts],
+            self._hyper[prompts, channels],
+        )
+        return masks
+
 
 class FactoredDecoder:
     """The rewritten decoder of one model.
@@ -125,10 +141,15 @@ class FactoredDecoder:
     Args:
         model: a `Sam` of any type; its decoder's weights are read now, not later.
         upscale: what runs in the place of its `Upscaler`.
+        at_once: prompts whose pixels are computed together; those of a call if not given.
     """
 
     @torch.inference_mode()
-    def __init__(self, model: Sam, upscale: Upscaling | None = None) -> None:
+    def __init__(
+        self, model: Sam, upscale: Upscaling | None = None, at_once: int | None = None
+    ) -> None:
+        self.device: torch.device = model.device
+        self.at_once = at_once
         self.decoder = decoder = model.mask_decoder
         self.transformer = decoder.transformer
         layer0, layer1 = self.transformer.layers
@@ -139,11 +160,12 @@ class FactoredDecoder:
         self.head_width = t0.internal_dim // t0.num_heads
         self.epsilon = (layer0.norm4.eps, layer1.norm4.eps)
 
-        # Composed in double precision, so that the composition itself rounds nothing.
+        # Composed in double precision, so that the composition itself rounds nothing; and on the
+        # CPU, for not every device has that.
         pe = _double(model.prompt_encoder.get_dense_pe())[0].flatten(1)  # 256×N
         no_mask = _double(model.prompt_encoder.no_mask_embed.weight)[0]
         width = len(no_mask)
-        centre = torch.eye(width, dtype=torch.double, device=pe.device) - 1 / width
+        centre = torch.eye(width, dtype=torch.double) - 1 / width
         gamma0, beta0 = torch.diag(_double(layer0.norm4.weight)), _double(layer0.norm4.bias)
         gamma1, beta1 = torch.diag(_double(layer1.norm4.weight)), _double(layer1.norm4.bias)
         scaled = centre @ gamma0 @ centre  # E centred -> Eγ₀ centred
@@ -164,25 +186,24 @@ class FactoredDecoder:
             _double(final.k_proj.weight) @ gamma1 @ scaled,
             _double(final.v_proj.weight) @ gamma1 @ scaled,
             out0.T,
-            out0.T @ centre @ gamma0 @ scaled,
-            out1.T @ scaled,
+            torch.cat([out0.T @ centre @ gamma0, out1.T]) @ scaled,
             2 * (c @ scaled)[None],
             up @ gamma1 @ scaled,
         ]
         shift = no_mask + _double(i0.out_proj.bias)
         biases = [_double(part.bias) for part in (k0, v0, q0)]
-        self.image_weight = _single(torch.cat([*plain, *(m @ centre for m in centred)]))
-        self.image_bias = _single(
+        self.image_weight = self._single(torch.cat([*plain, *(m @ centre for m in centred)]))
+        self.image_bias = self._single(
             torch.cat(
                 [m @ no_mask + bias for m, bias in zip(plain, biases, strict=True)]
                 + [m @ centre @ shift for m in centred]
             )
         )[:, None]
         self.rows = [len(m) for m in plain + centred]
-        self.image_pe_k0 = _single(plain[0] @ pe)
-        self.image_pe_q0 = _single(plain[2] @ pe)
-        self.to_norm0 = (_single(centre), _single(centre @ shift)[:, None])
-        self.to_norm1 = (_single(scaled), _single(scaled @ shift)[:, None])
+        self.image_pe_k0 = self._single(plain[0] @ pe)
+        self.image_pe_q0 = self._single(plain[2] @ pe)
+        self.to_norm0 = (self._single(centre), self._single(centre @ shift)[:, None])
+        self.to_norm1 = (self._single(scaled), self._single(scaled @ shift)[:, None])
 
         # What the position encoding, β and the biases give to scores, H×16×N.
         self.pe_t1 = self._by_head(_with_bias(t1.k_proj, beta0[:, None] + pe))
@@ -202,13 +223,15 @@ class FactoredDecoder:
         self.read_i1 = self._by_head(_double(i1.q_proj.weight) @ gamma0)
         self.read_final = self._by_head(_double(final.k_proj.weight) @ gamma1)
         self.sum_final = self._by_head(_double(final.v_proj.weight) @ gamma1).mT
-        self.c = _single(c)
+        self.c = self._single(c)
         self.c_norm = float(c @ c)
         self.read_final_c = self.read_final @ self.c  # H×16
         self.sum_final_c = self.c @ self.sum_final  # H×16
 
-        self.up = _single((up @ gamma1).T)
-        self.upscaler = Upscaler(decoder, _single(up @ gamma1 @ c), _single(up @ beta1 + up_bias))
+        self.up = self._single((up @ gamma1).T)
+        self.upscaler = Upscaler(
+            decoder, self._single(up @ gamma1 @ c), self._single(up @ beta1 + up_bias)
+        )
         self.upscale = upscale or self.upscaler.in_strips
 
     @torch.inference_mode()
@@ -221,8 +244,8 @@ class FactoredDecoder:
         pixels = features[0].flatten(1)
         linear = torch.addmm(self.image_bias, self.image_weight, pixels)
         *by_head, along_c, upscaled = torch.split(linear, self.rows)
-        k0, v0, q0, k1, v1, q1, k_final, v_final, u0, u0_scaled, u1 = (
-            part.view(self.heads, self.head_width, -1) for part in by_head
+        k0, v0, q0, k1, v1, q1, k_final, v_final, u0, u = (
+            part.view(-1, self.head_width, part.shape[1]) for part in by_head
         )
         k0.view_as(self.image_pe_k0).add_(self.image_pe_k0)
         q0.view_as(self.image_pe_q0).add_(self.image_pe_q0)
@@ -240,8 +263,7 @@ class FactoredDecoder:
             keys_final=k_final,
             values_final=v_final,
             onto_u0=u0,
-            onto_u0_scaled=u0_scaled,
-            onto_u1=u1,
+            onto_u=u,
             norm0=norms[0],
             norm1=norms[1],
             along_c=along_c[0],
@@ -268,9 +290,11 @@ class FactoredDecoder:
         tokens = layer1.norm1(tokens + layer1.self_attn(with_pe, with_pe, tokens))
         tokens = self._read_layer1(image, tokens, tokens_pe, u0, state)
         u = self._write_layer1(image, tokens, tokens_pe, v0, u0, state)
-        tokens = self._read_final(image, tokens, tokens_pe, u, state)
+        # From here on tokens don't see each other, and the prompt's are not asked for.
+        count = len(own)
+        tokens = self._read_final(image, tokens[:, :count], tokens_pe[:, :count], u, state)
 
-        masks = tokens[:, 1 : 1 + decoder.num_mask_tokens]
+        masks = tokens[:, 1:]
         mlps = decoder.output_hypernetworks_mlps
         return FactoredMasks(
             iou_predictions=decoder.iou_prediction_head(tokens[:, 0]),
@@ -284,7 +308,11 @@ class FactoredDecoder:
         )
 
     # --- Tokens read from the image ("token to image"), and write to it ("image to token").
-    # One prompt at a time where pixels are involved: its J×N scores stay in the cache.
+    # A slice of the prompts at a time where pixels are involved: b×J×N scores.
+
+    def _slices(self, prompts: torch.Tensor) -> Iterator[slice]:
+        at_once = self.at_once or len(prompts)
+        return (slice(i, i + at_once) for i in range(0, len(prompts), at_once))
 
     def _read_layer0(
         self, image: PreparedImage, tokens: torch.Tensor, tokens_pe: torch.Tensor
@@ -292,9 +320,9 @@ class FactoredDecoder:
         layer = self.transformer.layers[0]
         attention = layer.cross_attn_token_to_image
         read = torch.empty_like(queries := self._for_scores(attention.q_proj, tokens + tokens_pe))
-        for b, query in enumerate(queries):
-            scores = torch.bmm(query, image.keys_t0).softmax(-1)
-            torch.bmm(scores, image.values_t0.mT, out=read[b])
+        for s in self._slices(queries):
+            scores = _times(queries[s], image.keys_t0).softmax(-1)
+            read[s] = _times(scores, image.values_t0.mT)
         return self._after_read(layer, attention, tokens, read)
 
     def _write_layer0(
@@ -306,12 +334,12 @@ class FactoredDecoder:
         u0 = (values @ self.to_u0).flatten(1, 2)
         gram = u0 @ u0.mT
         width = u0.shape[2]
-        for b, key in enumerate(keys):
-            a0 = torch.bmm(key, image.queries_i0).softmax(1).flatten(0, 1)
-            cross = torch.bmm(2 * values[b], image.onto_u0).flatten(0, 1)
-            norm = cross.addmm_(gram[b], a0).mul_(a0).sum(0).add_(image.norm0)
-            torch.rsqrt(norm / width + self.epsilon[0], out=state.d0[b])
-            torch.mul(a0, state.d0[b], out=state.a0(b))
+        for s in self._slices(keys):
+            a0 = _times(keys[s], image.queries_i0).softmax(2).flatten(1, 2)
+            cross = _times(2 * values[s], image.onto_u0).flatten(1, 2)
+            norm = cross.baddbmm_(gram[s], a0).mul_(a0).sum(1).add_(image.norm0)
+            torch.rsqrt(norm / width + self.epsilon[0], out=state.d0[s])
+            torch.mul(a0, state.d0[s, None], out=state.a0(s))
         return values, u0
 
     def _read_layer1(
@@ -327,13 +355,14 @@ class FactoredDecoder:
         queries = self._for_scores(attention.q_proj, tokens + tokens_pe)
         through_u = (queries @ self.read_t1).flatten(1, 2) @ u0.mT
         read = torch.empty_like(queries)
-        for b, query in enumerate(queries):
-            scores = torch.bmm(query, image.keys_t1).mul_(state.d0[b])
-            scores.flatten(0, 1).addmm_(through_u[b], state.a0(b))
-            weights = scores.baddbmm_(query, self.pe_t1).softmax(-1)
-            sums = (weights.flatten(0, 1) @ state.a0(b).T @ u0[b]).view(*query.shape[:2], -1)
-            torch.bmm(weights.mul_(state.d0[b]), image.values_t1.mT, out=read[b])
-            read[b] += torch.bmm(sums, self.sum_t1) + self.bias_t1
+        for s in self._slices(queries):
+            d0, a0 = state.d0[s, None], state.a0(s)
+            scores = _times(queries[s], image.keys_t1).mul_(d0[:, None])
+            scores.flatten(1, 2).baddbmm_(through_u[s], a0)
+            weights = _plus_times(scores, queries[s], self.pe_t1).softmax(-1)
+            sums = (weights.flatten(1, 2) @ a0.mT @ u0[s]).view(*weights.shape[:3], -1)
+            read[s] = _times(weights.mul_(d0[:, None]), image.values_t1.mT)
+            read[s] += _times(sums, self.sum_t1) + self.bias_t1
         return self._after_read(layer, attention, tokens, read)
 
     def _write_layer1(
@@ -353,20 +382,20 @@ class FactoredDecoder:
             [(v0 @ self.to_u0_scaled).flatten(1, 2), (values @ self.to_u1).flatten(1, 2)], 1
         )
         gram, along_c = u @ u.mT, 2 * (u @ self.c)
+        both = 2 * torch.cat([v0, values], dim=1)
         j, width = u0.shape[1:]
-        for b, key in enumerate(keys):
-            d0, a = state.d0[b], state.attention[b]
-            scores = torch.bmm(key, image.queries_i1).mul_(d0)
-            scores.flatten(0, 1).addmm_(through_u[b], state.a0(b))
-            torch.softmax(scores.baddbmm_(key, self.pe_i1), 1, out=a[j:].view_as(scores))
+        for s in self._slices(keys):
+            d0, a = state.d0[s], state.attention[s]
+            scores = _times(keys[s], image.queries_i1).mul_(d0[:, None, None])
+            scores.flatten(1, 2).baddbmm_(through_u[s], state.a0(s))
+            scores = _plus_times(scores, keys[s], self.pe_i1)
+            torch.softmax(scores, 2, out=a[:, j:].view_as(scores))
 
-            cross = torch.empty_like(a)
-            torch.bmm(2 * v0[b], image.onto_u0_scaled, out=cross[:j].view_as(scores))
-            torch.bmm(2 * values[b], image.onto_u1, out=cross[j:].view_as(scores))
-            cross.mul_(d0).addmm_(gram[b], a).add_(along_c[b, :, None])
-            norm = cross.mul_(a).sum(0).add_(self.c_norm)
+            cross = _times(both[s], image.onto_u).flatten(1, 2)
+            cross.mul_(d0[:, None]).baddbmm_(gram[s], a).add_(along_c[s, :, None])
+            norm = cross.mul_(a).sum(1).add_(self.c_norm)
             norm += d0 * (d0 * image.norm1 + image.along_c)
-            torch.rsqrt(norm / width + self.epsilon[1], out=state.d1[b])
+            torch.rsqrt(norm / width + self.epsilon[1], out=state.d1[s])
         return u
 
     def _read_final(
@@ -382,16 +411,16 @@ class FactoredDecoder:
         through_u = (queries @ self.read_final).flatten(1, 2) @ u.mT
         along_c = (queries * self.read_final_c[:, None]).sum(-1, keepdim=True)
         read = torch.empty_like(queries)
-        for b, query in enumerate(queries):
-            d0, d1, a = state.d0[b], state.d1[b], state.attention[b]
-            scores = torch.bmm(query, image.keys_final).mul_(d0)
-            scores.flatten(0, 1).addmm_(through_u[b], a)
-            scores.add_(along_c[b]).mul_(d1)
-            weights = scores.baddbmm_(query, self.pe_final).softmax(-1).mul_(d1)
-            sums = (weights.flatten(0, 1) @ a.T @ u[b]).view(*query.shape[:2], -1)
+        for s in self._slices(queries):
+            d0, d1, a = state.d0[s, None, None], state.d1[s, None, None], state.attention[s]
+            scores = _times(queries[s], image.keys_final).mul_(d0)
+            scores.flatten(1, 2).baddbmm_(through_u[s], a)
+            scores.add_(along_c[s]).mul_(d1)
+            weights = _plus_times(scores, queries[s], self.pe_final).softmax(-1).mul_(d1)
+            sums = (weights.flatten(1, 2) @ a.mT @ u[s]).view(*weights.shape[:3], -1)
             constant = weights.sum(-1, keepdim=True) * self.sum_final_c[:, None]
-            torch.bmm(weights.mul_(d0), image.values_final.mT, out=read[b])
-            read[b] += torch.bmm(sums, self.sum_final) + constant + self.bias_final
+            read[s] = _times(weights.mul_(d0), image.values_final.mT)
+            read[s] += _times(sums, self.sum_final) + constant + self.bias_final
         read_out = attention.out_proj(self._merge(read))
         tokens = self.transformer.norm_final_attn(tokens + read_out)
         return tokens
@@ -418,7 +447,10 @@ class FactoredDecoder:
 
     def _by_head(self, matrix: torch.Tensor) -> torch.Tensor:
         """128×M double -> H×16×M."""
-        return _single(matrix).view(self.heads, self.head_width, -1)
+        return self._single(matrix).view(self.heads, self.head_width, -1)
+
+    def _single(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.float().contiguous().to(self.device)
 
 
 class Upscaler(nn.Module):
@@ -454,10 +486,10 @@ class Upscaler(nn.Module):
         d1: torch.Tensor,
         hyper: torch.Tensor,
     ) -> torch.Tensor:
-        """One prompt's masks, for n whole rows of 64 pixels.
+        """A prompt's masks, for n whole rows of 64 pixels; or B prompts', then B× before all.
 
         Args:
-            upscaled: N×256, the image's part.
+            upscaled: N×256, the image's part; without B.
             attention: 2J×N.
             u: 2J×256, through the first convolution.
             d0, d1: N.
@@ -466,15 +498,17 @@ class Upscaler(nn.Module):
         Returns:
             C×4n×256 logits.
         """
-        x = ((upscaled * d0[:, None] + attention.T @ u) + self.c) * d1[:, None] + self.bias
+        x = upscaled * d0[..., None] + attention.mT @ u
+        x = (x + self.c) * d1[..., None] + self.bias
         x = x.view(-1, 64)  # a row for each of a pixel's four
         x = F.layer_norm(x, (64,), self.norm.weight, self.norm.bias, self.norm.eps)
         x = F.gelu(F.gelu(x) @ self.weight2 + self.bias2)
-        logits = hyper @ x.view(-1, 32).T
+        logits = hyper @ x.view(*hyper.shape[:-2], -1, 32).mT
         # Each pixel's 16 lie together, (dy, dx) of the first convolution, then of the second.
-        masks = hyper.shape[0]  # not len(), which an export would take for a constant
-        logits = logits.view(masks, -1, 64, 2, 2, 2, 2)
-        return logits.permute(0, 1, 3, 5, 2, 4, 6).reshape(masks, -1, 256)
+        masks = hyper.shape[:-1]
+        rows = d0.shape[-1] // 64
+        logits = logits.view(-1, rows, 64, 2, 2, 2, 2)
+        return logits.permute(0, 1, 3, 5, 2, 4, 6).reshape(*masks, 4 * rows, 256)
 
     def in_strips(
         self,
@@ -509,17 +543,37 @@ class _State:
             d1=pixels.new_empty(prompts, len(pixels)),
         )
 
-    def a0(self, prompt: int) -> torch.Tensor:
-        """d₀·A₀ of one prompt, J×N."""
-        return self.attention[prompt, : self.attention.shape[1] // 2]
+    def a0(self, prompts: slice) -> torch.Tensor:
+        """d₀·A₀ of some prompts, b×J×N."""
+        return self.attention[prompts, : self.attention.shape[1] // 2]
+
+
+def _times(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """b×H×T×m @ H×m×n, the right side the same for all prompts: one product a head.
+
+    For one prompt nothing is moved in memory, before or after.
+    """
+    return _unfolded(torch.bmm(_folded(left), right), len(left))
+
+
+def _plus_times(sums: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """b×H×T×n + `_times`, in the memory of `sums` where that is one prompt's."""
+    return _unfolded(_folded(sums).baddbmm_(_folded(left), right), len(left))
+
+
+def _folded(by_prompt: torch.Tensor) -> torch.Tensor:
+    """b×H×T×m -> H×bT×m."""
+    return by_prompt.transpose(0, 1).flatten(1, 2)
+
+
+def _unfolded(by_head: torch.Tensor, prompts: int) -> torch.Tensor:
+    """H×bT×n -> b×H×T×n."""
+    heads, _, n = by_head.shape
+    return by_head.view(heads, prompts, -1, n).transpose(0, 1).contiguous()
 
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().double()
-
-
-def _single(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.float().contiguous()
+    return tensor.detach().cpu().double()
 
 
 def _with_bias(linear: nn.Linear, columns: torch.Tensor) -> torch.Tensor:

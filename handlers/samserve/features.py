@@ -82,10 +82,10 @@ class AutoMask(ObjectMask):
         left, top, width, height = self.bbox
         return left, top, left + width, top + height
 
-    def reshaped(self, full: NDArray[np.bool_]) -> AutoMask:
-        """The same object with another mask, given on the whole image, H×W."""
-        mask, origin = _crop(full)
-        return replace(self, mask=mask, origin=origin)
+    def reshaped(self, mask: NDArray[np.bool_], origin: tuple[int, int]) -> AutoMask:
+        """The same object with another mask, whose first pixel is at `origin`, (x0, y0)."""
+        cut, (left, top) = _crop(mask)
+        return replace(self, mask=cut, origin=(origin[0] + left, origin[1] + top))
 
     def properties(self) -> dict[str, Any]:
         return {

@@ -6,11 +6,15 @@ Imports nothing heavy: the gateway and the download need the names, not the netw
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 COMPILED_FILES = ("encoder.xml", "encoder.bin", "upscaler.xml", "upscaler.bin")
 """What `compiled.export` leaves, and an archive carries."""
+
+MADE_FROM_WEIGHTS = ("compiled", "float32", "bfloat16", "float16")
+"""Ends of the names of folders that an archive's making leaves beside the weights' file."""
 
 _CHUNK = 1 << 20
 
@@ -62,6 +66,11 @@ MODEL_TYPES: dict[str, ModelType] = {
         ),
     )
 }
+
+
+def is_mappable(weights: Path) -> bool:
+    """Whether a checkpoint can be mapped: those of before PyTorch 1.6 are no zip, and cannot."""
+    return zipfile.is_zipfile(weights)
 
 
 def sha256_of(path: Path) -> str:

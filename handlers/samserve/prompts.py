@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .decoder import PROMPTS_AT_ONCE, Decoder, Image, single_or_three
+from .decoder import Decoder, Image, single_or_three
+from .devices import in_halves
 from .encoder import Embedding
 from .errors import InvalidField
 from .features import PromptMask
@@ -108,17 +109,21 @@ def predict(
 
     Args:
         image: the image of every one of these requests.
+
+    Raises:
+        OutOfMemory: the device's memory does not do for all of them together.
     """
     by_kind: dict[tuple[bool, int, bool], list[tuple[int, int]]] = {}
     for place, prompts in enumerate(requests):
         for prompt_idx, prompt in enumerate(prompts):
             by_kind.setdefault(prompt.kind, []).append((place, prompt_idx))
     batches: list[list[tuple[int, int]]] = []
-    for asked in by_kind.values():
-        at_once = max(1, min(PROMPTS_AT_ONCE, -(-len(asked) // segmenter.threads.count)))
+    for (_, points, has_mask), asked in by_kind.items():
+        share = -(-len(asked) // segmenter.threads.count)
+        at_once = max(1, min(segmenter.decoder.at_once(points, has_mask), share))
         batches += [asked[i : i + at_once] for i in range(0, len(asked), at_once)]
     per_batch = segmenter.threads.map(
-        partial(_predict, segmenter.decoder, image),
+        partial(in_halves, partial(_predict, segmenter.decoder, image)),
         [[(idx, requests[place][idx]) for place, idx in batch] for batch in batches],
     )
     answers: dict[tuple[int, int], list[PromptMask]] = {}
@@ -135,13 +140,12 @@ def _predict(
 ) -> list[list[PromptMask]]:
     """The masks of each of these prompts, which are of one kind; with them their `prompt_idx`."""
     embedding = image.embedding
-    device = embedding.features.device
     prompts = [prompt for _, prompt in batch]
 
     def in_frame(coords: list[NDArray[np.float64]]) -> torch.Tensor:
         """B×N×2 in the network's input frame."""
         located = embedding.to_input_frame(np.stack(coords).reshape(len(coords), -1, 2))
-        return torch.as_tensor(located, dtype=torch.float, device=device)
+        return torch.as_tensor(located, dtype=torch.float)
 
     has_box, points, has_mask = prompts[0].kind
     decoded = decoder.decode(
@@ -151,13 +155,12 @@ def _predict(
         else None,
         points=(
             in_frame([p.point_coords for p in prompts if p.point_coords is not None]),
-            torch.tensor([p.point_labels for p in prompts], dtype=torch.int, device=device),
+            torch.tensor([p.point_labels for p in prompts], dtype=torch.int),
         )
         if points
         else None,
         masks=torch.as_tensor(
-            np.stack([p.mask_input for p in prompts if p.mask_input is not None])[:, None],
-            device=device,
+            np.stack([p.mask_input for p in prompts if p.mask_input is not None])[:, None]
         )
         if has_mask
         else None,

@@ -9,11 +9,12 @@ with warnings.catch_warnings():
     # has too: seven warnings at every start that no reader of a log can act on.
     warnings.simplefilter("ignore")
     from mobile_sam import sam_model_registry
-    from mobile_sam.modeling import Sam
+    from mobile_sam.modeling import ImageEncoderViT, Sam
     from mobile_sam.utils.amg import build_point_grid, generate_crop_boxes, remove_small_regions
     from mobile_sam.utils.transforms import ResizeLongestSide
 
 __all__ = [
+    "ImageEncoderViT",
     "ResizeLongestSide",
     "Sam",
     "build_point_grid",

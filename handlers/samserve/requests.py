@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -136,15 +137,8 @@ class Prompt(_Model):
         return [name for name in names if getattr(self, name) is not None]
 
 
-class RoutedRequest(_Model):
-    """As much of a body as it takes to know who answers it."""
-
-    type: str = Field(
-        DEFAULT_MODEL_TYPE,
-        description="Model type: `vit_h`, `vit_l`, `vit_b` (segment-anything) "
-        "or `vit_t` (MobileSAM). It must be loaded.",
-        examples=["vit_t"],
-    )
+class JsonBody(_Model):
+    """What is read from JSON, or refused with the name of what is wrong."""
 
     @classmethod
     def parse(cls, body: bytes | bytearray) -> Self:
@@ -169,6 +163,23 @@ class RoutedRequest(_Model):
         raise InvalidField(f"{path}{colon} {message}.", path)
 
 
+class RoutedRequest(JsonBody):
+    """As much of a body as it takes to know who answers it."""
+
+    type: str = Field(
+        DEFAULT_MODEL_TYPE,
+        description="Model type: `vit_h`, `vit_l`, `vit_b` (segment-anything) "
+        "or `vit_t` (MobileSAM). It must be loaded.",
+        examples=["vit_t"],
+    )
+    checkpoint_url: str | None = Field(
+        None,
+        description="Name or URL of registered weights, as `GET /sam/weights/` lists them. "
+        "Nothing is ever downloaded for a request.",
+        examples=["default"],
+    )
+
+
 class SegmentRequest(RoutedRequest):
     """What both modes take."""
 
@@ -179,13 +190,6 @@ class SegmentRequest(RoutedRequest):
         "that base64 text does; 409 where the server no longer knows it.",
         examples=["iVBORw0KGgo…"],
     )
-    checkpoint_url: str | None = Field(
-        None,
-        description="Name or URL of registered weights, as `GET /sam/weights/` lists them. "
-        "Nothing is ever downloaded for a request.",
-        examples=["default"],
-    )
-
     simplify: float = Field(
         0,
         ge=0,
@@ -284,6 +288,24 @@ class PromptRequest(Prompt, SegmentRequest):
         return named
 
 
+TILE_SIZE = 1024
+"""Pixels a side of a tile: the network's own input, so that nothing is scaled."""
+
+TILED_BEYOND = 4 * TILE_SIZE
+"""Pixels of a picture's long side over which it is taken in tiles by default. Below, the answer
+is segment-anything's own; above, that sees each object at less than a quarter of its size."""
+
+SMALLEST_TILE = 64
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Pixels a side of each tile, and pixels that neighbours share."""
+
+    tile_size: int
+    overlap: int
+
+
 class AutomaskRequest(SegmentRequest):
     """`POST /sam/automask/`: every object in the image.
 
@@ -336,6 +358,20 @@ class AutomaskRequest(SegmentRequest):
     include_image_edge: bool = Field(
         True, description="False: a mask near all four edges of the picture goes too."
     )
+    tile_size: Integer | None = Field(
+        None,
+        ge=0,
+        le=4096,
+        description="Pixels a side of the tiles in which a large picture is taken, each with a "
+        "grid of its own; objects cut by a seam are joined. 0: never; absent: 1024 where the "
+        "picture's long side is over 4096 and there are no crop layers, else never.",
+    )
+    overlap: Integer | None = Field(
+        None,
+        ge=0,
+        description="Pixels that neighbouring tiles share, at most half of tile_size; absent: a "
+        "quarter of it. Objects no larger than this are never put together from pieces.",
+    )
     timeout_s: float | None = Field(
         None,
         gt=0,
@@ -360,6 +396,32 @@ class AutomaskRequest(SegmentRequest):
                 "crop_n_points_downscale_factor",
             )
         return sides
+
+    def tiling(self, height: int, width: int) -> Tiling | None:
+        """How a picture of this size is taken in tiles; None where it is not.
+
+        Raises:
+            InvalidField: tiles too small, an overlap too large, or tiles and crops at once.
+        """
+        tile_size = self.tile_size
+        if tile_size is None:
+            large = max(height, width) > TILED_BEYOND and self.crop_n_layers == 0
+            tile_size = TILE_SIZE if large else 0
+        if tile_size == 0:
+            return None
+        if tile_size < SMALLEST_TILE:
+            raise InvalidField(
+                f"tile_size is {tile_size}; it must be 0 or at least {SMALLEST_TILE}.", "tile_size"
+            )
+        if self.crop_n_layers > 0:
+            raise InvalidField("Send either tile_size or crop_n_layers, not both.", "tile_size")
+        overlap = tile_size // 4 if self.overlap is None else self.overlap
+        if overlap > tile_size // 2:
+            raise InvalidField(
+                f"overlap is {overlap}; it must be at most half of tile_size, {tile_size // 2}.",
+                "overlap",
+            )
+        return Tiling(tile_size, overlap)
 
     def check_work(self, max_points: int, max_seconds: float) -> None:
         """Refuse, before any work, more than the limits: points over all crops, and seconds.

@@ -14,15 +14,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from . import __version__, compiled
 from .checkpoints import load_model
 from .decoder import Decoder
+from .device_masks import masks_at_once
+from .devices import CPU, DeviceError
 from .embeddings import EmbeddingCache
 from .encoder import Encoder
 from .model_types import sha256_of
-from .settings import CacheSettings
+from .settings import CacheSettings, Precision
 from .store import EmbeddingStore
 from .threads import Threads
 
@@ -55,23 +58,28 @@ def load(
     model_type: str,
     weights: Path,
     *,
-    device: torch.device | None = None,
+    device: torch.device = CPU,
+    precision: Precision = "float32",
     compiled_parts: Path | None = None,
     cache: CacheSettings = DEFAULT_CACHE,
+    sha256: str | None = None,
 ) -> Segmenter:
     """A model from its checkpoint.
 
     Args:
         weights: a checkpoint of this type, as `make weights` fetches it.
-        device: where to run; the CPU if not given.
+        precision: what the image encoder computes in.
         compiled_parts: the folder in which `compiled.export` put this model's heavy parts;
             on a CPU, OpenVINO then runs them.
+        sha256: what these weights are known by to the embeddings that are kept; the file's
+            own is computed if not given.
 
     Raises:
         CheckpointError: the checkpoint is unreadable, carries code, or is another network's.
+        DeviceError: the model and what it works with do not fit the device.
     """
-    device = device or torch.device("cpu")
-    model = load_model(model_type, weights, device)
+    dtype: torch.dtype = getattr(torch, precision)
+    model = load_model(model_type, weights, device, dtype)
     network = upscale = None
     if compiled_parts is not None and device.type == "cpu":
         try:
@@ -79,12 +87,15 @@ def load(
         except (ImportError, OSError, RuntimeError) as exc:
             logger.warning("All runs in PyTorch, slower, for OpenVINO cannot: %s", exc)
     runtime = "pytorch" if network is None else "openvino"
-    encoder, decoder = Encoder(model, network), Decoder(model, upscale)
+    encoder, decoder = Encoder(model, network, dtype), Decoder(model, upscale)
+    memory_bytes = cache.memory_bytes if cache.enabled else 0
+    if device.type == "cuda":
+        decoder.prompts_at_once = prompts_that_fit(encoder, decoder, memory_bytes)
     embeddings = EmbeddingCache(
         encoder,
         decoder,
-        identity=f"{model_type}-{sha256_of(weights)}-float32-{__version__}",
-        memory_bytes=cache.memory_bytes if cache.enabled else 0,
+        identity=f"{model_type}-{sha256 or sha256_of(weights)}-{precision}-{__version__}",
+        memory_bytes=memory_bytes,
         store=(
             EmbeddingStore(cache.resolve_directory(), cache.machine_bytes)
             if cache.enabled and cache.machine_bytes
@@ -92,9 +103,52 @@ def load(
         ),
         shared=_shared(cache),
     )
-    # A GPU is kept busy by one thread with large batches.
-    threads = Threads(torch.get_num_threads() if device.type == "cpu" else 1)
+    # A GPU is kept busy by one thread with large batches, while a second crops their masks.
+    threads = Threads(torch.get_num_threads() if device.type == "cpu" else 2)
     return Segmenter(embeddings, decoder, device, runtime, threads)
+
+
+FEWEST_PROMPTS = 8
+"""A device that cannot decode so many at once is too small."""
+
+
+def prompts_that_fit(encoder: Encoder, decoder: Decoder, reserved: int) -> int:
+    """How many prompts can be decoded at once, tried out: half of as many until they fit.
+
+    Tried now, so that a device which is too small is found at the start and not by the hundredth
+    request; what runs first on a GPU is slow besides, and no request should wait for that.
+
+    Args:
+        reserved: bytes of the device's memory that the embeddings kept will take.
+
+    Raises:
+        DeviceError: not even `FEWEST_PROMPTS`.
+    """
+    n_prompts = decoder.prompts_at_once
+    while n_prompts >= FEWEST_PROMPTS:
+        try:
+            _work_once(encoder, decoder, n_prompts, reserved)
+        except torch.OutOfMemoryError:
+            n_prompts //= 2
+        else:
+            return n_prompts
+    raise DeviceError(
+        f"The memory that a worker may take of {encoder.device} is too little for the model, "
+        f"{reserved / 1e6:.0f} MB of embeddings, an image and {FEWEST_PROMPTS} prompts. In the "
+        "model's YAML, give it more (gpu_memory), keep less (memory_bytes) or halve the weights "
+        "(precision), or serve a smaller type."
+    )
+
+
+def _work_once(encoder: Encoder, decoder: Decoder, n_prompts: int, reserved: int) -> None:
+    """An image encoded and prompts on it decoded, beside memory that is taken."""
+    taken = torch.empty(reserved, dtype=torch.uint8, device=encoder.device)
+    image = decoder.prepare(encoder.encode(np.zeros((1024, 1024, 3), np.uint8)))
+    points = torch.full((n_prompts, 1, 2), 512.0)
+    decoded = decoder.decode(image, points=(points, torch.ones(n_prompts, 1, dtype=torch.int)))
+    masks = list(range(masks_at_once(n_prompts)))
+    decoded.of_several(masks, slice(0, 4)).cpu()  # waits for all of it
+    del taken
 
 
 def _shared(cache: CacheSettings) -> RedisStore | None:

@@ -12,17 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-AUTOMASK_SUFFIX = "-automask"
-"""Ends the name of every automask lane: `vit_t` takes prompts, `vit_t-automask` does not."""
-
-Mode = Literal["prompt", "automask"]
-
-
-def mode_of(lane: str) -> Mode:
-    """What a lane of this name answers."""
-    return "automask" if lane.endswith(AUTOMASK_SUFFIX) else "prompt"
+Precision = Literal["float32", "bfloat16", "float16"]
+"""Named as PyTorch names them."""
 
 
 def usable_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -65,6 +58,7 @@ class LaneSettings(_Settings):
 
     threads: int = Field(ge=0)
     nice: int = Field(ge=0, le=19)
+    gpu_memory: float = Field(gt=0, le=1)
 
     def resolve_threads(self) -> int:
         """The setting, or all cores this process may use where it is 0."""
@@ -92,11 +86,20 @@ class ModelSettings(_Settings):
     """One model type's settings, for both of its lanes."""
 
     model_type: str
+    precision: Precision
     cpu_runtime: Literal["openvino", "pytorch"]
     limits: Limits
     embedding_cache: CacheSettings
     prompt: LaneSettings
     automask: LaneSettings
+
+    @model_validator(mode="after")
+    def _openvino_is_exact(self) -> ModelSettings:
+        if self.cpu_runtime == "openvino" and self.precision != "float32":
+            raise ValueError(
+                f"precision: {self.precision} needs cpu_runtime: pytorch; OpenVINO runs float32"
+            )
+        return self
 
     @classmethod
     def from_yaml(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import subprocess
@@ -75,8 +76,16 @@ def test_a_lost_process_is_told_and_the_rest_is_stopped() -> None:
 
 def test_a_missing_archive_names_the_command(tmp_path: Path) -> None:
     options = free_ports(Options(model_store=tmp_path))
-    with pytest.raises(ServerError, match="make archive MODELS=vit_t"), running(options):
+    with pytest.raises(ServerError, match="make archive TYPE=vit_t"), running(options):
         pass
+
+
+def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+    (tmp_path / "vit_t.mar").write_bytes(b"PK\x03\x04 torn off")
+    options = free_ports(Options(model_store=tmp_path))
+    with pytest.raises(ServerError, match=r"vit_t\.mar cannot be unpacked"), running(options):
+        pass
+    assert not options.run_dir.exists()
 
 
 def test_a_worker_that_cannot_load_tells_why(tmp_path: Path) -> None:
@@ -99,16 +108,44 @@ def test_a_worker_that_cannot_load_tells_why(tmp_path: Path) -> None:
     shutil.rmtree(options.run_dir)
 
 
-def test_the_configuration_is_ours_with_the_options_after_it() -> None:
-    options = replace(Options(), automask_workers=3, inference_port=9999)
+def test_the_configuration_is_ours_with_the_options_after_it(tmp_path: Path) -> None:
+    options = Options(model_store=tmp_path, automask_workers=3, inference_port=9999)
     properties = read_properties(configuration(options))
     assert properties["inference_address"] == "http://127.0.0.1:9999"
-    assert properties["load_models"] == "vit_t=vit_t.mar,vit_t-automask=vit_t.mar"
+    assert properties["load_models"] == "vit_t=vit_t,vit_t-automask=vit_t"
     assert properties["enable_model_api"] == "false"
     assert properties["disable_token_authorization"] == "false"
     assert (
         '"vit_t-automask": {"1.0": {"marName": "vit_t.mar", "minWorkers": 3' in properties["models"]
     )
+
+
+def test_registered_weights_get_lanes_like_their_types(tmp_path: Path) -> None:
+    for name in ("vit_t", "vit_t.nuclei", "vit_b.nuclei", "vit_t.a.b", "vit_t.-", "other"):
+        (tmp_path / f"{name}.mar").touch()
+    properties = read_properties(
+        configuration(replace(Options(), model_store=tmp_path, automask_workers=3))
+    )
+    assert properties["load_models"].split(",") == [
+        "vit_t=vit_t.mar",
+        "vit_t-automask=vit_t.mar",
+        "vit_t.nuclei=vit_t.nuclei.mar",
+        "vit_t.nuclei-automask=vit_t.nuclei.mar",
+    ]
+    lanes = json.loads(properties["models"])
+    for mode in ("", "-automask"):
+        [own], [registered] = (lanes[name + mode].values() for name in ("vit_t", "vit_t.nuclei"))
+        assert registered == {**own, "marName": "vit_t.nuclei.mar"}
+    assert registered["minWorkers"] == 3
+
+
+def test_models_may_be_registered_only_where_there_is_an_administrator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SAMSERVE_ADMIN_TOKEN", "a secret of the administrator")
+    text = configuration(Options())
+    assert read_properties(text)["enable_model_api"] == "true"
+    assert "secret" not in text
 
 
 def test_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:

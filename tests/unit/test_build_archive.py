@@ -9,8 +9,19 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
-from scripts.build_archive import MANIFEST, build, checked_settings, holds, members_of
+from samserve.model_types import is_mappable, sha256_of
+from scripts.build_archive import (
+    MANIFEST,
+    build,
+    check_weights,
+    checked_settings,
+    holds,
+    members_of,
+    serving_weights,
+    weights_of,
+)
 from tests.conftest import ROOT
 
 
@@ -27,7 +38,7 @@ def weights_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def archive(tmp_path: Path, weights_dir: Path) -> Path:
     path = tmp_path / "store" / "vit_t.mar"
-    build(path, "vit_t", members_of("vit_t", weights_dir))
+    build(path, "vit_t", members_of("vit_t", weights_dir / "vit_t.pt"))
     return path
 
 
@@ -44,8 +55,30 @@ def test_what_an_archive_holds(archive: Path) -> None:
     assert [path.name for path in archive.parent.iterdir()] == ["vit_t.mar"]
 
 
+def test_registered_weights_get_an_archive_each(tmp_path: Path, weights_dir: Path) -> None:
+    registered = weights_dir / "registered"
+    registered.mkdir()
+    for name in ("vit_t.nuclei.pt", "vit_t.nuclei.json", "vit_b.nuclei.pt", "vit_t.pt", "x.pt"):
+        (registered / name).write_text(name)
+    own, nuclei = weights_of("vit_t", weights_dir)
+    assert (own, nuclei) == (weights_dir / "vit_t.pt", registered / "vit_t.nuclei.pt")
+    archive = tmp_path / "store" / "vit_t.nuclei.mar"
+    build(archive, "vit_t", members_of("vit_t", nuclei))
+    with zipfile.ZipFile(archive) as mar:
+        assert json.loads(mar.read(MANIFEST))["model"]["modelName"] == "vit_t.nuclei"
+        assert mar.read("vit_t.pt") == b"vit_t.nuclei.pt"
+        assert mar.read("weights.json") == b"vit_t.nuclei.json"
+    assert [path.name for path in archive.parent.iterdir()] == ["vit_t.nuclei.mar"]
+
+
+def test_nothing_is_deflated(archive: Path) -> None:
+    """Gigabytes of weights would take minutes, there and back, and not become smaller."""
+    with zipfile.ZipFile(archive) as mar:
+        assert {member.compress_type for member in mar.infolist()} == {zipfile.ZIP_STORED}
+
+
 def test_it_is_up_to_date_until_a_source_changes(archive: Path, weights_dir: Path) -> None:
-    members = members_of("vit_t", weights_dir)
+    members = members_of("vit_t", weights_dir / "vit_t.pt")
     assert holds(archive, members)
     (weights_dir / "vit_t.json").write_text('{"source": "another"}')
     assert not holds(archive, members)
@@ -63,13 +96,13 @@ def test_a_damaged_archive_is_not_valid(archive: Path, weights_dir: Path, damage
         archive.write_bytes(b"")
     else:
         archive.unlink()
-    assert not holds(archive, members_of("vit_t", weights_dir))
+    assert not holds(archive, members_of("vit_t", weights_dir / "vit_t.pt"))
 
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ("max_points: 16384", "max_points"),
+        ("max_points: 262144", "max_points"),
         ("model_type: vit_t", "model_type is vit_h"),
         ("  prompt:", "prompt"),
     ],
@@ -79,10 +112,62 @@ def test_a_wrong_setting_is_named_before_anything_is_built(
 ) -> None:
     config = (ROOT / "config" / "models" / "vit_t.yaml").read_text()
     path = tmp_path / "vit_t.yaml"
-    right = {"max_points: 16384": "max_pionts: 1", "model_type: vit_t": "model_type: vit_h"}
+    right = {"max_points: 262144": "max_pionts: 1", "model_type: vit_t": "model_type: vit_h"}
     path.write_text(config.replace(wrong, right.get(wrong, "  promt:")))
     with pytest.raises(SystemExit, match=said):
         checked_settings("vit_t", path)
+
+
+@pytest.fixture
+def fetched(tmp_path: Path) -> Path:
+    """A folder with weights that can be read; of a network of two tensors."""
+    tensors = {"image_encoder.x": torch.rand(9), "mask_decoder.x": torch.rand(9)}
+    torch.save(tensors, tmp_path / "vit_b.pt")
+    describe(tmp_path / "vit_b.pt")
+    return tmp_path
+
+
+def describe(weights: Path) -> None:
+    sidecar = {"type": "vit_b", "sha256": sha256_of(weights)}
+    weights.with_suffix(".json").write_text(json.dumps(sidecar))
+
+
+def test_weights_that_can_be_mapped_go_in_as_they_are(fetched: Path) -> None:
+    served = serving_weights("vit_b", fetched / "vit_b.pt", "float32")
+    assert served == {"vit_b.pt": fetched / "vit_b.pt"}
+
+
+def test_weights_that_cannot_be_mapped_are_rewritten(fetched: Path) -> None:
+    content = torch.load(fetched / "vit_b.pt")
+    torch.save(content, fetched / "vit_b.pt", _use_new_zipfile_serialization=False)
+    describe(fetched / "vit_b.pt")
+    [(name, path)] = serving_weights("vit_b", fetched / "vit_b.pt", "float32").items()
+    assert name == "vit_b.pt"
+    assert is_mappable(path)
+    rewritten = torch.load(path)
+    assert all(torch.equal(rewritten[key], tensor) for key, tensor in content.items())
+
+
+def test_the_precision_of_the_yaml_is_the_archives_and_made_once(fetched: Path) -> None:
+    [path] = serving_weights("vit_b", fetched / "vit_b.pt", "bfloat16").values()
+    rounded = torch.load(path)
+    assert rounded["image_encoder.x"].dtype == torch.bfloat16
+    assert rounded["mask_decoder.x"].dtype == torch.float32
+    before = path.stat().st_mtime_ns
+    assert serving_weights("vit_b", fetched / "vit_b.pt", "bfloat16") == {"vit_b.pt": path}
+    assert path.stat().st_mtime_ns == before
+    torch.save({"image_encoder.x": torch.zeros(3)}, fetched / "vit_b.pt")
+    describe(fetched / "vit_b.pt")
+    serving_weights("vit_b", fetched / "vit_b.pt", "bfloat16")
+    assert torch.load(path).keys() == {"image_encoder.x"}
+
+
+def test_other_weights_than_those_described_are_refused(fetched: Path) -> None:
+    check_weights(fetched / "vit_b.pt", fetched / "vit_b.json")
+    with (fetched / "vit_b.pt").open("ab") as file:
+        file.write(b"!")
+    with pytest.raises(SystemExit, match="is not the file that"):
+        check_weights(fetched / "vit_b.pt", fetched / "vit_b.json")
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:

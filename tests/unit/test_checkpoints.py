@@ -13,8 +13,11 @@ from samserve.checkpoints import (
     blank_model,
     load_model,
     model_from,
+    read,
+    serving_form,
 )
-from samserve.model_types import MODEL_TYPES, sha256_of
+from samserve.model_types import MODEL_TYPES, is_mappable, sha256_of
+from tests import random_weights
 
 CPU = torch.device("cpu")
 
@@ -57,6 +60,62 @@ def test_every_tensor_is_loaded(
 def test_the_model_is_for_inference_only(model: torch.nn.Module) -> None:
     assert not any(module.training for module in model.modules())
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("model_type", ["vit_b", "vit_l", "vit_h"])
+def test_the_large_types_are_loaded_whole(tmp_path: Path, model_type: str) -> None:
+    """Mapped: what is in memory of their weights is in it once, for all who load the file."""
+    path = random_weights.save(model_type, tmp_path)
+    try:
+        loaded = load_model(model_type, path, CPU).state_dict()
+        expected = read(path)
+        assert loaded.keys() == expected.keys()
+        assert all(torch.equal(loaded[key], tensor) for key, tensor in expected.items())
+        total = sum(tensor.nbytes for tensor in loaded.values())
+        published = MODEL_TYPES[model_type].n_bytes
+        assert published - 200_000 < total < published
+        assert mapped_bytes(path) >= 2 * total
+    finally:
+        path.unlink()  # up to 2.5 GB, which pytest would keep
+
+
+def mapped_bytes(path: Path) -> int:
+    """How much of this process's addresses are the file's."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        pytest.skip("this system does not tell what is mapped")
+    ranges = [line.split()[0] for line in maps.read_text().splitlines() if str(path) in line]
+    return sum(int(end, 16) - int(start, 16) for start, end in (r.split("-") for r in ranges))
+
+
+def test_what_was_saved_before_there_were_zips_is_loaded_too(
+    state_dict: dict[str, torch.Tensor], tmp_path: Path
+) -> None:
+    path = tmp_path / "vit_t.pt"
+    torch.save(state_dict, path, _use_new_zipfile_serialization=False)
+    assert not is_mappable(path)
+    loaded = load_model("vit_t", path, CPU).state_dict()
+    assert all(torch.equal(loaded[key], tensor) for key, tensor in state_dict.items())
+
+
+def test_only_an_encoder_without_batch_norms_is_rounded(vit_b_weights: Path) -> None:
+    rounded = serving_form(read(vit_b_weights / "vit_b.pt"), torch.bfloat16)
+    dtypes = {key.split(".")[0]: tensor.dtype for key, tensor in rounded.items()}
+    assert dtypes == {
+        "image_encoder": torch.bfloat16,
+        "prompt_encoder": torch.float32,
+        "mask_decoder": torch.float32,
+    }
+    again = serving_form(rounded, torch.bfloat16)
+    assert all(again[key] is tensor for key, tensor in rounded.items())
+
+
+def test_weights_saved_in_half_are_computed_with_in_full(
+    state_dict: dict[str, torch.Tensor],
+) -> None:
+    half = {k: t.half() if t.is_floating_point() else t for k, t in state_dict.items()}
+    model = model_from("vit_t", half, "halves", precision=torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
 
 def test_attention_uses_the_loaded_biases(

@@ -11,6 +11,7 @@ import torch
 from samserve.checkpoints import blank_model
 from samserve.decoder import Decoder, decode_plain, single_or_three
 from samserve.encoder import Embedding, Encoder
+from samserve.factored import FactoredDecoder
 from tests.conftest import picture
 
 
@@ -60,6 +61,30 @@ def test_equal_to_the_plain_decoder(
         assert masks.shape == (4, 256, 256)
         assert (masks - expected).abs().max() <= 1e-4 * expected.abs().max()
         assert ((masks > 0) != (expected > 0)).float().mean() <= 2e-5
+
+
+@pytest.mark.parametrize("at_once", [2, None], ids=["two at once", "all at once"])
+@pytest.mark.parametrize("prompts", PROMPTS.values(), ids=PROMPTS.keys())
+def test_prompts_together_are_as_prompts_alone(
+    coins: Embedding, prompts: dict[str, Any], at_once: int | None
+) -> None:
+    """As a GPU takes them, and as a CPU does."""
+    model = scrambled(seed=2)
+    given = {"points": None, "boxes": None, "masks": None, **prompts}
+    sparse, _ = model.prompt_encoder(**given)
+    together, alone = (FactoredDecoder(model, at_once=n) for n in (at_once, 1))
+    ours = together.decode(together.prepare(coins.features), sparse)
+    theirs = alone.decode(alone.prepare(coins.features), sparse)
+    assert_close(ours.iou_predictions, theirs.iou_predictions)
+    numbers = list(range(len(sparse)))[::-1]
+    masks = ours.of_several(numbers, slice(1, 4))
+    for number, several in zip(numbers, masks, strict=True):
+        assert_close(several, theirs.low_res_masks(number, slice(1, 4)))
+
+
+def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    assert ours.shape == theirs.shape
+    assert (ours - theirs).abs().max() <= 1e-5 * theirs.abs().max()
 
 
 def test_an_image_serves_any_number_of_prompts(model: Any, coins: Embedding) -> None:

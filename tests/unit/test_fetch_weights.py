@@ -9,10 +9,7 @@ import os
 import socket
 import sys
 import tarfile
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import onnx
@@ -24,65 +21,14 @@ from samserve.checkpoints import CheckpointError
 from samserve.model_types import ModelType
 from scripts import minisam
 from scripts.fetch_weights import CONVERTED, OFFICIAL, FetchError, fetch, main
-
-CONTENT = bytes(range(256)) * 3000
-
-
-@dataclass
-class Address:
-    """A web server with one file, and what was asked of it."""
-
-    url: str = ""
-    content: bytes = CONTENT
-    status: int = 200
-    ranges: bool = True
-    n_sent_before_hanging_up: int | None = None
-    asked: list[str | None] = field(default_factory=list)  # the Range header of each request
-
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        wanted = request.headers["Range"]
-        self.asked.append(wanted)
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
-        start = start if self.ranges else 0
-        if self.status != 200:
-            request.send_error(self.status)
-            return
-        if start > len(self.content):
-            request.send_error(416)
-            return
-        if request.path.endswith("/moved"):
-            request.send_response(302)
-            request.send_header("Location", "/file")
-            request.end_headers()
-            return
-        request.send_response(206 if start else 200)
-        request.send_header("Content-Length", str(len(self.content) - start))
-        if start:
-            total = len(self.content)
-            request.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-        request.end_headers()
-        request.wfile.write(self.content[start : self.n_sent_before_hanging_up])
+from tests.addresses import CONTENT, Address, serving
 
 
 @pytest.fixture
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[Address]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    address = Address()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            address.answer(self)
-
-        def log_message(self, format: str, *args: object) -> None:
-            """Quiet."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        address.url = f"http://127.0.0.1:{server.server_port}/file"
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
+    with serving() as address:
         yield address
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

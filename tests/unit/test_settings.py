@@ -9,8 +9,24 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from samserve.model_types import MODEL_TYPES
 from samserve.settings import ModelSettings, usable_cores
 from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_type_has_settings(model_type: str) -> None:
+    config = yaml.safe_load((ROOT / "config/models" / f"{model_type}.yaml").read_text())
+    settings = ModelSettings.from_yaml(config, {})
+    assert settings.model_type == model_type
+    assert settings.limits.max_automask_s < config["responseTimeout"]
+    assert settings.prompt.gpu_memory + settings.automask.gpu_memory < 1
+
+
+def test_openvino_takes_full_precision_only(config: dict[str, Any]) -> None:
+    config["samserve"] |= {"cpu_runtime": "openvino", "precision": "bfloat16"}
+    with pytest.raises(ValidationError, match="precision: bfloat16 needs cpu_runtime: pytorch"):
+        ModelSettings.from_yaml(config, {})
 
 
 @pytest.fixture

@@ -1,0 +1,121 @@
+"""Two types served side by side: four lanes, each scaled by itself while all are asked.
+
+vit_b is there with random weights: what it answers is nothing to look at, but must be what the
+library answers, whose agreement with the reference tests/unit/test_types.py sees to.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+
+from gateway import example
+from scripts.options import Options, free_ports
+from scripts.server import running
+from tests.conftest import ROOT, Server
+from tests.server.test_scale import lanes_of, scale
+
+LANES = ["vit_t", "vit_t-automask", "vit_b", "vit_b-automask"]
+
+
+@pytest.fixture(scope="module")
+def both(vit_b_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    store = tmp_path_factory.mktemp("store")
+    shutil.copy(ROOT / "model_store" / "vit_t.mar", store)
+    command = [sys.executable, "-m", "scripts.build_archive", "vit_b"]
+    command += ["--weights-dir", str(vit_b_weights), "--model-store", str(store)]
+    subprocess.run(command, cwd=ROOT, check=True)
+    options = free_ports(Options(models="vit_t vit_b", model_store=store))
+    with running(options), httpx.Client(timeout=300, trust_env=False) as http:
+        yield Server(options, http)
+    shutil.rmtree(options.run_dir)
+    shutil.rmtree(store)
+
+
+def test_all_four_lanes_are_there(both: Server) -> None:
+    assert list(lanes_of(scale(both).stdout)) == sorted(LANES)
+    weights = both.http.get(f"{both.options.url}/sam/weights/").json()
+    assert {(entry["type"], entry["name"]) for entry in weights} == {
+        ("vit_t", "default"),
+        ("vit_b", "default"),
+    }
+
+
+def test_a_box_and_a_grid_by_vit_b(both: Server) -> None:
+    """Of the picture that readiness is asked with, so that it is encoded already."""
+    answer = both.post("/sam/", {**example.prompt("vit_b"), "multimask_output": True})
+    assert answer.status_code == 200
+    features = answer.json()
+    assert {feature["properties"]["sam_model"] for feature in features} == {"vit_b"}
+    assert "embed;desc=encoder" not in answer.headers["Server-Timing"]
+    thresholds = {"pred_iou_thresh": 0, "stability_score_thresh": 0}
+    grid = both.post("/sam/automask/", {**example.automask("vit_b"), **thresholds})
+    assert grid.status_code == 200
+    assert {feature["properties"]["sam_model"] for feature in grid.json()} == {"vit_b"}
+
+
+def test_the_workers_of_a_type_map_one_file(both: Server) -> None:
+    """Both lanes': their weights are in memory once."""
+    mapped = [mapped_weights(pid, "vit_b.pt") for pid in pids(both, "vit_b", "vit_b-automask")]
+    assert len(mapped) == 2
+    assert len(set(mapped)) == 1
+
+
+def test_lanes_are_scaled_while_all_are_asked(both: Server) -> None:
+    """1 -> 2 -> 1 in each, and no request is lost."""
+    over = threading.Event()
+    answers: Counter[tuple[str, int]] = Counter()
+    lost: list[str] = []
+
+    def ask(path: str, body: dict[str, Any]) -> None:
+        name = f"{path} {body['type']}"
+        with httpx.Client(timeout=300, trust_env=False) as http:
+            while not over.is_set():
+                answer = http.post(both.options.url + path, json=body)
+                answers[name, answer.status_code] += 1
+                if answer.status_code != 200:
+                    lost.append(f"{name}: {answer.status_code} {answer.text}")
+
+    asked: list[tuple[str, dict[str, Any]]] = [
+        ("/sam/", example.prompt("vit_t")),
+        ("/sam/automask/", example.automask("vit_t")),
+        ("/sam/", example.prompt("vit_b")),
+    ]
+    clients = [threading.Thread(target=ask, args=request) for request in asked for _ in range(2)]
+    for client in clients:
+        client.start()
+    try:
+        for lane in LANES:
+            assert lanes_of(scale(both, lane, "2").stdout)[lane][:2] == ["2", "2"]
+            assert lanes_of(scale(both, lane, "1").stdout)[lane][:2] == ["1", "1"]
+    finally:
+        over.set()
+        for client in clients:
+            client.join()
+    assert not lost
+    assert len(answers) == len(asked)
+    assert min(answers.values()) > 2
+
+
+def pids(server: Server, *lanes: str) -> list[int]:
+    table = lanes_of(scale(server).stdout)
+    return [int(pid) for lane in lanes for pid in table[lane][4:]]
+
+
+def mapped_weights(pid: int, name: str) -> str:
+    """The device and inode of what a process has mapped by this name."""
+    maps = Path(f"/proc/{pid}/maps")
+    if not maps.exists():
+        pytest.skip("this system does not tell what is mapped")
+    lines = [line.split() for line in maps.read_text().splitlines() if line.endswith(f"/{name}")]
+    [found] = {(device, inode) for _, _, _, device, inode, _ in lines}
+    return " ".join(found)

@@ -1,0 +1,406 @@
+"""Weights registered while a real server runs: chosen, kept, refused, cancelled.
+
+The server has an administrator, and folders of its own. The ways in which a registration can
+fail are in tests/unit/test_registration.py and test_register_weights.py; here are those that
+matter most, all the way through.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import numpy as np
+import psutil
+import pytest
+import torch
+from fastapi.testclient import TestClient
+from mobile_sam import SamPredictor
+
+from gateway.app import create_app
+from gateway.settings import Settings
+from samserve.checkpoints import model_from
+from scripts.options import Options, free_ports
+from scripts.server import running
+from tests.addresses import Address, serving
+from tests.conftest import ROOT, Server, base64_png, picture
+from tests.geometry import rasterise, same_mask
+from tests.server.test_cache import new_picture
+from tests.unit.test_checkpoints import Malice
+
+TOKEN = "the administrator's own"
+ADMIN = {"Authorization": f"Bearer {TOKEN}"}
+README = (ROOT / "README.md").read_text()
+BOX = [20, 30, 70, 78]
+OWN = {"vit_t", "vit_t-automask"}
+
+
+class Own:
+    """A server that can be started again.
+
+    Attributes:
+        address: the only one from which it may download.
+        folder: of its weights and archives.
+    """
+
+    def __init__(self, folder: Path, address: Address) -> None:
+        self.address, self.folder = address, folder
+        (folder / "store").mkdir()
+        (folder / "weights").mkdir()
+        shutil.copy(ROOT / "model_store" / "vit_t.mar", folder / "store")
+        self.options = free_ports(
+            Options(model_store=folder / "store", weights_dir=folder / "weights")
+        )
+        self.start()
+
+    def start(self) -> None:
+        self._stack = ExitStack()
+        # Closed after the server has stopped: until then somebody may wait for an answer.
+        http = self._stack.enter_context(httpx.Client(timeout=300, trust_env=False))
+        self.processes = self._stack.enter_context(running(self.options))
+        self.server = Server(self.options, http)
+
+    def stop(self) -> None:
+        self._stack.close()
+
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        return self.server.http.get(self.options.url + path, headers=headers)
+
+    def register(self, name: str, url: str, **fields: Any) -> httpx.Response:
+        return self.server.http.post(
+            f"{self.options.url}/sam/weights/",
+            json={"type": "vit_t", "name": name, "url": url, **fields},
+            headers=ADMIN,
+        )
+
+    def files(self) -> set[str]:
+        """What is kept: all but the lock, which is empty."""
+        found = (path for path in self.folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.folder)) for path in found} - {"weights/registered/.lock"}
+
+    def lanes(self) -> set[str]:
+        described = self.server.http.get(
+            f"{self.options.management_url}/models", headers=self.server.authorization("management")
+        )
+        return {model["modelName"] for model in described.json()["models"]}
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
+    with pytest.MonkeyPatch.context() as environ, serving() as address:
+        environ.setenv("SAMSERVE_ADMIN_TOKEN", TOKEN)
+        environ.setenv("SAMSERVE_WEIGHTS_ORIGINS", address.url.removesuffix("/file"))
+        environ.setenv("SAMSERVE_WEIGHTS_MAX_BYTES", str(2**26))
+        environ.setenv("NO_PROXY", "127.0.0.1")
+        own = Own(tmp_path_factory.mktemp("own"), address)
+        yield own
+        own.stop()
+        shutil.rmtree(own.options.run_dir)
+
+
+@pytest.fixture(scope="module")
+def changed() -> dict[str, torch.Tensor]:
+    """vit_t's weights, but for what moves the outlines."""
+    state: dict[str, torch.Tensor] = torch.load(ROOT / "weights" / "vit_t.pt", weights_only=True)
+    key = "mask_decoder.output_upscaling.3.bias"
+    return {**state, key: state[key] + 0.1}
+
+
+@pytest.fixture
+def published(own: Own, changed: dict[str, torch.Tensor]) -> Iterator[Address]:
+    """Those weights at the address."""
+    saved = io.BytesIO()
+    torch.save(changed, saved)
+    before = vars(own.address).copy()
+    own.address.content, own.address.etag = saved.getvalue(), '"changed"'
+    yield own.address
+    vars(own.address).update(before)
+
+
+class InBackground:
+    """A registration that somebody waits for, and what the server says meanwhile."""
+
+    def __init__(self, own: Own, name: str, url: str) -> None:
+        self._own = own
+        self._answers: list[httpx.Response] = []
+        self._thread = threading.Thread(
+            target=lambda: self._answers.append(own.register(name, url))
+        )
+        self._thread.start()
+
+    def progress(self) -> Iterator[dict[str, Any]]:
+        """What is told until it is over."""
+        while self._thread.is_alive():
+            yield self._own.get("/sam/progress/").json()
+            time.sleep(0.05)
+
+    def answer(self) -> httpx.Response:
+        self._thread.join()
+        return self._answers[0]
+
+
+def error_of(answer: httpx.Response) -> tuple[int, str, str | None]:
+    error = answer.json()["error"]
+    return answer.status_code, error["code"], error["field"]
+
+
+# Refused
+
+
+def test_off_without_a_token() -> None:
+    with TestClient(create_app(Settings())) as gateway:
+        for asked in (
+            gateway.post("/sam/weights/", headers=ADMIN),
+            gateway.get("/sam/weights/cancel/", headers=ADMIN),
+        ):
+            assert error_of(asked) == (403, "forbidden", None)
+            assert "SAMSERVE_ADMIN_TOKEN" in asked.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer another token"}])
+def test_only_for_the_administrator(own: Own, headers: dict[str, str]) -> None:
+    body = {"type": "vit_t", "name": "x", "url": "x.pt"}
+    for answer in (
+        own.server.http.post(f"{own.options.url}/sam/weights/", json=body, headers=headers),
+        own.get("/sam/weights/cancel/", **headers),
+    ):
+        assert error_of(answer) == (401, "unauthorized", None)
+        assert answer.headers["WWW-Authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "field"),
+    [
+        ({"type": "vit_h"}, 404, "type"),
+        ({"type": "vit_t.mine"}, 404, "type"),
+        ({"name": "default"}, 422, "name"),
+        ({"name": "a.b"}, 422, "name"),
+        ({"name": "../a"}, 422, "name"),
+        ({"name": "a-automask"}, 422, "name"),
+        ({"name": 7}, 422, "name"),
+        ({"url": ""}, 422, "url"),
+        ({"url": None}, 422, "url"),
+    ],
+)
+def test_what_cannot_be_asked(own: Own, fields: dict[str, Any], status: int, field: str) -> None:
+    answer = own.register(**{"name": "mine", "url": "mine.pt", **fields})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (status, field)
+
+
+@pytest.mark.parametrize("url", ["https://example.org/x.pt", "/etc/hostname", "../store/vit_t.mar"])
+def test_what_may_not_be_fetched(own: Own, url: str) -> None:
+    before = own.files()
+    assert error_of(own.register("mine", url)) == (422, "invalid_field", "url")
+    assert (own.files(), own.lanes()) == (before, OWN)
+
+
+def test_the_readmes_request(own: Own) -> None:
+    """As it stands there, but that nobody has put the file there."""
+    [block] = re.findall(r"^```sh\n(curl [^`]*/sam/weights/.*?)^```", README, re.M | re.S)
+    ran = subprocess.run(
+        ["bash", "-euc", block.replace("http://127.0.0.1:8000", own.options.url)],
+        capture_output=True,
+        check=True,
+    )
+    assert b"'nuclei.pt' in the weights folder" in ran.stdout
+
+
+def test_malice_runs_nothing_and_leaves_nothing(own: Own, tmp_path: Path) -> None:
+    victim, before = tmp_path / "it ran", own.files()
+    saved = io.BytesIO()
+    torch.save({"weight": Malice(victim)}, saved)
+    own.address.content = saved.getvalue()
+    assert error_of(own.register("mine", own.address.url)) == (422, "invalid_weights", "url")
+    assert not victim.exists()
+    assert (own.files(), own.lanes()) == (before, OWN)
+    torch.load(io.BytesIO(saved.getvalue()), weights_only=False)
+    assert victim.exists(), "the file was harmless, so the test proved nothing"
+
+
+def test_cancelled_in_the_middle(own: Own, published: Address) -> None:
+    before = own.files()
+    published.n_sent_before_waiting = len(published.content) // 2
+    work = InBackground(own, "mine", published.url)
+    half = next(said for said in work.progress() if said["percent"] >= 45)
+    assert re.fullmatch(r"mine: \d+\.\d of \d+\.\d MB downloaded", half["message"])
+    assert half["percent"] < 60
+    [job] = [
+        process
+        for process in psutil.Process(own.processes["gateway"].pid).children()
+        if "scripts.register_weights" in process.cmdline()
+    ]
+    assert error_of(own.register("other", "other.pt")) == (409, "conflict", None)
+    assert own.get("/sam/weights/cancel/", **ADMIN).text == "Cancel signal sent"
+    answer = work.answer()
+    assert (answer.status_code, answer.text) == (
+        200,
+        f"Cancelled to register mine ({published.url}).",
+    )
+    assert answer.headers["Content-Type"].startswith("text/plain")
+    assert not job.is_running()
+    assert (own.files(), own.lanes()) == (before, OWN)
+    assert own.get("/sam/progress/").json()["percent"] == -1
+
+
+# Registered
+
+
+@pytest.fixture
+def registered(own: Own, published: Address) -> str:
+    """Those weights, registered once, under this name; the first download of them breaks off."""
+    if "vit_t.changed" not in own.lanes():
+        published.n_sent_before_hanging_up = 10_000_000
+        assert error_of(own.register("changed", published.url)) == (502, "unreachable", "url")
+        assert own.lanes() == OWN
+        published.n_sent_before_hanging_up = None
+        published.asked.clear()
+        work = InBackground(own, "changed", published.url)
+        said = set()
+        for progress in work.progress():
+            said.add(progress["message"].split(" ", 1)[1])
+            # A server whose clients need not wait.
+            assert own.get("/readyz").json()["ready"]
+        assert {"checking", "making the archive", "starting workers"} <= said
+        answer = work.answer()
+        assert answer.status_code == 200, answer.text
+        assert answer.text == f"changed ({published.url}) is registered."
+        assert published.asked == ["bytes=10000000-"]
+    return "changed"
+
+
+@pytest.fixture(scope="module")
+def expected(changed: dict[str, torch.Tensor]) -> Any:
+    """The reference's mask of the first coin, by those weights."""
+    predictor = SamPredictor(model_from("vit_t", changed, "changed"))
+    predictor.set_image(picture("coins"))
+    masks, _, _ = predictor.predict(box=np.array(BOX), multimask_output=False)
+    return masks[0]
+
+
+def body(image: str, **fields: Any) -> dict[str, Any]:
+    return {"type": "vit_t", "b64img": image, **fields}
+
+
+def check_mask(own: Own, wanted: str, expected: Any) -> None:
+    """The reference's, to the pixel."""
+    coins = base64_png(picture("coins"))
+    [feature] = own.server.post("/sam/", body(coins, bbox=BOX, checkpoint_url=wanted)).json()
+    assert same_mask(rasterise(feature["geometry"], *expected.shape), expected)
+
+
+def check_choice(own: Own, name: str, url: str, expected: Any) -> None:
+    """By name and by URL, both modes, both doors; the type's own are as before."""
+    image = new_picture()
+    own_prompt = own.server.post("/sam/", body(image, bbox=BOX)).json()
+    own_objects = own.server.post("/sam/automask/", body(image, points_per_side=4)).json()
+    assert own_prompt == own.server.predict("vit_t", body(image, bbox=BOX)).json()
+    for wanted in (name, url):
+        prompt = body(image, bbox=BOX, checkpoint_url=wanted)
+        automask = body(image, points_per_side=4, checkpoint_url=wanted)
+        for mode, asked, theirs in (
+            ("", prompt, own_prompt),
+            ("-automask", automask, own_objects),
+        ):
+            path = "/sam/automask/" if mode else "/sam/"
+            # Twice: the second time it is a known picture.
+            answers = [own.server.post(path, asked) for _ in range(2)]
+            answers.append(own.server.predict(f"vit_t.{name}{mode}", asked))
+            assert [answer.status_code for answer in answers] == [200] * 3, answers[0].text
+            assert answers[0].json() == answers[1].json() == answers[2].json() != theirs
+        check_mask(own, wanted, expected)
+    form = own.server.http.post(
+        f"{own.options.url}/sam/",
+        files={"image": (ROOT / "docs" / "coins.png").read_bytes()},
+        data={"type": "vit_t", "bbox": json.dumps(BOX), "checkpoint_url": name},
+    )
+    [feature] = form.json()
+    assert same_mask(rasterise(feature["geometry"], *expected.shape), expected)
+
+
+def test_chosen_by_name_and_by_url(own: Own, registered: str, expected: Any) -> None:
+    check_choice(own, registered, own.address.url, expected)
+    unknown = own.server.post("/sam/", body("x", bbox=BOX, checkpoint_url="unknown"))
+    assert error_of(unknown) == (404, "not_found", "checkpoint_url")
+    assert "'changed'" in unknown.json()["error"]["message"]
+    wrong_door = own.server.predict(
+        "vit_t", body(new_picture(), bbox=BOX, checkpoint_url=registered)
+    )
+    assert error_of(wrong_door) == (404, "not_found", "checkpoint_url")
+
+
+def test_they_are_listed(own: Own, registered: str, published: Address) -> None:
+    default, listed = own.get("/sam/weights/?type=vit_t").json()
+    assert default["name"] == "default"
+    assert set(listed) == {"type", "name", "url", "source", "sha256"}
+    assert (listed["name"], listed["url"]) == (registered, published.url)
+    kept = own.folder / "weights" / "registered" / "vit_t.changed.json"
+    assert json.loads(kept.read_text()) == listed
+    lanes = own.get("/readyz").json()["lanes"]
+    assert set(lanes) == own.lanes() == {*OWN, "vit_t.changed", "vit_t.changed-automask"}
+    assert all(lane == {"state": "ready", "workers": 1} for lane in lanes.values())
+
+
+def test_not_twice(own: Own, registered: str, published: Address) -> None:
+    before = own.files()
+    assert error_of(own.register(registered, "other.pt")) == (409, "conflict", "name")
+    assert error_of(own.register("other", published.url)) == (409, "conflict", "url")
+    assert own.files() == before
+
+
+def test_nobody_else_learns_the_token(own: Own, registered: str) -> None:
+    gateway = own.processes["gateway"].pid
+    processes = psutil.Process(own.processes["torchserve"].pid).children(recursive=True)
+    assert len(processes) >= 4
+    for process in [*processes, psutil.Process(own.processes["torchserve"].pid)]:
+        assert TOKEN not in process.environ().values()
+    for process in [*processes, psutil.Process(gateway)]:
+        assert TOKEN not in " ".join(process.cmdline())
+    for path in own.options.run_dir.rglob("*"):
+        if path.is_file():
+            assert TOKEN.encode() not in path.read_bytes(), path
+
+
+def test_they_are_there_again_after_a_restart(
+    own: Own, registered: str, published: Address, expected: Any
+) -> None:
+    own.stop()
+    assert "weights/registered/vit_t.changed.pt" in own.files()
+    own.start()
+    assert {"vit_t.changed", "vit_t.changed-automask"} < own.lanes()
+    for wanted in (registered, published.url):
+        check_mask(own, wanted, expected)
+        automask = body(new_picture(), points_per_side=2, checkpoint_url=wanted)
+        assert own.server.post("/sam/automask/", automask).status_code == 200
+
+
+def test_stopping_in_the_middle_leaves_nothing(own: Own, published: Address) -> None:
+    before = own.files()
+    published.n_sent_before_waiting = len(published.content) // 2
+    answers: list[Any] = []
+
+    def register() -> None:
+        try:
+            answers.append(own.register("mine", f"{published.url}?mine").status_code)
+        except httpx.TransportError as error:
+            answers.append(error)
+
+    work = threading.Thread(target=register)
+    work.start()
+    while own.get("/sam/progress/").json()["percent"] < 45:
+        time.sleep(0.05)
+    own.stop()
+    work.join()
+    assert answers != [200]
+    assert own.files() == before
+    assert os.listdir(own.folder / "weights" / "registered")

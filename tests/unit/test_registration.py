@@ -1,0 +1,424 @@
+"""The gateway's part of a registration: all of it, or nothing is left.
+
+The job is a small program in place of the real one, and TorchServe its management API without
+workers behind it, for here both are to fail in every way; tests/server has the real ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from pydantic import SecretStr
+
+from gateway.readiness import Readiness
+from gateway.registration import RegisterRequest, Registration
+from gateway.settings import Settings
+from gateway.torchserve import Answer, TorchServe, TorchServeError
+from gateway.weights import Weights
+from samserve.errors import (
+    Conflict,
+    Forbidden,
+    InvalidField,
+    InvalidWeights,
+    NotFound,
+    SamserveError,
+    TooLarge,
+    Unauthorized,
+    Unreachable,
+)
+
+TOKEN = "a token of some length"
+DEFAULT = {"type": "vit_t", "name": "default", "url": "https://example.org/mobile_sam.pt"}
+ASKED = RegisterRequest(type="vit_t", name="mine", url="mine.pt")
+
+PLACES_ALL = """
+kept = Path(request["weights_dir"], "registered")
+(kept / "vit_t.mine.pt").touch()
+(kept / "vit_t.mine.json").touch()
+(kept / "vit_t.mine-compiled").mkdir()
+(kept / "vit_t.mine-compiled" / "encoder.xml").touch()
+Path(request["model_store"], "vit_t.mine.mar").touch()
+Path(request["models_dir"], "vit_t.mine").mkdir(parents=True)
+say(registered={})
+"""
+
+
+class Lanes(TorchServe):
+    """Lanes that have no workers.
+
+    Attributes:
+        refuses: lanes that cannot be made.
+        mute: lanes that answer nothing.
+        making: whether one has begun to be made.
+    """
+
+    def __init__(self) -> None:
+        super().__init__("", "", Path())
+        own = {"minWorkers": 2, "maxWorkers": 3, "batchSize": 4, "maxBatchDelay": 1, "workers": []}
+        self.there: dict[str, dict[str, Any]] = {"vit_t": own, "vit_t-automask": own}
+        self.refuses: set[str] = set()
+        self.mute: set[str] = set()
+        self.making = asyncio.Event()
+
+    async def lanes(self) -> list[str]:
+        return list(self.there)
+
+    async def lane(self, name: str) -> dict[str, Any]:
+        return self.there[name]
+
+    async def worker_description(self, name: str) -> dict[str, Any]:
+        if name in self.mute:
+            raise TorchServeError("no answer", 504)
+        return {"weights": DEFAULT if name == "vit_t" else {**DEFAULT, **ASKED.model_dump()}}
+
+    async def register(self, name: str, archive: str, **settings: Any) -> None:
+        if name in self.refuses:
+            raise TorchServeError("Failed to start workers", 500)
+
+        async def make() -> None:
+            self.making.set()
+            await asyncio.sleep(0.1)
+            self.there[name] = {"archive": archive, "settings": settings, "workers": []}
+
+        # Made even if nobody waits for it.
+        await asyncio.shield(asyncio.create_task(make()))
+
+    async def unregister(self, name: str) -> None:
+        self.there.pop(name, None)
+
+    async def predict(self, lane: str, *_: Any) -> Answer:
+        return Answer(500 if lane in self.mute else 200, {}, b"")
+
+
+class Bench:
+    """A registration with its surroundings."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.weights_dir, self.store = folder / "weights", folder / "store"
+        self.weights_dir.mkdir()
+        self.store.mkdir()
+        self.models_dir = folder / "models"
+        (folder / "root" / "scripts").mkdir(parents=True)
+        self._job = folder / "root" / "scripts" / "register_weights.py"
+        monkeypatch.setattr("gateway.registration.ROOT", folder / "root")
+        # Else `scripts` is the repository's, wherever the job runs.
+        monkeypatch.setenv("PYTHONPATH", str(folder / "root"))
+        monkeypatch.setenv("SAMSERVE_ADMIN_TOKEN", TOKEN)
+        self.torchserve = Lanes()
+        settings = Settings(
+            weights_dir=self.weights_dir,
+            model_store=self.store,
+            models_dir=self.models_dir,
+            admin_token=SecretStr(TOKEN),
+        )
+        self.weights = Weights(self.torchserve)
+        readiness = Readiness(self.torchserve, settings, self.weights.joining)
+        self.registration = Registration(self.torchserve, self.weights, readiness, settings)
+
+    def job(self, program: str) -> None:
+        """What it does once it has read its request."""
+        beginning = """
+            import json, os, subprocess, sys, time
+            from pathlib import Path
+            request = json.load(sys.stdin)
+            def say(**event):
+                print(json.dumps(event), flush=True)
+            Path(request["incoming"], "half").touch()
+            parts = Path(request["parts"])
+            parts.mkdir(exist_ok=True)
+            (parts / "beginning").touch()
+        """
+        self._job.write_text(textwrap.dedent(beginning) + textwrap.dedent(program))
+
+    def register(self) -> str:
+        return asyncio.run(self.registration.register(ASKED))
+
+    def left(self) -> set[str]:
+        """Files and lanes besides those that were there."""
+        folders = (self.weights_dir, self.store, self.models_dir)
+        files = [path for folder in folders for path in folder.rglob("*")]
+        names = {path.name for path in files if path.name not in ("registered", ".lock")}
+        return names | set(self.torchserve.there) - {"vit_t", "vit_t-automask"}
+
+
+@pytest.fixture
+def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    return Bench(tmp_path, monkeypatch)
+
+
+def test_lanes_like_those_of_the_type(bench: Bench) -> None:
+    bench.job(PLACES_ALL)
+    assert bench.register() == "mine (mine.pt) is registered."
+    for lane in ("vit_t.mine", "vit_t.mine-automask"):
+        made = bench.torchserve.there[lane]
+        assert made["archive"] == "vit_t.mine"
+        del made["settings"]["timeout_s"]
+        assert made["settings"] == {"workers": 2, "batch_size": 4, "max_batch_delay": 1}
+    assert asyncio.run(bench.weights.family("vit_t", "mine.pt")) == "vit_t.mine"
+    assert not bench.weights.joining
+    assert bench.registration.progress() is None
+    assert not [name for name in bench.left() if name.startswith(".")]
+
+
+@pytest.mark.parametrize("lane", ["vit_t.mine", "vit_t.mine-automask"])
+@pytest.mark.parametrize("way", ["refuses", "mute"])
+def test_a_lane_that_cannot_be_made_leaves_nothing(bench: Bench, lane: str, way: str) -> None:
+    """Neither it nor the other one; and nothing is in the way of the next try."""
+    bench.job(PLACES_ALL)
+    getattr(bench.torchserve, way).add(lane)
+    with pytest.raises(TorchServeError):
+        bench.register()
+    assert bench.left() == set()
+    with pytest.raises(NotFound):
+        asyncio.run(bench.weights.family("vit_t", "mine"))
+    getattr(bench.torchserve, way).clear()
+    bench.register()
+
+
+@pytest.mark.parametrize(
+    ("code", "error"),
+    [
+        ("invalid_field", InvalidField),
+        ("invalid_weights", InvalidWeights),
+        ("too_large", TooLarge),
+        ("unreachable", Unreachable),
+    ],
+)
+def test_what_the_job_refuses(bench: Bench, code: str, error: type[SamserveError]) -> None:
+    said = {"code": code, "message": "Why.", "field": "url"}
+    bench.job(f"say(error={said!r})")
+    with pytest.raises(error) as refused:
+        bench.register()
+    assert refused.value.body() == {"error": said}
+    # The beginning of a download is worth keeping only if it can be gone on from.
+    kept = {".parts", "beginning"} if error is Unreachable else set()
+    assert bench.left() == kept
+
+
+@pytest.mark.parametrize("end", ["sys.exit(3)", "os.kill(os.getpid(), 9)", "1 / 0"])
+def test_a_job_that_dies(bench: Bench, end: str) -> None:
+    bench.job(PLACES_ALL.replace("say(registered={})", end))
+    with pytest.raises(RuntimeError, match="ended with status"):
+        bench.register()
+    assert bench.left() == set()
+
+
+def test_the_job_is_not_told_the_token(bench: Bench) -> None:
+    bench.job(
+        """
+        told = {"code": "too_large", "message": str([dict(os.environ), sys.argv, request])}
+        say(error={**told, "field": None})
+        """
+    )
+    with pytest.raises(TooLarge) as refused:
+        bench.register()
+    assert "PATH" in refused.value.message
+    assert TOKEN not in refused.value.message
+
+
+SLEEPS = """
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+say(message="half", percent=50, pids=[os.getpid(), child.pid])
+time.sleep(600)
+"""
+
+
+async def half_done(registration: Registration) -> list[int]:
+    """Waits until the job has said so; gives its processes."""
+    while not (progress := registration.progress()) or "pids" not in progress:
+        await asyncio.sleep(0.01)
+    pids: list[int] = progress["pids"]
+    assert all(psutil.pid_exists(pid) for pid in pids)
+    return pids
+
+
+def gone(pids: list[int]) -> bool:
+    alive = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+    return not psutil.wait_procs(alive, timeout=5)[1]
+
+
+def test_cancelling_ends_every_process(bench: Bench) -> None:
+    bench.job(SLEEPS)
+
+    async def cancelled() -> tuple[str, list[int]]:
+        work = asyncio.create_task(bench.registration.register(ASKED))
+        pids = await half_done(bench.registration)
+        for _ in range(3):
+            bench.registration.cancel()
+        return await work, pids
+
+    said, pids = asyncio.run(cancelled())
+    assert said == "Cancelled to register mine (mine.pt)."
+    assert gone(pids)
+    assert bench.left() == set()
+    bench.job(PLACES_ALL)
+    assert "is registered" in bench.register()
+
+
+def test_cancelling_while_a_lane_is_being_made(bench: Bench) -> None:
+    bench.job(PLACES_ALL)
+
+    async def cancelled() -> str:
+        work = asyncio.create_task(bench.registration.register(ASKED))
+        await bench.torchserve.making.wait()
+        bench.registration.cancel()
+        said = await work
+        await asyncio.sleep(0.2)
+        return said
+
+    assert asyncio.run(cancelled()) == "Cancelled to register mine (mine.pt)."
+    assert bench.left() == set()
+
+
+def test_a_client_that_goes_cancels(bench: Bench) -> None:
+    bench.job(SLEEPS)
+
+    async def left_alone() -> list[int]:
+        work = asyncio.create_task(bench.registration.register(ASKED))
+        pids = await half_done(bench.registration)
+        work.cancel()
+        await asyncio.gather(work, return_exceptions=True)
+        return pids
+
+    assert gone(asyncio.run(left_alone()))
+    assert bench.left() == set()
+    assert bench.registration.progress() is None
+
+
+def test_one_at_a_time(bench: Bench) -> None:
+    bench.job(SLEEPS)
+
+    async def two() -> None:
+        work = asyncio.create_task(bench.registration.register(ASKED))
+        await half_done(bench.registration)
+        with pytest.raises(Conflict):
+            await bench.registration.register(ASKED)
+        bench.registration.cancel()
+        await work
+
+    asyncio.run(two())
+    with (bench.weights_dir / "registered" / ".lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(Conflict):
+            bench.register()
+    bench.job(PLACES_ALL)
+    bench.register()
+
+
+def test_cancelling_nothing(bench: Bench) -> None:
+    bench.registration.cancel()
+    bench.job(PLACES_ALL)
+    assert "is registered" in bench.register()
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "field"),
+    [
+        ("mine", "other.pt", "name"),
+        ("other", "mine.pt", "url"),
+        ("other", DEFAULT["url"], "url"),
+        ("other", "mine", "url"),
+    ],
+)
+def test_what_is_registered_already(bench: Bench, name: str, url: str, field: str) -> None:
+    bench.job(PLACES_ALL)
+    bench.register()
+    before = bench.left()
+    with pytest.raises(Conflict) as refused:
+        asyncio.run(bench.registration.register(RegisterRequest(type="vit_t", name=name, url=url)))
+    assert refused.value.field == field
+    assert bench.left() == before
+
+
+def test_files_of_that_name_are_not_touched(bench: Bench) -> None:
+    """Somebody's lanes may be missing just now."""
+    (bench.weights_dir / "registered").mkdir()
+    (bench.weights_dir / "registered" / "vit_t.mine.pt").write_text("precious")
+    bench.job(PLACES_ALL)
+    with pytest.raises(Conflict):
+        bench.register()
+    assert (bench.weights_dir / "registered" / "vit_t.mine.pt").read_text() == "precious"
+
+
+def test_what_a_killed_gateway_left_is_cleared_away(bench: Bench) -> None:
+    left = bench.weights_dir / "registered" / ".incoming-x"
+    left.mkdir(parents=True)
+    (left / "half").touch()
+    bench.job(PLACES_ALL)
+    bench.register()
+    assert not left.exists()
+
+
+# Who may
+
+
+@pytest.mark.parametrize("given", [f"Bearer {TOKEN}", f"bearer  {TOKEN}"])
+def test_the_administrator(bench: Bench, given: str) -> None:
+    bench.registration.authorize(given)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [None, "", TOKEN, "Bearer", "Bearer ", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer é"],
+)
+def test_somebody_else(bench: Bench, given: str | None) -> None:
+    with pytest.raises(Unauthorized):
+        bench.registration.authorize(given)
+
+
+@pytest.mark.parametrize("environ", [{}, {"SAMSERVE_ADMIN_TOKEN": ""}])
+def test_nobody_without_a_token(environ: dict[str, str]) -> None:
+    settings = Settings.from_environ(environ)
+    weights = Weights(Lanes())
+    readiness = Readiness(Lanes(), settings, set())
+    with pytest.raises(Forbidden, match="SAMSERVE_ADMIN_TOKEN"):
+        Registration(Lanes(), weights, readiness, settings).authorize(f"Bearer {TOKEN}")
+
+
+def test_a_bad_token_stops_the_start_and_is_not_told() -> None:
+    with pytest.raises(ValueError, match="admin_token") as refused:
+        Settings.from_environ({"SAMSERVE_ADMIN_TOKEN": "shrt"})
+    assert "shrt" not in str(refused.value)
+    assert TOKEN not in repr(Settings.from_environ({"SAMSERVE_ADMIN_TOKEN": TOKEN}))
+
+
+@pytest.mark.parametrize("origins", ["github.com", "ftp://x", "https://x/path", "https://a@b"])
+def test_what_is_no_origin(origins: str) -> None:
+    with pytest.raises(ValueError, match="weights_origins"):
+        Settings.from_environ({"SAMSERVE_WEIGHTS_ORIGINS": f"https://github.com {origins}"})
+
+
+# Which weights
+
+
+def test_a_lane_that_cannot_be_asked_is_in_nobodys_way(bench: Bench) -> None:
+    bench.torchserve.there |= {"vit_t.other": {}, "vit_t.mine": {}}
+    bench.torchserve.mute = {"vit_t.other"}
+
+    async def choose(wanted: str | None) -> str:
+        return await bench.weights.family("vit_t", wanted)
+
+    assert asyncio.run(choose(None)) == "vit_t"
+    assert asyncio.run(choose("mine")) == "vit_t.mine"
+    assert asyncio.run(choose(DEFAULT["url"])) == "vit_t"
+    with pytest.raises(TorchServeError):  # it may be that one's
+        asyncio.run(choose("unknown"))
+    bench.torchserve.mute = set()
+    with pytest.raises(NotFound, match=r"'default' .*, 'mine' "):
+        asyncio.run(choose("unknown"))
+
+
+def test_weights_that_are_being_registered_are_not_chosen(bench: Bench) -> None:
+    bench.torchserve.there["vit_t.mine"] = {}
+    bench.weights.joining.add("vit_t.mine")
+    with pytest.raises(NotFound):
+        asyncio.run(bench.weights.family("vit_t", "mine"))
+    assert asyncio.run(bench.weights.registered(["vit_t"])) == [DEFAULT]
+    bench.weights.joining.clear()
+    assert asyncio.run(bench.weights.family("vit_t", "mine")) == "vit_t.mine"
