@@ -76,6 +76,7 @@ def create_app(settings: Settings) -> ASGIApp:
         settings.inference_url,
         settings.management_url,
         settings.key_file if settings.torchserve_tokens == "on" else None,
+        settings.models.split(),
     )
     weights = Weights(torchserve)
     readiness = Readiness(torchserve, settings, weights.joining)

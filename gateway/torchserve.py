@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,9 +67,18 @@ class TorchServe:
         inference_url: its inference address, without a path.
         management_url: its management address, without a path.
         key_file: where it wrote its tokens; read when first needed. None where it wants none.
+        model_types: behind a balancer each has TorchServes of its own, with a list of lanes each;
+            so the list is asked for each of these.
     """
 
-    def __init__(self, inference_url: str, management_url: str, key_file: Path | None) -> None:
+    def __init__(
+        self,
+        inference_url: str,
+        management_url: str,
+        key_file: Path | None,
+        model_types: Sequence[str] = ("",),
+    ) -> None:
+        self._model_types = model_types
         self._urls: dict[Role, str] = {"inference": inference_url, "management": management_url}
         self._key_file = key_file
         self._keys: dict[str, str] = {}
@@ -120,10 +129,22 @@ class TorchServe:
                 yield response
 
     async def lanes(self) -> list[str]:
-        """Names of the registered lanes."""
-        # TorchServe pages its list at 100.
-        models = await self._manage("GET", "/models", params={"limit": "100"})
-        return [model["modelName"] for model in models["models"]]
+        """Names of the registered lanes.
+
+        Raises:
+            TorchServeError: there is no list at all. A balancer that reaches only some types'
+                TorchServes gives the lists of those.
+        """
+        # TorchServe pages its list at 100, and passes over what it doesn't know.
+        asked = [{"limit": "100", "type": model_type} for model_type in self._model_types]
+        lists = await asyncio.gather(
+            *(self._manage("GET", "/models", params=params) for params in asked),
+            return_exceptions=True,
+        )
+        found = [models for models in lists if not isinstance(models, BaseException)]
+        if not found:
+            raise next(error for error in lists if isinstance(error, BaseException))
+        return list(dict.fromkeys(m["modelName"] for models in found for m in models["models"]))
 
     async def lane(self, name: str) -> dict[str, Any]:
         """TorchServe's description of a lane: workers and their states, batch, queue."""

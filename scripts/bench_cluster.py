@@ -1,11 +1,11 @@
 """Clicks on a cluster, of which one worker host is cut off in the middle: what do clients notice?
 
     python -m scripts.bench_cluster                     8 clients, 2 minutes
-    python -m scripts.bench_cluster --redis             with Redis as the workers' shared store
+    python -m scripts.bench_cluster --no-redis          without the store that workers share
 
-A gateway, HAProxy and two workers, each a host of its own (`hosts`), with the configuration of
-deploy/. Prints how many requests were answered, how long they took before, during and after, and
-how many of their pictures were known.
+A gateway, HAProxy, Redis, Prometheus and two workers, each a host of its own (`hosts`), with the
+configuration of deploy/. Prints how many requests were answered, how long they took before, during
+and after, and how many of their pictures were known.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ class Cluster:
 
 
 @contextmanager
-def cluster(logs: Path, *, redis: bool = False) -> Iterator[Cluster]:
+def cluster(logs: Path, *, redis: bool = True) -> Iterator[Cluster]:
     """A ready one, as compose.yaml has it; each process's output goes to a file of `logs`."""
     deploy = ROOT / "deploy"
-    aliases = {name: [name] for name in ("gateway", "haproxy", "redis")}
-    names = ("clients", "prometheus", *aliases, *WORKERS)
+    aliases = {name: [name] for name in ("gateway", "haproxy", "redis", "prometheus")}
+    names = ("clients", *aliases, *WORKERS)
     with (
         tempfile.TemporaryDirectory(prefix="samserve-cluster-", dir="/dev/shm") as memory,
         hosts(*names, aliases={**aliases, "worker": WORKERS}) as network,
@@ -106,6 +106,11 @@ def cluster(logs: Path, *, redis: bool = False) -> Iterator[Cluster]:
             SAMSERVE_INFERENCE_URL="http://haproxy:8080",
             SAMSERVE_MANAGEMENT_URL="http://haproxy:8081",
             SAMSERVE_TORCHSERVE_TOKENS="off",
+        )
+        start(
+            "prometheus",
+            *("prometheus", f"--config.file={deploy / 'prometheus/prometheus.yml'}"),
+            f"--storage.tsdb.path={logs / 'prometheus'}",
         )
         started = Cluster(network)
         up = f'haproxy_backend_active_servers{{proxy="vit_t"}} {len(WORKERS)}\n'
@@ -213,14 +218,14 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--pictures", type=int, default=24)
-    parser.add_argument("--redis", action="store_true", help="with Redis as the shared store")
+    parser.add_argument("--no-redis", action="store_true", help="no store for both workers")
     arguments = parser.parse_args()
     reason = why_impossible()
     if reason is not None:
         sys.exit(reason)
     logs = Path(tempfile.mkdtemp(prefix="samserve-bench-cluster-"))
     print(f"logs in {logs}", flush=True)
-    with cluster(logs, redis=arguments.redis) as started:
+    with cluster(logs, redis=not arguments.no_redis) as started:
         print("ready", flush=True)
         made = clicks(
             started,

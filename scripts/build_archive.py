@@ -46,9 +46,16 @@ def main() -> None:
     parser.add_argument("type", help="model type, as vit_t")
     parser.add_argument("--weights-dir", type=Path, default=ROOT / "weights")
     parser.add_argument("--model-store", type=Path, default=ROOT / "model_store")
+    parser.add_argument(
+        "--version",
+        default=MODEL_VERSION,
+        help=f"other than {MODEL_VERSION}: <type>-<version>.mar, to be registered beside the first",
+    )
     arguments = parser.parse_args()
+    suffix = "" if arguments.version == MODEL_VERSION else f"-{arguments.version}"
     for weights in weights_of(arguments.type, arguments.weights_dir):
-        make(arguments.model_store / f"{weights.stem}.mar", arguments.type, weights)
+        archive = arguments.model_store / f"{weights.stem}{suffix}.mar"
+        make(archive, arguments.type, weights, arguments.version)
 
 
 def weights_of(model_type: str, weights_dir: Path) -> list[Path]:
@@ -60,7 +67,7 @@ def weights_of(model_type: str, weights_dir: Path) -> list[Path]:
     ]
 
 
-def make(archive: Path, model_type: str, weights: Path) -> None:
+def make(archive: Path, model_type: str, weights: Path, version: str = MODEL_VERSION) -> None:
     """Build the archive of these weights, if it is not there as it should be.
 
     Exits with the name of the file that is missing, or of the setting that is wrong.
@@ -78,7 +85,7 @@ def make(archive: Path, model_type: str, weights: Path) -> None:
         print(f"{relative(archive)}: up to date")
         return
     print(f"{relative(archive)}: building", flush=True)
-    build(archive, model_type, members)
+    build(archive, model_type, members, version)
     print(f"{relative(archive)}: {archive.stat().st_size / 1e6:.1f} MB")
 
 
@@ -207,7 +214,9 @@ def crc32_of(path: Path) -> int:
     return crc
 
 
-def build(archive: Path, model_type: str, members: dict[str, Path]) -> None:
+def build(
+    archive: Path, model_type: str, members: dict[str, Path], version: str = MODEL_VERSION
+) -> None:
     """Build beside the destination, then move: nobody ever sees half an archive.
 
     What torch-model-archiver would build, but stored: deflating takes minutes to save a tenth,
@@ -217,7 +226,7 @@ def build(archive: Path, model_type: str, members: dict[str, Path]) -> None:
         "runtime": "python",
         "model": {
             "modelName": archive.stem,
-            "modelVersion": MODEL_VERSION,
+            "modelVersion": version,
             "handler": "sam_handler.py",
             "serializedFile": f"{model_type}.pt",
             "configFile": f"{model_type}.yaml",

@@ -103,7 +103,8 @@ def torchserve_running(options: Options, worker_host: str | None = None) -> Iter
     # Short, for it holds the workers' sockets, whose paths may have 107 bytes.
     with tempfile.TemporaryDirectory(prefix="samserve-", ignore_cleanup_errors=True) as scratch:
         try:
-            children["torchserve"] = _start_torchserve(options, config, scratch)
+            alone = worker_host is not None
+            children["torchserve"] = _start_torchserve(options, config, scratch, alone=alone)
             yield children
         finally:
             stop(children)
@@ -319,7 +320,9 @@ def stop(children: Children) -> None:
         child.wait()
 
 
-def _start_torchserve(options: Options, config: Path, scratch: str) -> subprocess.Popen[bytes]:
+def _start_torchserve(
+    options: Options, config: Path, scratch: str, *, alone: bool
+) -> subprocess.Popen[bytes]:
     options.key_file.unlink(missing_ok=True)  # a token of an earlier start would be refused
     threads = threads_per_worker(config.read_text())
     logs = str(options.run_dir / "logs")
@@ -339,7 +342,8 @@ def _start_torchserve(options: Options, config: Path, scratch: str) -> subproces
     command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs"]
     command += ["--model-store", str(options.models_dir), "--ts-config", str(config)]
     command += ["--log-config", str(ROOT / "config" / "log4j2.xml")]
-    return _spawn(command, environ, options, "torchserve")
+    # Alone in a container, it says all on the container's own output.
+    return _spawn(command, environ, options, None if alone else "torchserve")
 
 
 def _start_gateway(options: Options) -> subprocess.Popen[bytes]:
@@ -359,22 +363,27 @@ def _start_gateway(options: Options) -> subprocess.Popen[bytes]:
 
 
 def _spawn(
-    command: list[str], environ: dict[str, str], options: Options, name: str
+    command: list[str], environ: dict[str, str], options: Options, name: str | None
 ) -> subprocess.Popen[bytes]:
     """A child in a session of its own, so that Ctrl-C reaches only us, who stop it in order.
 
     Args:
+        name: its console's file is called so; None where its console is ours.
         environ: besides our own environment, of which the administrator's token is no part.
     """
     own = {key: value for key, value in os.environ.items() if key != ADMIN_TOKEN}
-    with (options.run_dir / "logs" / f"{name}-console.log").open("wb") as output:
+    with contextlib.ExitStack() as opened:
+        output = None
+        if name is not None:
+            path = options.run_dir / "logs" / f"{name}-console.log"
+            output = opened.enter_context(path.open("wb"))
         return subprocess.Popen(
             command,
             env={**own, **environ},
             cwd=options.run_dir,
             stdin=subprocess.DEVNULL,
             stdout=output,
-            stderr=subprocess.STDOUT,
+            stderr=None if output is None else subprocess.STDOUT,
             start_new_session=True,
         )
 

@@ -36,11 +36,12 @@ from aiohttp import web
 from gateway.readiness import Readiness
 from gateway.settings import Settings
 from gateway.torchserve import TorchServe
+from samserve.logs import JsonFormatter
 
 from .options import Options, parse_options
 from .server import ServerError, torchserve_running
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("scripts.worker")  # not "__main__"
 
 POLL_S = 1.0
 STALE_S = 10.0
@@ -56,13 +57,16 @@ DRAIN_S = 7200.0
 
 def main() -> int:
     """Exit status: 0 stopped by a signal, 1 could not start or TorchServe ended."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(JsonFormatter())
+    logging.basicConfig(handlers=[console], level=logging.WARNING)
+    logger.setLevel(logging.INFO)
     options = parse_options()
     try:
         with torchserve_running(options, worker_host=options.host) as children:
             return asyncio.run(_run(options, children["torchserve"]))
     except ServerError as error:
-        print(f"samserve: {error}", file=sys.stderr, flush=True)
+        logger.error("%s", error)
         return 1
 
 

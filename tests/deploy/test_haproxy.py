@@ -26,6 +26,8 @@ from tests.conftest import ROOT
 CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
 STAND_IN = Path(__file__).with_name("stand_in.py")
 WORKERS = ("worker1", "worker2", "worker3")
+NAMES = {"worker.samserve": WORKERS, "other.samserve": WORKERS[:1]}
+TYPES = {"VIT_T": "worker.samserve", "VIT_B": "other.samserve"}
 
 pytestmark = pytest.mark.skipif(bool(why_impossible()), reason=str(why_impossible()))
 
@@ -90,12 +92,12 @@ def _until(true: Callable[[], bool]) -> None:
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     logs = tmp_path_factory.mktemp("logs")
     with (
-        hosts("haproxy", "client", *WORKERS, aliases={"worker.samserve": WORKERS}) as network,
+        hosts("haproxy", "client", *WORKERS, aliases=NAMES) as network,
         httpx.Client(timeout=30, trust_env=False) as http,
     ):
         for worker in WORKERS:
             network.start(worker, [sys.executable, STAND_IN, worker], logs / worker)
-        environ = {"SAMSERVE_WORKERS_VIT_T": "worker.samserve"}
+        environ = {f"SAMSERVE_WORKERS_{model_type}": name for model_type, name in TYPES.items()}
         network.start("haproxy", ["haproxy", "-db", "-f", CONFIG], logs / "haproxy", environ)
         yield Cluster(network, http)
 
@@ -196,16 +198,23 @@ def test_management_is_for_reading(cluster: Cluster) -> None:
     ]
     # A lane's workers are told apart by their process ids, so it must be one host that tells.
     assert len({answer.json()["name"] for answer in answers[:5]}) == 1
-    assert cluster.ask("GET", 8081, "/models").status_code == 200
+    assert cluster.ask("GET", 8081, "/models?limit=100&type=vit_t").status_code == 200
     assert cluster.ask("PUT", 8081, "/models/vit_t?min_worker=0").status_code == 405
     assert cluster.ask("DELETE", 8081, "/models/vit_t").status_code == 405
+
+
+def test_each_type_has_its_own_workers(cluster: Cluster) -> None:
+    other = [cluster.predict(picture, lane="vit_b-automask").json() for picture in range(9)]
+    other += [cluster.ask("GET", 8081, "/models/vit_b").json()]
+    other += [cluster.ask("GET", 8081, "/models?limit=100&type=vit_b").json()]
+    assert {answer["name"] for answer in other} == {"worker1"}
 
 
 def test_what_nobody_serves(cluster: Cluster) -> None:
     """TorchServe's own words, of which the gateway makes a list of what is loaded."""
     for answer in (
-        cluster.predict(1, lane="vit_b"),
-        cluster.ask("GET", 8081, "/models/vit_b"),
+        cluster.predict(1, lane="vit_l"),
+        cluster.ask("GET", 8081, "/models/vit_h"),
         cluster.ask("GET", 8080, "/ping"),
     ):
         assert answer.status_code == 404

@@ -5,14 +5,25 @@
 
 from __future__ import annotations
 
+import json
+import math
+import re
 import shutil
 from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlencode
 
+import httpx2 as httpx
 import pytest
+import yaml
 
+from gateway.example import automask
 from scripts import bench_cluster
 from scripts.bench_cluster import WORKERS, Cluster, clicks, wait_for
 from scripts.hosts import why_impossible
+from tests.conftest import ROOT
+
+DEPLOY = ROOT / "deploy"
 
 pytestmark = pytest.mark.skipif(bool(why_impossible()), reason=str(why_impossible()))
 
@@ -43,6 +54,40 @@ def test_a_picture_is_encoded_once_among_all_hosts(cluster: Cluster) -> None:
     assert {click.status for click in made} == {200}
     assert encoded(cluster) - before == 6
     assert {click.source for click in made} <= {"memory", "machine"}
+
+
+def test_every_query_has_data(cluster: Cluster) -> None:
+    """The dashboard's and the alerts', asked of a real Prometheus with deploy's configuration."""
+    with cluster.network.seen_from("clients"):
+        asked = httpx.post(f"{cluster.url}/sam/automask/", json=automask("vit_t"), timeout=300)
+    assert asked.status_code == 200
+    clicks(cluster, seconds=20, clients=2, pictures=6)  # some scrapes, with something going on
+
+    def ask(path: str, **params: str) -> Any:
+        answer = cluster.get("prometheus", 9090, f"/api/v1/{path}?{urlencode(params)}").json()
+        assert answer["status"] == "success", answer
+        return answer["data"]
+
+    dashboard = json.loads((DEPLOY / "grafana/dashboards/samserve.json").read_text())
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    empty = {
+        panel["title"]
+        for panel in panels
+        for target in panel["targets"]
+        if not any(
+            math.isfinite(float(series["value"][1]))
+            for series in ask("query", query=target["expr"].replace("$__rate_interval", "1m"))[
+                "result"
+            ]
+        )
+    }
+    assert empty == {"GPU memory"}
+    rules = yaml.safe_load((DEPLOY / "prometheus/alerts.yml").read_text())["groups"][0]["rules"]
+    expressions = " ".join(rule["expr"] for rule in rules)
+    named = set(re.findall(r"\b(?:samserve|ts|haproxy)_\w+", expressions))
+    assert len(named) > 5
+    assert named <= set(ask("label/__name__/values"))
+    assert ask("rules")["groups"][0]["rules"][0]["health"] == "ok"
 
 
 def test_no_click_is_lost_with_a_host(cluster: Cluster) -> None:
