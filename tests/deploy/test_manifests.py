@@ -447,6 +447,8 @@ def test_compose() -> None:
     for name, service in services.items():
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"]
+        patience = re.findall(r"^(\d+)m$", service["stop_grace_period"])[0]
+        assert 60 * float(patience) > worker.DRAIN_S + worker.NOTICE_S
         assert set(service["networks"]) <= set(COMPOSE["networks"])
         for volume in service.get("volumes", []):
             source = volume.partition(":")[0]
@@ -492,10 +494,10 @@ def test_haproxys_configuration() -> None:
     }
     assert set(re.findall(r"check port (\d+)", HAPROXY)) == {str(of_worker["ready"])}
     assert set(re.findall(r"httpchk GET (/\w+)", HAPROXY)) <= paths_of("worker")
+    longest = Settings().automask_timeout_s
     for side in ("client", "server"):
-        assert float(re.findall(rf"timeout {side} (\d+)s", HAPROXY)[0]) > (
-            Settings().automask_timeout_s
-        )
+        assert float(re.findall(rf"timeout {side} (\d+)s", HAPROXY)[0]) > longest
+    assert 60 * float(re.findall(r"hard-stop-after (\d+)m", HAPROXY)[0]) > longest
 
 
 def test_prometheus_and_its_alerts() -> None:
