@@ -161,16 +161,30 @@ def test_a_device_that_is_too_small_says_so_at_the_start(
         segmenter.prompts_that_fit(encoder, decoder, reserved=1000)
 
 
+def imported(module: str) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # TorchServe leaves a file open
+        return importlib.import_module(module)
+
+
 @pytest.fixture
 def handler() -> Any:
     """TorchServe's entry, nothing loaded."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # TorchServe leaves a file open
-        return importlib.import_module("handlers.sam_handler").SamHandler()
+    return imported("handlers.sam_handler").SamHandler()
+
+
+@pytest.fixture
+def context() -> Any:
+    """TorchServe's, of a batch of six."""
+    torchserves = imported("ts.context")
+    context = torchserves.Context("vit_t", "", {}, 6, None, "0.12.0")
+    context.request_ids = {index: str(index) for index in range(6)}
+    context.request_processor = {index: torchserves.RequestProcessor({}) for index in range(6)}
+    return context
 
 
 def test_memory_that_is_short_costs_one_request_its_answer_and_no_other(
-    model: Any, handler: Any, monkeypatch: pytest.MonkeyPatch
+    model: Any, handler: Any, context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two requests on one picture, of one prompt and of eight, where memory does for one."""
     handler.segmenter = segmenter_of(model)
@@ -182,7 +196,7 @@ def test_memory_that_is_short_costs_one_request_its_answer_and_no_other(
     }
     Short(monkeypatch, most=1)
     answers: dict[int, tuple[int, str, bytes]] = {}
-    predicted = handler.predicted(asked, image, answers, context=None)
+    predicted = handler.predicted(asked, image, answers, context)
     assert list(predicted) == [5]
     [mask] = predicted[5]
     assert mask.area > 1000
@@ -191,10 +205,10 @@ def test_memory_that_is_short_costs_one_request_its_answer_and_no_other(
     assert json.loads(body)["error"]["code"] == "out_of_memory"
 
 
-def test_memory_that_is_short_elsewhere_is_told_in_the_same_way(handler: Any) -> None:
+def test_memory_that_is_short_elsewhere_is_told_in_the_same_way(handler: Any, context: Any) -> None:
     """As for encoding, which cannot be halved."""
     answers: dict[int, tuple[int, str, bytes]] = {}
-    with handler.errors_as_answers([0, 2], answers, context=None):
+    with handler.errors_as_answers([0, 2], answers, context):
         raise torch.OutOfMemoryError("CUDA out of memory.")
     assert [status for status, _, _ in answers.values()] == [503, 503]
 
