@@ -49,6 +49,7 @@ from .torchserve import (
     ConnectionLost,
     TorchServe,
     TorchServeError,
+    died_with_worker,
     is_torchserves,
     message_of,
     read,
@@ -129,7 +130,7 @@ def create_app(settings: Settings) -> ASGIApp:
     async def prompt(request: Request) -> Response:
         body, family = await routed(request)
         lane, timeout_s = lane_of(family, "prompt"), settings.prompt_timeout_s
-        answer = await predict(lane, family, body, accepted(request), timeout_s, twice=True)
+        answer = await predict(lane, family, body, accepted(request), timeout_s, is_quick=True)
         return await passed_on(request, family, answer)
 
     @app.post("/sam/automask/", **docs.AUTOMASK)
@@ -193,32 +194,37 @@ def create_app(settings: Settings) -> ASGIApp:
         headers: dict[str, str],
         timeout_s: float,
         *,
-        twice: bool = False,
+        is_quick: bool = False,
     ) -> Answer:
-        ask = asked_twice if twice else torchserve.predict
         for content, content_type in pictures.ways(family, body):
             sent = {**headers, **named(body), "Content-Type": content_type}
-            answer = await ask(lane, content, sent, timeout_s)
+            answer = await repeated_if_lost(lane, content, sent, timeout_s, is_quick)
             if not refused(answer.status):
                 break
         if answer.status == 200:
             pictures.remember(family, body)
         return answer
 
-    async def asked_twice(
-        lane: str, content: bytes, headers: dict[str, str], timeout_s: float
+    async def repeated_if_lost(
+        lane: str, content: bytes, headers: dict[str, str], timeout_s: float, is_quick: bool
     ) -> Answer:
-        """TorchServe's answer, asked for once more where something on the way lost the first.
+        """TorchServe's answer, asked for once more where the first was lost: with its worker, as
+        may happen when a lane is scaled down; or on the way, if the work `is_quick`, for it may
+        go on where it was lost.
 
         The same question has the same answer, and one that was not lost is not asked again.
         """
         deadline = time.monotonic() + timeout_s
         try:
             answer = await torchserve.predict(lane, content, headers, timeout_s)
-            if answer.status not in (502, 503) or _is_ours(answer) or is_torchserves(answer):
+            on_the_way = (
+                answer.status in (502, 503) and not _is_ours(answer) and not is_torchserves(answer)
+            )
+            if not died_with_worker(answer) and not (is_quick and on_the_way):
                 return answer
         except ConnectionLost:
-            pass
+            if not is_quick:
+                raise
         metrics.retries.inc()
         await asyncio.sleep(RETRY_PAUSE_S)
         left_s = max(deadline - time.monotonic(), RETRY_PAUSE_S)

@@ -75,7 +75,9 @@ class Metrics:
             registry=registry,
         )
         self.retries = Counter(
-            f"{prefix}retries", "Prompts that were sent once more.", registry=registry
+            f"{prefix}retries",
+            "Requests that were lost, and sent once more.",
+            registry=registry,
         )
         self._ready_workers = Gauge(
             f"{prefix}ready_workers", "READY workers.", ["lane"], registry=registry

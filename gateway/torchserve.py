@@ -292,6 +292,14 @@ def is_torchserves(answer: Answer) -> bool:
         return False
 
 
+def died_with_worker(answer: Answer) -> bool:
+    """Whether the worker ended while it had the request: crashed, or its lane was scaled down.
+
+    TorchServe hands some of those requests to another worker, and fails the others with this.
+    """
+    return answer.status >= 500 and message_of(answer) == "Worker died."
+
+
 async def _is_refused_token(response: aiohttp.ClientResponse) -> bool:
     if response.status != 400:
         return False

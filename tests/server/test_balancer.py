@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import threading
 from collections.abc import Iterator
@@ -115,6 +116,17 @@ def test_a_prompt_that_was_lost_is_asked_once_more(server: Any, step: Step) -> N
     assert answer.json() == server.post("/sam/", body).json() != []
     assert len(passed) == 2
     assert passed[0].headers == passed[1].headers
+
+
+@pytest.mark.parametrize("mode", ["prompt", "automask"])
+def test_what_died_with_its_worker_is_asked_once_more(server: Any, mode: str) -> None:
+    """As when a lane is scaled down: nothing goes on with it, so nothing is done twice."""
+    died = {"code": 503, "type": "InternalServerException", "message": "Worker died."}
+    path, body = ("/sam/", prompt_body) if mode == "prompt" else ("/sam/automask/", automask_body)
+    with balanced(server, (503, json.dumps(died).encode())) as (gateway, passed):
+        assert gateway.post(path, json=body(new_picture())).status_code == 200
+        assert retries(gateway) == 1
+    assert len(passed) == 2
 
 
 @pytest.mark.parametrize("step", [(503, HTML), "cut"], ids=["503", "cut"])
