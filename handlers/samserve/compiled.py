@@ -7,8 +7,8 @@ processors that have faster, coarser numbers, OpenVINO would otherwise use them.
 from __future__ import annotations
 
 import logging
+import queue
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,13 @@ def load(folder: Path, threads: int) -> tuple[Network, Network]:
     with_all = {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
     # No stream of its own: it runs in the thread that calls, where the data is.
     by_caller = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 0}
-    return (
-        _callable(core.compile_model(folder / "encoder.xml", "CPU", exactly | with_all)),
-        _callable(core.compile_model(folder / "upscaler.xml", "CPU", exactly | by_caller)),
-    )
+    encoder = core.compile_model(folder / "encoder.xml", "CPU", exactly | with_all)
+    # One for each thread: calls of one that has no stream of its own wait for each other.
+    upscalers = [
+        core.compile_model(folder / "upscaler.xml", "CPU", exactly | by_caller)
+        for _ in range(threads)
+    ]
+    return _callable([encoder]), _callable(upscalers)
 
 
 def _export(module: nn.Module, inputs: tuple[torch.Tensor, ...], varying: Any, path: Path) -> None:
@@ -88,14 +91,19 @@ def _export(module: nn.Module, inputs: tuple[torch.Tensor, ...], varying: Any, p
     openvino.save_model(frontend.convert(frontend.load(decoder)), path, compress_to_fp16=False)
 
 
-def _callable(compiled: Any) -> Network:
-    own = threading.local()
+def _callable(compiled: list[Any]) -> Network:
+    """What runs on whichever of these, all the same network, is free."""
+    free: queue.LifoQueue[Any] = queue.LifoQueue()
+    for network in compiled:
+        free.put(network.create_infer_request())
 
     def run(*inputs: torch.Tensor) -> torch.Tensor:
-        if not hasattr(own, "request"):
-            own.request = compiled.create_infer_request()
         arrays = [tensor.numpy() for tensor in inputs]
-        return torch.from_numpy(own.request.infer(arrays, share_inputs=True)[0])
+        request = free.get()
+        try:
+            return torch.from_numpy(request.infer(arrays, share_inputs=True)[0])
+        finally:
+            free.put(request)
 
     return run
 
