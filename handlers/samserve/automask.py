@@ -3,7 +3,7 @@
 Equal to `segment_anything.SamAutomaticMaskGenerator` in what it keeps and in what order,
 for every field that has; `output_type` and `include_image_edge` are samapi's additions.
 It does less for it: a mask is made only if its `predicted_iou` passes, brought to full size
-only if it can still be stable enough, and kept as the bits of the crop around its object.
+only along its outline, and whole only if it is kept.
 
 A picture much larger than the network's input is taken tile by tile (`tiles.py`), for which
 the reference has no equal; its own way to smaller objects is `crop_n_layers`.
@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -28,7 +27,7 @@ from .devices import in_halves
 from .errors import InvalidField
 from .features import AutoMask
 from .images import Picture
-from .masks import MASK_THRESHOLD, Logits, StabilityBound, stability_score, upscale
+from .masks import FoundMask, FullSize, Logits
 from .reference import build_point_grid, generate_crop_boxes, remove_small_regions
 from .requests import AutomaskRequest, OutputType, Tiling
 from .runs import Run
@@ -43,26 +42,17 @@ class _Candidate:
     """A mask on its way through the filters.
 
     Attributes:
-        bits: the mask's pixels within `box`, packed; most candidates are duplicates that
-            never need them again.
+        found: the mask, in the crop it was found in.
         box: XYXY of the mask's pixels in the image, both ends included, as the reference.
-        area: pixels of the mask.
         point: the (x, y) that prompted it, in the image.
-        crop_area: pixels of the crop it was found in.
+        crop_area: pixels of that crop.
     """
 
-    bits: NDArray[np.uint8]
+    found: FoundMask
     box: tuple[int, int, int, int]
-    area: int
     predicted_iou: float
-    stability_score: float
     point: tuple[float, float]
     crop_area: int
-
-    def mask(self) -> NDArray[np.bool_]:
-        """h×w bool, the pixels within `box`."""
-        left, _, right, _ = self.box
-        return np.unpackbits(self.bits, axis=1, count=right - left + 1).view(np.bool_)
 
 
 _Found = TypeVar("_Found", _Candidate, AutoMask, tiles.Piece)
@@ -174,8 +164,8 @@ def _tiled(
         crop = _Crop(
             segmenter, image, (x0, y0), (height, width), request, run, keeps_fragments=True
         )
-        for found in crop.masks(build_point_grid(side) * [[x1 - x0, y1 - y0]]):
-            piece = _piece(found, window)
+        for candidate in crop.masks(build_point_grid(side) * [[x1 - x0, y1 - y0]]):
+            piece = _piece(candidate, window)
             cut = tiles.is_fragment(piece.window, window, (height, width))
             (fragments if cut else whole).append(piece)
     once = _suppress(whole, [piece.predicted_iou for piece in whole], request.crop_nms_thresh)
@@ -219,13 +209,13 @@ class _Crop:
             # is bounded already.
             at_once = min(request.points_per_batch, at_once)
         batches = [points[i : i + at_once] for i in range(0, len(points), at_once)]
-        bound = StabilityBound(self.image.embedding)
+        full_size = FullSize(self.image.embedding)
 
         def masks_of(batch: NDArray[np.float64]) -> list[_Candidate]:
             if not self.run.may_go_on():
                 return []
             candidates = in_halves(
-                lambda points: list(self._masks_of_points(np.stack(points), bound)), list(batch)
+                lambda points: list(self._masks_of_points(np.stack(points), full_size)), list(batch)
             )
             self.run.advance(len(batch))
             return candidates
@@ -238,13 +228,13 @@ class _Crop:
         if request.output_type is OutputType.BEST_QUALITY:
             scores = [c.predicted_iou for c in found]
         elif request.output_type is OutputType.LARGEST:
-            scores = [c.area for c in found]
+            scores = [c.found.area for c in found]
         else:  # SMALLEST, and SINGLE_MASK, where the smallest is the least merged
-            scores = [-c.area for c in found]
+            scores = [-c.found.area for c in found]
         return _suppress(found, scores, request.box_nms_thresh)
 
     def _masks_of_points(
-        self, points: NDArray[np.float64], bound: StabilityBound
+        self, points: NDArray[np.float64], full_size: FullSize
     ) -> Iterator[_Candidate]:
         """The masks of one batch of points that pass every threshold."""
         embedding, request = self.image.embedding, self.request
@@ -265,16 +255,12 @@ class _Crop:
             low_res_masks = decoded.low_res_masks(index, (wanted + channels.start).tolist())
             low_res_mask: Logits
             for channel, low_res_mask in zip(wanted, low_res_masks.cpu().numpy(), strict=True):
-                at_most = bound(low_res_mask, request.stability_score_offset)
-                if at_most < request.stability_score_thresh:
-                    continue
-                candidate = self._candidate(
-                    upscale(low_res_mask, embedding),
-                    float(predicted_iou[index, channel]),
-                    points[index],
+                found = full_size.stable(
+                    low_res_mask, request.stability_score_offset, request.stability_score_thresh
                 )
-                if candidate is not None:
-                    yield candidate
+                if found is not None:
+                    iou = float(predicted_iou[index, channel])
+                    yield from self._candidates(found, iou, points[index])
 
     def _scored_on_device(
         self,
@@ -293,49 +279,29 @@ class _Crop:
             request.stability_score_thresh,
             masks_at_once(self.segmenter.decoder.prompts_at_once),
         ):
-            width = embedding.original_size[1]
-            mask = np.unpackbits(found.bits, axis=1, count=width).view(np.bool_)
             point, _ = wanted[found.index]
-            iou = predicted_ious[found.index]
-            candidate = self._stable(mask, found.stability_score, iou, points[point])
-            if candidate is not None:
-                yield candidate
+            yield from self._candidates(found.mask, predicted_ious[found.index], points[point])
 
-    def _candidate(
-        self, logits: Logits, predicted_iou: float, point: NDArray[np.float64]
-    ) -> _Candidate | None:
-        """The mask of these full-size logits, if it is stable and not cut by the crop."""
-        stability = stability_score(logits, self.request.stability_score_offset)
-        if not stability >= self.request.stability_score_thresh:  # nor is NaN
-            return None
-        return self._stable(logits > MASK_THRESHOLD, float(stability), predicted_iou, point)
-
-    def _stable(
-        self,
-        mask: NDArray[np.bool_],
-        stability: float,
-        predicted_iou: float,
-        point: NDArray[np.float64],
-    ) -> _Candidate | None:
-        """A mask of the whole crop, if it is not cut by that."""
-        left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
+    def _candidates(
+        self, found: FoundMask, predicted_iou: float, point: NDArray[np.float64]
+    ) -> Iterator[_Candidate]:
+        """This mask, if it is not empty and not cut by the crop."""
+        (left, top), (height, width) = found.origin, found.size
         if width == 0:
-            return None
-        inside = mask[top : top + height, left : left + width]
+            return
         x0, y0 = self.origin
         box = (left + x0, top + y0, left + x0 + width - 1, top + y0 + height - 1)
-        if self._is_cut(box, mask.shape):
-            return None
+        crop = self.image.embedding.original_size
+        if self._is_cut(box, crop):
+            return
         if not self.request.include_image_edge and _is_background(box, self.image_size):
-            return None
-        return _Candidate(
-            bits=np.packbits(inside, axis=1),
+            return
+        yield _Candidate(
+            found=found,
             box=box,
-            area=int(np.count_nonzero(inside)),
             predicted_iou=predicted_iou,
-            stability_score=stability,
             point=(float(point[0] + x0), float(point[1] + y0)),
-            crop_area=mask.size,
+            crop_area=crop[0] * crop[1],
         )
 
     def _is_cut(self, box: tuple[int, int, int, int], size: tuple[int, ...]) -> bool:
@@ -369,24 +335,24 @@ def _near(side: int, edge: int) -> bool:
 def _automask(candidate: _Candidate) -> AutoMask:
     left, top, _, _ = candidate.box
     return AutoMask(
-        mask=candidate.mask(),
+        mask=candidate.found.pixels(),
         origin=(left, top),
         predicted_iou=candidate.predicted_iou,
-        stability_score=candidate.stability_score,
+        stability_score=float(candidate.found.stability_score),
         point_coords=[list(candidate.point)],
     )
 
 
-def _piece(found: _Candidate, tile: tiles.Window) -> tiles.Piece:
-    left, top, right, bottom = found.box
+def _piece(candidate: _Candidate, tile: tiles.Window) -> tiles.Piece:
+    left, top, right, bottom = candidate.box
     return tiles.Piece(
         window=(left, top, right + 1, bottom + 1),
-        bits=found.bits,
+        bits=np.packbits(candidate.found.pixels(), axis=1),
         tile=tile,
-        area=found.area,
-        predicted_iou=found.predicted_iou,
-        stability_score=found.stability_score,
-        point=found.point,
+        area=candidate.found.area,
+        predicted_iou=candidate.predicted_iou,
+        stability_score=float(candidate.found.stability_score),
+        point=candidate.point,
     )
 
 

@@ -30,18 +30,26 @@ def export(model: Sam, folder: Path) -> None:
     side = model.image_encoder.img_size
     encoder = fold_batch_norms(model.image_encoder)
     _export(encoder, (torch.zeros(1, 3, side, side),), None, folder / "encoder.xml")
-    # Any number of tokens, and of masks: some of a prompt's four.
+    # Any number of tokens and of masks, some of a prompt's four; and an image of any shape.
     rank, masks = Dim("rank", min=16, max=4096), Dim("masks", min=1, max=4)
-    pixels = 64 * 64
+    height, width = Dim("height", min=1, max=64), Dim("width", min=1, max=64)
     inputs = {
-        "upscaled": torch.zeros(pixels, 256),
-        "attention": torch.zeros(112, pixels),
+        "upscaled": torch.zeros(64, 48, 256),
+        "attention": torch.zeros(112, 64, 48),
         "u": torch.zeros(112, 256),
-        "d0": torch.zeros(pixels),
-        "d1": torch.zeros(pixels),
+        "d0": torch.zeros(64, 48),
+        "d1": torch.zeros(64, 48),
         "hyper": torch.zeros(3, 32),
     }
-    varying = dict.fromkeys(inputs) | {"attention": {0: rank}, "u": {0: rank}, "hyper": {0: masks}}
+    area = {0: height, 1: width}
+    varying = {
+        "upscaled": area,
+        "attention": {0: rank, 1: height, 2: width},
+        "u": {0: rank},
+        "d0": area,
+        "d1": area,
+        "hyper": {0: masks},
+    }
     upscaler: Upscaler = FactoredDecoder(model).upscaler
     _export(upscaler, tuple(inputs.values()), varying, folder / "upscaler.xml")
 

@@ -1,8 +1,8 @@
 """Embedding + prompts -> mask logits: SAM's prompt encoder and mask decoder.
 
-Masks leave the network at 256×256 (`low_res_masks`), and only those that are asked for are
-made at all: the predicted IoUs come first. Thresholds nothing and chooses nothing: that is
-the callers' part.
+Masks leave the network at 256×256 (`low_res_masks`), less the padding that is none of the image,
+and only those that are asked for are made at all: the predicted IoUs come first. Thresholds
+nothing and chooses nothing: that is the callers' part.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class Masks(Protocol):
     def iou_predictions(self) -> torch.Tensor: ...
 
     def low_res_masks(self, prompt: int, channels: slice | list[int]) -> torch.Tensor:
-        """C×256×256 logits of one prompt."""
+        """C×h×w logits of one prompt: as much of the 256×256 as the image's pixels need."""
         ...
 
     def of_several(self, prompts: list[int], channels: slice) -> torch.Tensor:
-        """K×C×256×256 logits of several prompts, made at once: for a GPU, which likes that."""
+        """K×C×h×w logits of several prompts, made at once: for a GPU, which likes that."""
         ...
 
 
@@ -89,7 +89,7 @@ class Decoder:
 
     def prepare(self, embedding: Embedding) -> Image:
         """The image's part of decoding, about as much work as one prompt's."""
-        return Image(embedding, self._factored.prepare(embedding.features))
+        return Image(embedding, self._factored.prepare(embedding.features, embedding.input_size))
 
     @torch.inference_mode()
     def decode(

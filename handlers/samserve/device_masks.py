@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from .decoder import Masks
 from .encoder import Embedding
-from .masks import MASK_THRESHOLD, NETWORK_SIDE
+from .masks import LOW_RES_SIDE, MASK_THRESHOLD, NETWORK_SIDE, PackedMask
 
 PROMPTS_PER_MASK = 16
 """A mask on its way through the last layers takes about the memory of so many prompts."""
@@ -34,17 +33,10 @@ def masks_at_once(prompts_at_once: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class ScoredMask:
-    """A mask of the whole image.
-
-    Attributes:
-        index: of the one among those asked for.
-        bits: H×⌈W/8⌉, packed as numpy does.
-        stability_score: as `masks.stability_score`.
-    """
+    """A mask, and which of those asked for it is."""
 
     index: int
-    bits: NDArray[np.uint8]
-    stability_score: float
+    mask: PackedMask
 
 
 @torch.inference_mode()
@@ -91,14 +83,15 @@ def _scored(
     kept = torch.nonzero(stability >= threshold)[:, 0]
     bits = _packed(logits[kept] > MASK_THRESHOLD).cpu().numpy()
     for i, mask, score in zip(kept.tolist(), bits, stability[kept].tolist(), strict=True):
-        yield ScoredMask(index + i, mask, score)
+        full = np.unpackbits(mask, axis=1, count=logits.shape[2]).view(np.bool_)
+        yield ScoredMask(index + i, PackedMask.of(full, score))
 
 
 def _upscaled(low_res_masks: torch.Tensor, embedding: Embedding) -> torch.Tensor:
-    """K×256×256 logits of the padded input frame -> K×H×W, the image's pixels."""
+    """K×h×w logits, of the input frame all that the image needs -> K×H×W, its pixels."""
     in_h, in_w = embedding.input_size
-    side = (NETWORK_SIDE, NETWORK_SIDE)
-    padded = F.interpolate(low_res_masks[:, None], side, mode="bilinear", align_corners=False)
+    size = [side * NETWORK_SIDE // LOW_RES_SIDE for side in low_res_masks.shape[1:]]
+    padded = F.interpolate(low_res_masks[:, None], size, mode="bilinear", align_corners=False)
     inside = padded[..., :in_h, :in_w]
     full = F.interpolate(inside, embedding.original_size, mode="bilinear", align_corners=False)
     return full[:, 0]

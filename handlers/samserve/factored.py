@@ -47,6 +47,7 @@ from torch.nn import functional as F
 
 from .reference import Sam
 
+_SIDE = 64  # of the embedding, in its pixels; each becomes 4×4 of a mask
 _STRIP = 1024  # pixels upscaled at once: their activations fit the cache
 
 Upscaling = Callable[
@@ -83,7 +84,8 @@ class PreparedImage:
     along_c: torch.Tensor
     """2·Eγ₀·c of each pixel, N."""
     upscaled: torch.Tensor
-    """E through the first transposed convolution, N×256."""
+    """E through the first transposed convolution, h×w×256: of the pixels that the image covers.
+    The others are padding. Tokens read that, too, but its masks would be cut off."""
 
     @property
     def nbytes(self) -> int:
@@ -111,28 +113,34 @@ class FactoredMasks:
 
     @torch.inference_mode()
     def low_res_masks(self, prompt: int, channels: slice | list[int]) -> torch.Tensor:
-        """C×256×256 logits of one prompt: those of its four masks that are asked for."""
+        """C×4h×4w logits of one prompt: those of its four masks that are asked for."""
         return self._decoder.upscale(
             self._image.upscaled,
-            self._attention[prompt],
+            self._covered(self._attention[prompt]),
             self._u[prompt] @ self._decoder.up,
-            self._d0[prompt],
-            self._d1[prompt],
+            self._covered(self._d0[prompt]),
+            self._covered(self._d1[prompt]),
             self._hyper[prompt, channels],
         )
 
     @torch.inference_mode()
     def of_several(self, prompts: list[int], channels: slice) -> torch.Tensor:
-        """K×C×256×256 logits of several prompts, made at once."""
+        """K×C×4h×4w logits of several prompts, made at once."""
         masks: torch.Tensor = self._decoder.upscaler(
             self._image.upscaled,
-            self._attention[prompts],
+            self._covered(self._attention[prompts]),
             self._u[prompts] @ self._decoder.up,
-            self._d0[prompts],
-            self._d1[prompts],
+            self._covered(self._d0[prompts]),
+            self._covered(self._d1[prompts]),
             self._hyper[prompts, channels],
         )
         return masks
+
+    def _covered(self, of_pixels: torch.Tensor) -> torch.Tensor:
+        """…×N -> …×h×w, the part that the image covers."""
+        height, width = self._image.upscaled.shape[:2]
+        grid = of_pixels.view(*of_pixels.shape[:-1], _SIDE, _SIDE)
+        return grid[..., :height, :width].contiguous()
 
 
 class FactoredDecoder:
@@ -235,12 +243,14 @@ class FactoredDecoder:
         self.upscale = upscale or self.upscaler.in_strips
 
     @torch.inference_mode()
-    def prepare(self, features: torch.Tensor) -> PreparedImage:
+    def prepare(self, features: torch.Tensor, input_size: tuple[int, int]) -> PreparedImage:
         """The image's part.
 
         Args:
             features: 1×256×64×64, the encoder's output.
+            input_size: (height, width) of what the image covers of the network's input.
         """
+        height, width = map(embedded, input_size)
         pixels = features[0].flatten(1)
         linear = torch.addmm(self.image_bias, self.image_weight, pixels)
         *by_head, along_c, upscaled = torch.split(linear, self.rows)
@@ -267,7 +277,9 @@ class FactoredDecoder:
             norm0=norms[0],
             norm1=norms[1],
             along_c=along_c[0],
-            upscaled=upscaled.T.contiguous(),
+            upscaled=upscaled.view(-1, _SIDE, _SIDE)[:, :height, :width]
+            .permute(1, 2, 0)
+            .contiguous(),
         )
 
     @torch.inference_mode()
@@ -375,6 +387,7 @@ class FactoredDecoder:
         state: _State,
     ) -> torch.Tensor:
         attention = self.transformer.layers[1].cross_attn_image_to_token
+        j, width = u0.shape[1:]
         keys = self._for_scores(attention.k_proj, tokens + tokens_pe)
         values = self._split(attention.v_proj(tokens))
         through_u = (keys @ self.read_i1).flatten(1, 2) @ u0.mT
@@ -382,8 +395,10 @@ class FactoredDecoder:
             [(v0 @ self.to_u0_scaled).flatten(1, 2), (values @ self.to_u1).flatten(1, 2)], 1
         )
         gram, along_c = u @ u.mT, 2 * (u @ self.c)
+        # As ‖A₀U₀ + A₁U₁‖² is A₀(U₀U₀ᵀ)A₀ᵀ + 2·A₀(U₀U₁ᵀ)A₁ᵀ + A₁(U₁U₁ᵀ)A₁ᵀ, a quarter of it is
+        # not needed.
+        gram[:, :j, j:] *= 2
         both = 2 * torch.cat([v0, values], dim=1)
-        j, width = u0.shape[1:]
         for s in self._slices(keys):
             d0, a = state.d0[s], state.attention[s]
             scores = _times(keys[s], image.queries_i1).mul_(d0[:, None, None])
@@ -392,7 +407,9 @@ class FactoredDecoder:
             torch.softmax(scores, 2, out=a[:, j:].view_as(scores))
 
             cross = _times(both[s], image.onto_u).flatten(1, 2)
-            cross.mul_(d0[:, None]).baddbmm_(gram[s], a).add_(along_c[s, :, None])
+            cross.mul_(d0[:, None]).add_(along_c[s, :, None])
+            cross[:, :j].baddbmm_(gram[s, :j], a)
+            cross[:, j:].baddbmm_(gram[s, j:, j:], a[:, j:])
             norm = cross.mul_(a).sum(1).add_(self.c_norm)
             norm += d0 * (d0 * image.norm1 + image.along_c)
             torch.rsqrt(norm / width + self.epsilon[1], out=state.d1[s])
@@ -486,29 +503,29 @@ class Upscaler(nn.Module):
         d1: torch.Tensor,
         hyper: torch.Tensor,
     ) -> torch.Tensor:
-        """A prompt's masks, for n whole rows of 64 pixels; or B prompts', then B× before all.
+        """A prompt's masks; or B prompts', then B× before all but `upscaled`.
 
         Args:
-            upscaled: N×256, the image's part; without B.
-            attention: 2J×N.
+            upscaled: h×w×256, the image's part.
+            attention: 2J×h×w.
             u: 2J×256, through the first convolution.
-            d0, d1: N.
+            d0, d1: h×w.
             hyper: C×32.
 
         Returns:
-            C×4n×256 logits.
+            C×4h×4w logits.
         """
-        x = upscaled * d0[..., None] + attention.mT @ u
-        x = (x + self.c) * d1[..., None] + self.bias
+        height, width = d0.shape[-2:]
+        x = upscaled.flatten(0, 1) * d0.flatten(-2)[..., None] + attention.flatten(-2).mT @ u
+        x = (x + self.c) * d1.flatten(-2)[..., None] + self.bias
         x = x.view(-1, 64)  # a row for each of a pixel's four
         x = F.layer_norm(x, (64,), self.norm.weight, self.norm.bias, self.norm.eps)
         x = F.gelu(F.gelu(x) @ self.weight2 + self.bias2)
         logits = hyper @ x.view(*hyper.shape[:-2], -1, 32).mT
         # Each pixel's 16 lie together, (dy, dx) of the first convolution, then of the second.
-        masks = hyper.shape[:-1]
-        rows = d0.shape[-1] // 64
-        logits = logits.view(-1, rows, 64, 2, 2, 2, 2)
-        return logits.permute(0, 1, 3, 5, 2, 4, 6).reshape(*masks, 4 * rows, 256)
+        logits = logits.view(-1, height, width, 2, 2, 2, 2)
+        masks = logits.permute(0, 1, 3, 5, 2, 4, 6)
+        return masks.reshape(*hyper.shape[:-1], 4 * height, 4 * width)
 
     def in_strips(
         self,
@@ -520,7 +537,9 @@ class Upscaler(nn.Module):
         hyper: torch.Tensor,
     ) -> torch.Tensor:
         """`forward` a strip at a time, so that nothing leaves the processor's cache."""
-        strips = [slice(i, i + _STRIP) for i in range(0, len(d0), _STRIP)]
+        height, width = d0.shape
+        step = max(1, _STRIP // width)
+        strips = [slice(i, i + step) for i in range(0, height, step)]
         return torch.cat(
             [self(upscaled[s], attention[:, s], u, d0[s], d1[s], hyper) for s in strips], dim=1
         )
@@ -570,6 +589,13 @@ def _unfolded(by_head: torch.Tensor, prompts: int) -> torch.Tensor:
     """H×bT×n -> b×H×T×n."""
     heads, _, n = by_head.shape
     return by_head.view(heads, prompts, -1, n).transpose(0, 1).contiguous()
+
+
+def embedded(input_side: int) -> int:
+    """How many of the embedding's pixels a side of the image takes, with those that are only
+    read between: the image's last pixels read up to two logits beyond their own."""
+    logits = -(-input_side // 4) + 2
+    return min(-(-logits // 4), _SIDE)
 
 
 def _double(tensor: torch.Tensor) -> torch.Tensor:

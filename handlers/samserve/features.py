@@ -53,13 +53,6 @@ class PromptMask(ObjectMask):
 
     prompt_idx: int
 
-    @classmethod
-    def from_full(
-        cls, full: NDArray[np.bool_], *, predicted_iou: float, prompt_idx: int
-    ) -> PromptMask:
-        """Crops a mask of the whole image, H×W; an empty one gives an empty crop."""
-        return cls(*_crop(full), predicted_iou=predicted_iou, prompt_idx=prompt_idx)
-
     def properties(self) -> dict[str, Any]:
         return {"prompt_idx": int(self.prompt_idx)}
 

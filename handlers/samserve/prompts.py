@@ -20,7 +20,7 @@ from .encoder import Embedding
 from .errors import InvalidField
 from .features import PromptMask
 from .mask_prompts import mask_input
-from .masks import MASK_THRESHOLD, upscale
+from .masks import FullSize
 from .requests import Prompt, PromptRequest
 from .segmenter import Segmenter
 
@@ -165,18 +165,16 @@ def _predict(
         if has_mask
         else None,
     )
+    full_size = FullSize(embedding)
     answers = []
     for index, (prompt_idx, prompt) in enumerate(batch):
         low_res_masks = decoded.low_res_masks(index, prompt.channels).cpu().numpy()
         predicted_iou = decoded.iou_predictions[index, prompt.channels].tolist()
+        masks = [full_size.mask(low_res_mask) for low_res_mask in low_res_masks]
         answers.append(
             [
-                PromptMask.from_full(
-                    upscale(low_res_mask, embedding) > MASK_THRESHOLD,
-                    predicted_iou=iou,
-                    prompt_idx=prompt_idx,
-                )
-                for low_res_mask, iou in zip(low_res_masks, predicted_iou, strict=True)
+                PromptMask(mask.pixels(), mask.origin, predicted_iou=iou, prompt_idx=prompt_idx)
+                for mask, iou in zip(masks, predicted_iou, strict=True)
             ]
         )
     return answers

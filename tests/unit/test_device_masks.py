@@ -14,7 +14,7 @@ from samserve.decoder import PlainMasks
 from samserve.device_masks import masks_at_once, scored
 from samserve.encoder import Embedding
 from samserve.images import Picture
-from samserve.masks import MASK_THRESHOLD, stability_score, upscale
+from samserve.masks import FullSize
 from samserve.requests import AutomaskRequest
 from tests.conftest import base64_png, picture, segmenter_of
 
@@ -38,19 +38,18 @@ def test_equal_to_one_by_one(
     in_size = (round(size[0] * scale), round(size[1] * scale))
     embedding = Embedding(torch.zeros(1), in_size, size)
     wanted = [(0, 1), (0, 3), (1, 2), (3, 1), (3, 2), (3, 3), (6, 0)]
-    logits = [upscale(decoded.masks[mask].numpy(), embedding) for mask in wanted]
-    scores = [float(stability_score(of_one, 1.0)) for of_one in logits]
+    expected = [FullSize(embedding).mask(decoded.masks[mask].numpy(), 1.0) for mask in wanted]
+    scores = [float(mask.stability_score) for mask in expected]
     threshold = sum(sorted(scores)[2:4]) / 2
     found = list(scored(decoded, wanted, embedding, 1.0, threshold, at_once))
     assert [mask.index for mask in found] == [i for i in range(7) if scores[i] > threshold]
     assert len(found) == 4
-    for mask in found:
-        assert mask.stability_score == pytest.approx(scores[mask.index], abs=1e-4)
-        pixels = np.unpackbits(mask.bits, axis=1, count=size[1]).view(np.bool_)
-        assert pixels.shape == size
+    for index, mask in ((one.index, one.mask) for one in found):
+        assert mask.stability_score == pytest.approx(scores[index], abs=1e-5)
+        assert (mask.origin, mask.size) == (expected[index].origin, expected[index].size)
         # Two ways to interpolate, which round apart.
-        differing = np.count_nonzero(pixels != (logits[mask.index] > MASK_THRESHOLD))
-        assert differing <= 1e-5 * pixels.size + 2
+        differing = np.count_nonzero(mask.pixels() != expected[index].pixels())
+        assert differing <= 1e-6 * size[0] * size[1]
 
 
 def test_none_is_stable_enough(decoded: PlainMasks) -> None:

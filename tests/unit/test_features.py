@@ -64,7 +64,7 @@ def test_an_empty_mask_gives_no_feature_and_takes_no_number() -> None:
     masks = [
         PromptMask(EMPTY, (0, 0), 0.9, 0),
         PromptMask(FULL, (0, 0), 0.8, 1),
-        PromptMask.from_full(EMPTY, predicted_iou=0.7, prompt_idx=2),
+        PromptMask(np.zeros((0, 0), np.bool_), (0, 0), 0.7, 2),
         PromptMask(FULL, (0, 0), 0.6, 3),
     ]
     said = [feature["properties"] for feature in features(masks, "vit_t")]
@@ -93,13 +93,13 @@ def test_no_numpy_number_leaks() -> None:
     ],
     ids=["one pixel", "the whole frame", "scattered"],
 )
-def test_from_full_crops_to_the_object(
+def test_another_mask_is_cropped_to_the_object(
     pixels: list[tuple[int, int]], origin: tuple[int, int], size: tuple[int, int]
 ) -> None:
     full = np.zeros((6, 10), np.bool_)
     for pixel in pixels:
         full[pixel] = True
-    mask = PromptMask.from_full(full, predicted_iou=0.5, prompt_idx=0)
+    mask = auto_mask().reshaped(full, (0, 0))
     x0, y0 = origin
     assert mask.origin == origin
     assert np.array_equal(mask.mask, full[y0 : y0 + size[0], x0 : x0 + size[1]])
@@ -109,5 +109,5 @@ def test_from_full_crops_to_the_object(
 
 
 def test_a_crop_does_not_hold_on_to_the_frame() -> None:
-    mask = PromptMask.from_full(np.ones((3, 3), np.bool_), predicted_iou=0.5, prompt_idx=0)
+    mask = auto_mask().reshaped(np.ones((3, 3), np.bool_), (0, 0))
     assert mask.mask.base is None

@@ -13,6 +13,7 @@ from pycocotools import mask as coco
 from samserve.errors import NotAcceptable
 from samserve.features import AutoMask, ObjectMask, PromptMask
 from samserve.formats import FORMATS, Answered, chosen
+from samserve.masks import PackedMask
 
 SIZE = (40, 60)
 BY_NAME = {form.name: form for form in FORMATS}
@@ -67,7 +68,8 @@ def written(masks: list[Any], name: str, size: tuple[int, int] = SIZE) -> Any:
 
 
 def cut(full: NDArray[np.bool_]) -> ObjectMask:
-    return PromptMask.from_full(full, predicted_iou=0.5, prompt_idx=0)
+    packed = PackedMask.of(full, stability_score=1.0)
+    return PromptMask(packed.pixels(), packed.origin, predicted_iou=0.5, prompt_idx=0)
 
 
 def test_a_feature_collection_holds_the_features() -> None:
