@@ -17,7 +17,7 @@ from .encoder import Embedding
 from .factored import FactoredDecoder, PreparedImage, Upscaling
 from .reference import Sam
 
-PROMPTS_AT_ONCE = 8
+PROMPTS_AT_ONCE = 16
 """Prompts decoded together by one thread of a CPU; about 3 MB of memory each."""
 
 GPU_PROMPTS_AT_ONCE = 1024

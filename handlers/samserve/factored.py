@@ -62,7 +62,8 @@ class PreparedImage:
     """All that the decoder needs of one image, whatever the prompt.
 
     Names say whose part it is: attention `t` (token to image) or `i` (image to token), its
-    keys, values or queries, and the layer 0, 1 or the final one. H×16×N unless said.
+    keys, values or queries, and the layer 0, 1 or the final one. Values are H×N×16, all
+    else H×16×N unless said.
     """
 
     keys_t0: torch.Tensor
@@ -265,13 +266,13 @@ class FactoredDecoder:
         ]
         return PreparedImage(
             keys_t0=k0,
-            values_t0=v0,
+            values_t0=v0.mT.contiguous(),
             queries_i0=q0,
             keys_t1=k1,
-            values_t1=v1,
+            values_t1=v1.mT.contiguous(),
             queries_i1=q1,
             keys_final=k_final,
-            values_final=v_final,
+            values_final=v_final.mT.contiguous(),
             onto_u0=u0,
             onto_u=u,
             norm0=norms[0],
@@ -334,7 +335,7 @@ class FactoredDecoder:
         read = torch.empty_like(queries := self._for_scores(attention.q_proj, tokens + tokens_pe))
         for s in self._slices(queries):
             scores = _times(queries[s], image.keys_t0).softmax(-1)
-            read[s] = _times(scores, image.values_t0.mT)
+            read[s] = _times(scores, image.values_t0)
         return self._after_read(layer, attention, tokens, read)
 
     def _write_layer0(
@@ -373,7 +374,7 @@ class FactoredDecoder:
             scores.flatten(1, 2).baddbmm_(through_u[s], a0)
             weights = _plus_times(scores, queries[s], self.pe_t1).softmax(-1)
             sums = (weights.flatten(1, 2) @ a0.mT @ u0[s]).view(*weights.shape[:3], -1)
-            read[s] = _times(weights.mul_(d0[:, None]), image.values_t1.mT)
+            read[s] = _times(weights.mul_(d0[:, None]), image.values_t1)
             read[s] += _times(sums, self.sum_t1) + self.bias_t1
         return self._after_read(layer, attention, tokens, read)
 
@@ -436,7 +437,7 @@ class FactoredDecoder:
             weights = _plus_times(scores, queries[s], self.pe_final).softmax(-1).mul_(d1)
             sums = (weights.flatten(1, 2) @ a.mT @ u[s]).view(*weights.shape[:3], -1)
             constant = weights.sum(-1, keepdim=True) * self.sum_final_c[:, None]
-            read[s] = _times(weights.mul_(d0), image.values_final.mT)
+            read[s] = _times(weights.mul_(d0), image.values_final)
             read[s] += _times(sums, self.sum_final) + constant + self.bias_final
         read_out = attention.out_proj(self._merge(read))
         tokens = self.transformer.norm_final_attn(tokens + read_out)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import cv2
 import numpy as np
@@ -143,18 +143,18 @@ class FullSize:
                 many as the image needs (`Masks.low_res_masks`).
             offset: how far from the threshold the masks are cut whose IoU is the stability.
         """
-        return self._mask(*self._extremes(low_res_mask), offset)
+        return self._whole(self._scored(*self._extremes(low_res_mask), offset))
 
     def stable(self, low_res_mask: Logits, offset: float, threshold: float) -> CellMask | None:
         """The same if the stability score is `threshold` or more; that of nothing is not."""
         cells, smallest, largest = self._extremes(low_res_mask)
-        # Most that are not stable show it already in their cells.
+        # Many that are not stable show it already in their cells.
         intersection = self._count(largest > MASK_THRESHOLD + offset)
         union = self._count(smallest > MASK_THRESHOLD - offset)
         if union and intersection / union < threshold:
             return None
-        mask = self._mask(cells, smallest, largest, offset)
-        return mask if mask.stability_score >= threshold else None
+        scored = self._scored(cells, smallest, largest, offset)
+        return self._whole(scored) if scored.stability_score >= threshold else None
 
     def _extremes(self, low_res_mask: Logits) -> tuple[Logits, Logits, Logits]:
         """Logits with a margin, from which cell (i, j) reads [i : i + 3, j : j + 3]; and the
@@ -172,30 +172,32 @@ class FullSize:
         # Not by a dot product: NumPy's own threads would then wait for each other's.
         return int((self._areas * cells).sum())
 
-    def _mask(self, logits: Logits, smallest: Logits, largest: Logits, offset: float) -> CellMask:
+    def _scored(self, logits: Logits, smallest: Logits, largest: Logits, offset: float) -> _Scored:
         above, below = MASK_THRESHOLD + offset, MASK_THRESHOLD - offset
-        outline = (smallest <= above) & (largest > below) & self._has_pixels
         inside = (smallest > above) & self._has_pixels
-        rows, columns = np.nonzero(outline)
-        shape = (self.rows.pixels, self.columns.pixels, len(rows))
-        pixels = np.empty(shape, np.bool_)
-        intersection = union = self._count(inside)
-        at_once = max(1, _PIXELS_AT_ONCE // (shape[0] * shape[1]))
+        outline = (smallest <= above) & (largest > below) & self._has_pixels
+        rows, columns = np.divmod(np.flatnonzero(outline), outline.shape[1])
+        pixels = np.empty((self.rows.pixels, self.columns.pixels, len(rows)), np.bool_)
+        area = intersection = union = self._count(inside)
+        at_once = max(1, _PIXELS_AT_ONCE // (self.rows.pixels * self.columns.pixels))
         for first in range(0, len(rows), at_once):
             some = slice(first, first + at_once)
             of_pixels = self._interpolated(logits, rows[some], columns[some])
             intersection += int(np.count_nonzero(of_pixels > above))
             union += int(np.count_nonzero(of_pixels > below))
             np.greater(of_pixels, MASK_THRESHOLD, out=pixels[:, :, some])
+        score = np.float32(intersection) / np.float32(union) if union else np.float32(math.nan)
+        return _Scored(inside, rows, columns, pixels, area, score)
+
+    def _whole(self, scored: _Scored) -> CellMask:
+        inside, rows, columns, pixels, area, stability_score = scored
         y0, y1 = self.rows.extent(_any(inside, 1), _any(pixels, 1), rows)
         x0, x1 = self.columns.extent(_any(inside, 0), _any(pixels, 0), columns)
         return CellMask(
             origin=(x0, y0),
             size=(y1 - y0, x1 - x0),
-            area=self._count(inside) + int(np.count_nonzero(pixels)),
-            stability_score=(
-                np.float32(intersection) / np.float32(union) if union else np.float32(math.nan)
-            ),
+            area=area + int(np.count_nonzero(pixels)),
+            stability_score=stability_score,
             _image=self,
             _inside=np.packbits(inside),
             _rows=rows.astype(np.int16),
@@ -227,6 +229,17 @@ class FullSize:
             else:
                 of_pixels.addcmul_(column[:, None], across[dx])
         return np.asarray(of_pixels)
+
+
+class _Scored(NamedTuple):
+    """What is known of a mask once its stability is."""
+
+    inside: NDArray[np.bool_]  # cells that are of the object whole
+    rows: NDArray[np.intp]  # K, those of the cells along the outline
+    columns: NDArray[np.intp]  # K
+    pixels: NDArray[np.bool_]  # h×w×K, whether these cells' pixels are of the object
+    area: int  # of `inside`
+    stability_score: np.float32
 
 
 @dataclass(frozen=True, eq=False)
