@@ -207,7 +207,8 @@ class _Crop:
         if self.segmenter.device.type == "cpu":
             # Elsewhere what is to bound the device's memory would only leave it idle: that
             # is bounded already.
-            at_once = min(request.points_per_batch, at_once)
+            share = -(-len(points) // self.segmenter.threads.count)
+            at_once = min(request.points_per_batch, at_once, share)
         batches = [points[i : i + at_once] for i in range(0, len(points), at_once)]
         full_size = FullSize(self.image.embedding)
 
