@@ -12,7 +12,6 @@ Segments nothing and keeps no picture: that is the worker's part.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from http import HTTPStatus
@@ -42,15 +41,14 @@ from .observed import REQUEST_ID, Observed
 from .pictures import KnownPictures, refused
 from .readiness import Readiness
 from .registration import RegisterRequest, Registration
+from .repeats import Repeats
 from .runs import Runs, while_client_waits
 from .settings import Settings
 from .torchserve import (
     Answer,
-    ConnectionLost,
     TorchServe,
     TorchServeError,
-    died_with_worker,
-    is_torchserves,
+    is_workers,
     message_of,
     read,
 )
@@ -67,9 +65,6 @@ it has sent its body, but nobody may send for ever."""
 SCRAPE_TIMEOUT_S = 5.0
 """Prometheus waits for ten; no answer of TorchServe's is one, too."""
 
-RETRY_PAUSE_S = 0.2
-"""A balancer that has just lost a host needs a moment to see it."""
-
 
 def create_app(settings: Settings) -> ASGIApp:
     """The gateway as an ASGI application."""
@@ -85,12 +80,18 @@ def create_app(settings: Settings) -> ASGIApp:
     metrics = Metrics()
     pictures = KnownPictures(lambda outcome: metrics.pictures.labels(outcome).inc())
     runs = Runs(settings.runs_directory)
+    repeats = Repeats(
+        torchserve,
+        watch=settings.torchserve_tokens == "on",  # without, there are several, behind a balancer
+        on_repeat=metrics.retries.inc,
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with torchserve:
             yield
             await readiness.close()
+            await repeats.close()
 
     app = FastAPIOffline(
         redoc_url=None,
@@ -130,7 +131,7 @@ def create_app(settings: Settings) -> ASGIApp:
     async def prompt(request: Request) -> Response:
         body, family = await routed(request)
         lane, timeout_s = lane_of(family, "prompt"), settings.prompt_timeout_s
-        answer = await predict(lane, family, body, accepted(request), timeout_s, is_quick=True)
+        answer = await predict(lane, family, body, accepted(request), timeout_s, quick=True)
         return await passed_on(request, family, answer)
 
     @app.post("/sam/automask/", **docs.AUTOMASK)
@@ -194,41 +195,16 @@ def create_app(settings: Settings) -> ASGIApp:
         headers: dict[str, str],
         timeout_s: float,
         *,
-        is_quick: bool = False,
+        quick: bool = False,
     ) -> Answer:
         for content, content_type in pictures.ways(family, body):
             sent = {**headers, **named(body), "Content-Type": content_type}
-            answer = await repeated_if_lost(lane, content, sent, timeout_s, is_quick)
+            answer = await repeats.ask(lane, content, sent, timeout_s, quick=quick)
             if not refused(answer.status):
                 break
         if answer.status == 200:
             pictures.remember(family, body)
         return answer
-
-    async def repeated_if_lost(
-        lane: str, content: bytes, headers: dict[str, str], timeout_s: float, is_quick: bool
-    ) -> Answer:
-        """TorchServe's answer, asked for once more where the first was lost: with its worker, as
-        may happen when a lane is scaled down; or on the way, if the work `is_quick`, for it may
-        go on where it was lost.
-
-        The same question has the same answer, and one that was not lost is not asked again.
-        """
-        deadline = time.monotonic() + timeout_s
-        try:
-            answer = await torchserve.predict(lane, content, headers, timeout_s)
-            on_the_way = (
-                answer.status in (502, 503) and not _is_ours(answer) and not is_torchserves(answer)
-            )
-            if not died_with_worker(answer) and not (is_quick and on_the_way):
-                return answer
-        except ConnectionLost:
-            if not is_quick:
-                raise
-        metrics.retries.inc()
-        await asyncio.sleep(RETRY_PAUSE_S)
-        left_s = max(deadline - time.monotonic(), RETRY_PAUSE_S)
-        return await torchserve.predict(lane, content, headers, left_s)
 
     async def streamed(
         request: Request, lane: str, family: str, body: Body, timeout_s: float
@@ -267,12 +243,12 @@ def create_app(settings: Settings) -> ASGIApp:
 
     async def passed_on(request: Request, family: str, answer: Answer) -> Response:
         """TorchServe's answer as the client's."""
-        if answer.status == 404 and not _is_ours(answer):
+        if answer.status == 404 and not is_workers(answer):
             weights.forget(family)
             raise await _not_loaded(torchserve, model_type_of(family))
-        if answer.status == 413 and not _is_ours(answer):
+        if answer.status == 413 and not is_workers(answer):
             raise TooLarge("The body is larger than TorchServe's max_request_size.")
-        if answer.status >= 400 and not _is_ours(answer):
+        if answer.status >= 400 and not is_workers(answer):
             raise TorchServeError(message_of(answer), answer.status)
         kept = ("Content-Type", "Server-Timing")
         headers = {name: answer.headers[name] for name in kept if name in answer.headers}
@@ -358,8 +334,3 @@ async def _not_loaded(torchserve: TorchServe, model_type: str) -> NotFound:
         f"Add it with: make serve MODELS='{models}'",
         "type",
     )
-
-
-def _is_ours(answer: Answer) -> bool:
-    """Whether a refusal comes from our worker, not from TorchServe itself."""
-    return answer.content.startswith(b'{"error":')

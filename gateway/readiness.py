@@ -19,7 +19,7 @@ from samserve.lanes import family_of, mode_of, model_type_of
 
 from . import example
 from .settings import Settings
-from .torchserve import TorchServe, TorchServeError
+from .torchserve import TorchServe, TorchServeError, ready_workers
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class Readiness:
             described = await self._torchserve.lane(name)
         except TorchServeError:  # unregistered since the list was made
             return _state("missing")
-        workers = _ready(described)
+        workers = ready_workers(described)
         if not workers:
             return _state("starting")
         if workers & self._answered.get(name, frozenset()):
@@ -81,7 +81,7 @@ class Readiness:
         Raises:
             TorchServeError: it gives none.
         """
-        await self._ask(name, _ready(await self._torchserve.lane(name)))
+        await self._ask(name, ready_workers(await self._torchserve.lane(name)))
 
     async def _probe(self, name: str, workers: frozenset[int]) -> None:
         try:
@@ -107,14 +107,6 @@ class Readiness:
         for probe in probes:
             probe.cancel()
         await asyncio.gather(*probes, return_exceptions=True)
-
-
-def _ready(described: dict[str, Any]) -> frozenset[int]:
-    """Which of a lane's workers are READY."""
-    # By pid: a worker that died comes back under its old id and start time.
-    return frozenset(
-        int(worker["pid"]) for worker in described["workers"] if worker["status"] == "READY"
-    )
 
 
 def _state(state: str, workers: int = 0) -> dict[str, Any]:

@@ -292,6 +292,21 @@ def is_torchserves(answer: Answer) -> bool:
         return False
 
 
+def is_workers(answer: Answer) -> bool:
+    """Whether a refusal comes from our worker, not from TorchServe itself."""
+    return answer.content.startswith(b'{"error":')
+
+
+def ready_workers(described: Mapping[str, Any]) -> frozenset[int]:
+    """The READY workers in a lane's description.
+
+    By pid: a worker that died comes back under its old id and start time.
+    """
+    return frozenset(
+        int(worker["pid"]) for worker in described["workers"] if worker["status"] == "READY"
+    )
+
+
 def died_with_worker(answer: Answer) -> bool:
     """Whether the worker ended while it had the request: crashed, or its lane was scaled down.
 

@@ -37,7 +37,7 @@ Takes sparse prompts only. A mask prompt is added to E, which ends the sharing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,8 @@ from .reference import Sam
 
 _SIDE = 64  # of the embedding, in its pixels; each becomes 4×4 of a mask
 _STRIP = 1024  # pixels upscaled at once: their activations fit the cache
+
+_Affine = tuple[torch.Tensor, torch.Tensor]  # a matrix and a column to add
 
 Upscaling = Callable[
     [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
@@ -90,7 +92,7 @@ class PreparedImage:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that it keeps: all parts but two share one storage."""
+        """Bytes of memory that it keeps: most parts share one storage."""
         storages = {t.untyped_storage().data_ptr(): t for t in vars(self).values()}
         return sum(t.untyped_storage().nbytes() for t in storages.values())
 
@@ -185,32 +187,37 @@ class FactoredDecoder:
         up_bias = _double(decoder.output_upscaling[0].bias).repeat(4)
         k0, v0, q0 = t0.k_proj, t0.v_proj, i0.q_proj
 
-        # What is linear in the features, one matrix for all of it: rows in PreparedImage's
-        # order. The features lack `no_mask`; what is centred has layer 0's bias in it too.
-        plain = [_double(k0.weight), _double(v0.weight), _double(q0.weight)]
-        centred = [
-            _double(t1.k_proj.weight) @ gamma0,
-            _double(t1.v_proj.weight) @ gamma0,
-            _double(i1.q_proj.weight) @ gamma0,
-            _double(final.k_proj.weight) @ gamma1 @ scaled,
-            _double(final.v_proj.weight) @ gamma1 @ scaled,
-            out0.T,
-            torch.cat([out0.T @ centre @ gamma0, out1.T]) @ scaled,
-            2 * (c @ scaled)[None],
-            up @ gamma1 @ scaled,
-        ]
+        # What is linear in the features, one matrix for all of it but what is packed anew, in
+        # `prepare`'s order. The features lack `no_mask`; what is centred has layer 0's bias in
+        # it too.
         shift = no_mask + _double(i0.out_proj.bias)
-        biases = [_double(part.bias) for part in (k0, v0, q0)]
-        self.image_weight = self._single(torch.cat([*plain, *(m @ centre for m in centred)]))
-        self.image_bias = self._single(
-            torch.cat(
-                [m @ no_mask + bias for m, bias in zip(plain, biases, strict=True)]
-                + [m @ centre @ shift for m in centred]
-            )
-        )[:, None]
-        self.rows = [len(m) for m in plain + centred]
-        self.image_pe_k0 = self._single(plain[0] @ pe)
-        self.image_pe_q0 = self._single(plain[2] @ pe)
+
+        def plain(part: nn.Linear) -> _Affine:
+            return _double(part.weight), _with_bias(part, no_mask[:, None])
+
+        def centred(matrix: torch.Tensor) -> _Affine:
+            return matrix @ centre, (matrix @ centre @ shift)[:, None]
+
+        as_it_is = [
+            plain(k0),
+            plain(q0),
+            centred(_double(t1.k_proj.weight) @ gamma0),
+            centred(_double(i1.q_proj.weight) @ gamma0),
+            centred(_double(final.k_proj.weight) @ gamma1 @ scaled),
+            centred(out0.T),
+            centred(torch.cat([out0.T @ centre @ gamma0, out1.T]) @ scaled),
+            centred(2 * (c @ scaled)[None]),
+        ]
+        packed_anew = [
+            plain(v0),
+            centred(_double(t1.v_proj.weight) @ gamma0),
+            centred(_double(final.v_proj.weight) @ gamma1 @ scaled),
+            centred(up @ gamma1 @ scaled),
+        ]
+        self.of_image = [self._stacked(as_it_is), self._stacked(packed_anew)]
+        self.rows = [[len(matrix) for matrix, _ in part] for part in (as_it_is, packed_anew)]
+        self.image_pe_k0 = self._single(_double(k0.weight) @ pe)
+        self.image_pe_q0 = self._single(_double(q0.weight) @ pe)
         self.to_norm0 = (self._single(centre), self._single(centre @ shift)[:, None])
         self.to_norm1 = (self._single(scaled), self._single(scaled @ shift)[:, None])
 
@@ -253,11 +260,13 @@ class FactoredDecoder:
         """
         height, width = map(embedded, input_size)
         pixels = features[0].flatten(1)
-        linear = torch.addmm(self.image_bias, self.image_weight, pixels)
-        *by_head, along_c, upscaled = torch.split(linear, self.rows)
-        k0, v0, q0, k1, v1, q1, k_final, v_final, u0, u = (
-            part.view(-1, self.head_width, part.shape[1]) for part in by_head
+        # Apart, for what is packed anew would otherwise be kept twice.
+        (*keys, along_c), (*values, upscaled) = (
+            torch.split(torch.addmm(bias, matrix, pixels), rows)
+            for (matrix, bias), rows in zip(self.of_image, self.rows, strict=True)
         )
+        k0, q0, k1, q1, k_final, u0, u = map(self._heads, keys)
+        v0, v1, v_final = (self._heads(part).mT.contiguous() for part in values)
         k0.view_as(self.image_pe_k0).add_(self.image_pe_k0)
         q0.view_as(self.image_pe_q0).add_(self.image_pe_q0)
         norms = [
@@ -266,13 +275,13 @@ class FactoredDecoder:
         ]
         return PreparedImage(
             keys_t0=k0,
-            values_t0=v0.mT.contiguous(),
+            values_t0=v0,
             queries_i0=q0,
             keys_t1=k1,
-            values_t1=v1.mT.contiguous(),
+            values_t1=v1,
             queries_i1=q1,
             keys_final=k_final,
-            values_final=v_final.mT.contiguous(),
+            values_final=v_final,
             onto_u0=u0,
             onto_u=u,
             norm0=norms[0],
@@ -466,6 +475,15 @@ class FactoredDecoder:
     def _by_head(self, matrix: torch.Tensor) -> torch.Tensor:
         """128×M double -> H×16×M."""
         return self._single(matrix).view(self.heads, self.head_width, -1)
+
+    def _heads(self, rows: torch.Tensor) -> torch.Tensor:
+        """128×N -> H×16×N."""
+        return rows.view(-1, self.head_width, rows.shape[1])
+
+    def _stacked(self, maps: Sequence[_Affine]) -> _Affine:
+        """Several maps of the features as one."""
+        matrices, biases = zip(*maps, strict=True)
+        return self._single(torch.cat(matrices)), self._single(torch.cat(biases))
 
     def _single(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.float().contiguous().to(self.device)

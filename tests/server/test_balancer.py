@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, Literal
 
 import httpx2 as httpx
 import pytest
@@ -18,11 +20,13 @@ from fastapi.testclient import TestClient
 
 from gateway.app import create_app
 from gateway.bodies import WORTHWHILE_BYTES
+from gateway.repeats import GRACE_S, LOOK_EVERY_S
 from gateway.settings import Settings
 from samserve.errors import UnknownImage
 from scripts.options import LOOPBACK
 from tests.server.test_cache import automask_body, new_picture, prompt_body
 from tests.server.test_metrics import value_of
+from tests.server.test_scale import lanes_of, scale
 
 HTML = b"<html><body><h1>503 Service Unavailable</h1></body></html>"
 TORCHSERVES = (
@@ -30,8 +34,9 @@ TORCHSERVES = (
 )
 UNKNOWN = UnknownImage("This picture is not remembered: send it in full.", "b64img")
 
-Step = tuple[int, bytes] | str | None
-"""What becomes of a request: an answer of the balancer's own, `cut`, or it goes on."""
+Step = tuple[int, bytes] | str | float | None
+"""What becomes of a request: an answer of the balancer's own, `cut`, `forgotten`, or it
+goes on, at once or after so many seconds."""
 
 
 @dataclass
@@ -43,9 +48,12 @@ class Passed:
 
 
 @contextmanager
-def balanced(server: Any, *steps: Step) -> Iterator[tuple[TestClient, list[Passed]]]:
+def balanced(
+    server: Any, *steps: Step, tokens: Literal["on", "off"] = "off"
+) -> Iterator[tuple[TestClient, list[Passed]]]:
     """A gateway, and what reached its balancer, which does `steps` to the first requests."""
     passed: list[Passed] = []
+    over = threading.Event()
     waiting = list(steps)
 
     class Balancer(BaseHTTPRequestHandler):
@@ -59,6 +67,11 @@ def balanced(server: Any, *steps: Step) -> Iterator[tuple[TestClient, list[Passe
             if step == "cut":
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            if isinstance(step, float):
+                time.sleep(step)
+            if step == "forgotten":
+                over.wait()
                 return
             if isinstance(step, tuple):
                 self.answer(*step, "text/html")
@@ -90,12 +103,14 @@ def balanced(server: Any, *steps: Step) -> Iterator[tuple[TestClient, list[Passe
     settings = Settings(
         inference_url=f"http://{LOOPBACK}:{between.server_port}",
         management_url=server.options.management_url,
-        torchserve_tokens="off",
+        torchserve_tokens=tokens,
+        key_file=server.options.key_file,
     )
     try:
         with TestClient(create_app(settings)) as gateway:
             yield gateway, passed
     finally:
+        over.set()
         between.shutdown()
         between.server_close()
 
@@ -127,6 +142,32 @@ def test_what_died_with_its_worker_is_asked_once_more(server: Any, mode: str) ->
         assert gateway.post(path, json=body(new_picture())).status_code == 200
         assert retries(gateway) == 1
     assert len(passed) == 2
+
+
+def test_what_was_forgotten_with_a_worker_is_asked_once_more(server: Any) -> None:
+    """TorchServe gives no answer to what an ending worker had taken and not begun."""
+    assert lanes_of(scale(server, "vit_t", "2").stdout)["vit_t"][:2] == ["2", "2"]
+    try:
+        with (
+            balanced(server, "forgotten", tokens="on") as (gateway, passed),
+            ThreadPoolExecutor() as threads,
+        ):
+            asking = threads.submit(gateway.post, "/sam/", json=prompt_body(new_picture()))
+            with pytest.raises(TimeoutError):  # it has seen who is there by then
+                asking.result(timeout=3)
+            scale(server, "vit_t", "1")
+            assert asking.result(timeout=60).status_code == 200
+            assert retries(gateway) == 1
+        assert len(passed) == 2
+    finally:
+        scale(server, "vit_t", "1")
+
+
+def test_what_only_takes_long_is_not_asked_again(server: Any) -> None:
+    with balanced(server, 3 * LOOK_EVERY_S + GRACE_S, tokens="on") as (gateway, passed):
+        assert gateway.post("/sam/", json=prompt_body(new_picture())).status_code == 200
+        assert retries(gateway) == 0
+    assert len(passed) == 1
 
 
 @pytest.mark.parametrize("step", [(503, HTML), "cut"], ids=["503", "cut"])
