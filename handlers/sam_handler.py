@@ -95,8 +95,9 @@ class SamHandler:
             self.settings.model_type,
             model_dir / context.manifest["model"]["serializedFile"],
             device=device,
-            precision=self.settings.precision,
+            precision=self.settings.precision_on(device.type),
             compiled_parts=model_dir if self.settings.cpu_runtime == "openvino" else None,
+            gpu_compile=self.settings.gpu_compile,
             cache=self.settings.embedding_cache,
             sha256=self.weights["sha256"],
         )

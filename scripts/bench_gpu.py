@@ -27,7 +27,7 @@ from samserve import automask, prompts
 from samserve.checkpoints import blank_model, model_from, read
 from samserve.decoder import Decoder
 from samserve.embeddings import EmbeddingCache
-from samserve.encoder import Encoder
+from samserve.encoder import Encoder, compiled_by_inductor
 from samserve.images import Picture
 from samserve.model_types import MODEL_TYPES
 from samserve.requests import AutomaskRequest, PromptRequest
@@ -75,6 +75,10 @@ def rows(model_type: str, repeats: int) -> Iterator[tuple[str, Row]]:
         ),
         "samserve float32": lambda: Ours(model_type, state_dict, torch.float32, device),
         "samserve bfloat16": lambda: Ours(model_type, state_dict, torch.bfloat16, device),
+        "samserve float16": lambda: Ours(model_type, state_dict, torch.float16, device),
+        "samserve float16, compiled": lambda: Ours(
+            model_type, state_dict, torch.float16, device, compiled=True
+        ),
     }
     for name, build in contenders.items():
         yield f"{label}: {name}", row(build(), repeats)
@@ -146,10 +150,16 @@ class Ours:
     """The library, as a worker holds it."""
 
     def __init__(
-        self, model_type: str, state_dict: Any, precision: torch.dtype, device: torch.device
+        self,
+        model_type: str,
+        state_dict: Any,
+        precision: torch.dtype,
+        device: torch.device,
+        compiled: bool = False,
     ) -> None:
         model = model_from(model_type, state_dict, model_type, precision).to(device)
-        self._encoder, decoder = Encoder(model, precision=precision), Decoder(model)
+        network = compiled_by_inductor(model.image_encoder, precision) if compiled else None
+        self._encoder, decoder = Encoder(model, network, precision), Decoder(model)
         decoder.prompts_at_once = prompts_that_fit(self._encoder, decoder, reserved=0)
         cache = EmbeddingCache(self._encoder, decoder, identity="", memory_bytes=0, store=None)
         self._segmenter = Segmenter(cache, decoder, device, "pytorch", Threads(2))

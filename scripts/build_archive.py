@@ -78,7 +78,9 @@ def make(archive: Path, model_type: str, weights: Path, version: str = MODEL_VER
         sys.exit(f"{archive}: cannot be built, there is no {', '.join(missing)}")
     settings = checked_settings(model_type, members[f"{model_type}.yaml"])
     check_weights(weights, members["weights.json"])
-    members |= serving_weights(model_type, weights, settings.precision)
+    # On a CPU they are mapped as they are, and a GPU gets a copy of its own anyhow.
+    precision = "float32" if settings.precision == "auto" else settings.precision
+    members |= serving_weights(model_type, weights, precision)
     if settings.cpu_runtime == "openvino":
         members |= compiled_parts(model_type, weights)
     if holds(archive, members):

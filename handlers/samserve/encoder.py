@@ -104,6 +104,16 @@ def rewritten(encoder: nn.Module) -> nn.Module:
     return ViT(encoder) if isinstance(encoder, ImageEncoderViT) else fold_batch_norms(encoder)
 
 
+def compiled_by_inductor(encoder: nn.Module, precision: torch.dtype) -> nn.Module:
+    """`rewritten`, compiled by PyTorch for its device when it is first called: a minute or so.
+
+    What was compiled is kept on disk (`TORCHINDUCTOR_CACHE_DIR`, or in the temporary folder), from
+    which later starts have it in seconds. For one image at a time, the only shape there is.
+    """
+    network: nn.Module = torch.compile(rewritten(encoder).to(precision), dynamic=False)  # type: ignore[assignment]
+    return network
+
+
 def fold_batch_norms(encoder: nn.Module) -> nn.Module:
     """The same network without BatchNorm, and with channels last; itself if it has none."""
     if not any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()):

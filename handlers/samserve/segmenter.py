@@ -23,7 +23,7 @@ from .decoder import Decoder
 from .device_masks import masks_at_once
 from .devices import CPU, DeviceError
 from .embeddings import EmbeddingCache
-from .encoder import Encoder
+from .encoder import Encoder, compiled_by_inductor
 from .model_types import sha256_of
 from .settings import CacheSettings, Precision
 from .store import EmbeddingStore
@@ -43,7 +43,7 @@ class Segmenter:
     """A loaded model.
 
     Attributes:
-        runtime: what runs the heavy parts, `openvino` or `pytorch`.
+        runtime: what runs the heavy parts, `openvino`, `pytorch` or `inductor`.
         threads: for work on several prompts of an image at once.
     """
 
@@ -61,6 +61,7 @@ def load(
     device: torch.device = CPU,
     precision: Precision = "float32",
     compiled_parts: Path | None = None,
+    gpu_compile: bool = False,
     cache: CacheSettings = DEFAULT_CACHE,
     sha256: str | None = None,
 ) -> Segmenter:
@@ -71,6 +72,7 @@ def load(
         precision: what the image encoder computes in.
         compiled_parts: the folder in which `compiled.export` put this model's heavy parts;
             on a CPU, OpenVINO then runs them.
+        gpu_compile: on a GPU, compile the encoder, before this returns.
         sha256: what these weights are known by to the embeddings that are kept; the file's
             own is computed if not given.
 
@@ -87,6 +89,8 @@ def load(
         except (ImportError, OSError, RuntimeError) as exc:
             logger.warning("All runs in PyTorch, slower, for OpenVINO cannot: %s", exc)
     runtime = "pytorch" if network is None else "openvino"
+    if gpu_compile and device.type == "cuda":
+        network, runtime = compiled_by_inductor(model.image_encoder, dtype), "inductor"
     encoder, decoder = Encoder(model, network, dtype), Decoder(model, upscale)
     memory_bytes = cache.memory_bytes if cache.enabled else 0
     if device.type == "cuda":

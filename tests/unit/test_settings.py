@@ -29,6 +29,22 @@ def test_openvino_takes_full_precision_only(config: dict[str, Any]) -> None:
         ModelSettings.from_yaml(config, {})
 
 
+@pytest.mark.parametrize("cpu_runtime", ["openvino", "pytorch"])
+def test_the_precision_is_the_devices_unless_it_is_set(
+    config: dict[str, Any], cpu_runtime: str
+) -> None:
+    config["samserve"] |= {"cpu_runtime": cpu_runtime, "precision": "auto"}
+    chosen = ModelSettings.from_yaml(config, {}).precision_on
+    assert [chosen(device) for device in ("cuda", "mps", "cpu")] == [
+        "float16",
+        "float32",
+        "float32",
+    ]
+    config["samserve"] |= {"cpu_runtime": "pytorch", "precision": "bfloat16"}
+    chosen = ModelSettings.from_yaml(config, {}).precision_on
+    assert {chosen(device) for device in ("cuda", "mps", "cpu")} == {"bfloat16"}
+
+
 @pytest.fixture
 def config() -> dict[str, Any]:
     loaded: dict[str, Any] = yaml.safe_load((ROOT / "config/models/vit_t.yaml").read_text())
