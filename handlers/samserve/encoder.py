@@ -70,7 +70,7 @@ class Encoder:
         self.device: torch.device = model.device
         self._transform = ResizeLongestSide(model.image_encoder.img_size)
         self._precision = precision
-        self._network = network or rewritten(model.image_encoder).to(precision)
+        self._network = rewritten(model.image_encoder).to(precision) if network is None else network
 
     @torch.inference_mode()
     def encode(self, image: NDArray[np.uint8]) -> Embedding:

@@ -15,6 +15,13 @@ def scale(server: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
+def scaled(server: Any, lane: str, workers: int) -> list[str]:
+    """A lane's row in the table, once it has so many workers."""
+    told = scale(server, lane, str(workers))
+    assert told.returncode == 0, told.stderr
+    return lanes_of(told.stdout)[lane]
+
+
 def lanes_of(table: str) -> dict[str, list[str]]:
     header, *rows = (line.split() for line in table.splitlines())
     assert header == ["LANE", "WORKERS", "READY", "BATCH", "WAITING", "PIDS"]

@@ -22,7 +22,7 @@ from gateway import example
 from scripts.options import Options, free_ports
 from scripts.server import running
 from tests.conftest import ROOT, Server
-from tests.server.test_scale import lanes_of, scale
+from tests.server.test_scale import lanes_of, scale, scaled
 
 LANES = ["vit_t", "vit_t-automask", "vit_b", "vit_b-automask"]
 
@@ -95,9 +95,9 @@ def test_lanes_are_scaled_while_all_are_asked(both: Server) -> None:
         client.start()
     try:
         for lane in LANES:
-            assert lanes_of(scale(both, lane, "2").stdout)[lane][:2] == ["2", "2"]
+            assert scaled(both, lane, 2)[:2] == ["2", "2"]
         for lane in LANES:
-            assert lanes_of(scale(both, lane, "1").stdout)[lane][:2] == ["1", "1"]
+            assert scaled(both, lane, 1)[:2] == ["1", "1"]
     finally:
         over.set()
         for client in clients:

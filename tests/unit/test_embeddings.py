@@ -166,7 +166,7 @@ def test_one_encodes_while_the_others_wait(parts: Any, store: EmbeddingStore) ->
 
 
 def test_memory_is_bounded(parts: Any) -> None:
-    worker = cache(parts, None, memory_bytes=2**26)  # one image's worth
+    worker = cache(parts, None, memory_bytes=50_000_000)  # one image's worth
     texts = [base64_png(picture(name)) for name in ("coins", "coffee")]
     sources = [worker.of_picture(sent(text)).source for text in (texts[0], *texts, texts[0])]
     assert sources == ["encoder", "memory", "encoder", "encoder"]
