@@ -13,6 +13,11 @@ from .app import create_app
 from .settings import Settings
 
 
+KEEP_ALIVE_S = 75
+"""Longer than clients and proxies keep an idle connection, so that it is they who end it: a body
+sent while we do is lost. uvicorn's own five seconds are the pace at which people click."""
+
+
 def main() -> None:
     """Serve until SIGINT or SIGTERM."""
     settings = Settings.from_environ()
@@ -27,6 +32,7 @@ def main() -> None:
         port=settings.port,
         access_log=False,
         log_config=None,
+        timeout_keep_alive=KEEP_ALIVE_S,
     )
 
 
