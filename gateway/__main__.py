@@ -12,7 +12,6 @@ from samserve.logs import JsonFormatter
 from .app import create_app
 from .settings import Settings
 
-
 KEEP_ALIVE_S = 75
 """Longer than clients and proxies keep an idle connection, so that it is they who end it: a body
 sent while we do is lost. uvicorn's own five seconds are the pace at which people click."""
