@@ -83,9 +83,9 @@ class Repeats:
             left_s = max(deadline - time.monotonic(), RETRY_PAUSE_S)
             return asyncio.create_task(self._torchserve.predict(lane, content, headers, left_s))
 
-        asking = {asked()}
+        first = asked()
+        asking = {first}
         try:
-            [first] = asking
             if not (quick and self._watch and await self._is_forgotten(lane, first)):
                 try:
                     answer = await first

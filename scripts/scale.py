@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from gateway.torchserve import TorchServe, TorchServeError
+from gateway.torchserve import TorchServe, TorchServeError, ready_workers
 
 from .options import ROOT, Options
 
@@ -73,7 +73,7 @@ def table(lanes: list[dict[str, Any]]) -> str:
     """The lanes as TorchServe describes them, a row each."""
     rows = [("LANE", "WORKERS", "READY", "BATCH", "WAITING", "PIDS")]
     for lane in lanes:
-        ready = [worker for worker in lane["workers"] if worker["status"] == "READY"]
+        ready = ready_workers(lane)
         rows.append(
             (
                 lane["modelName"],
@@ -81,7 +81,7 @@ def table(lanes: list[dict[str, Any]]) -> str:
                 str(len(ready)),
                 str(lane["batchSize"]),
                 str(lane["jobQueueStatus"]["pendingRequests"]),
-                " ".join(str(worker["pid"]) for worker in ready),
+                " ".join(map(str, sorted(ready))),
             )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

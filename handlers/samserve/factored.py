@@ -52,10 +52,7 @@ _STRIP = 1024  # pixels upscaled at once: their activations fit the cache
 
 _Affine = tuple[torch.Tensor, torch.Tensor]  # a matrix and a column to add
 
-Upscaling = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
-    torch.Tensor,
-]
+Upscaling = Callable[..., torch.Tensor]
 """What `Upscaler.forward` is."""
 
 
@@ -117,19 +114,19 @@ class FactoredMasks:
     @torch.inference_mode()
     def low_res_masks(self, prompt: int, channels: slice | list[int]) -> torch.Tensor:
         """C×4h×4w logits of one prompt: those of its four masks that are asked for."""
-        return self._decoder.upscale(
-            self._image.upscaled,
-            self._covered(self._attention[prompt]),
-            self._u[prompt] @ self._decoder.up,
-            self._covered(self._d0[prompt]),
-            self._covered(self._d1[prompt]),
-            self._hyper[prompt, channels],
-        )
+        return self._decoder.upscale(*self._inputs(prompt, channels))
 
     @torch.inference_mode()
     def of_several(self, prompts: list[int], channels: slice) -> torch.Tensor:
         """K×C×4h×4w logits of several prompts, made at once."""
-        masks: torch.Tensor = self._decoder.upscaler(
+        masks: torch.Tensor = self._decoder.upscaler(*self._inputs(prompts, channels))
+        return masks
+
+    def _inputs(
+        self, prompts: int | list[int], channels: slice | list[int]
+    ) -> tuple[torch.Tensor, ...]:
+        """What `Upscaler.forward` takes."""
+        return (
             self._image.upscaled,
             self._covered(self._attention[prompts]),
             self._u[prompts] @ self._decoder.up,
@@ -137,7 +134,6 @@ class FactoredMasks:
             self._covered(self._d1[prompts]),
             self._hyper[prompts, channels],
         )
-        return masks
 
     def _covered(self, of_pixels: torch.Tensor) -> torch.Tensor:
         """…×N -> …×h×w, the part that the image covers."""

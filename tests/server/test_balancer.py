@@ -26,7 +26,7 @@ from samserve.errors import UnknownImage
 from scripts.options import LOOPBACK
 from tests.server.test_cache import automask_body, new_picture, prompt_body
 from tests.server.test_metrics import value_of
-from tests.server.test_scale import lanes_of, scale
+from tests.server.test_scale import scaled
 
 HTML = b"<html><body><h1>503 Service Unavailable</h1></body></html>"
 TORCHSERVES = (
@@ -146,7 +146,7 @@ def test_what_died_with_its_worker_is_asked_once_more(server: Any, mode: str) ->
 
 def test_what_was_forgotten_with_a_worker_is_asked_once_more(server: Any) -> None:
     """TorchServe gives no answer to what an ending worker had taken and not begun."""
-    assert lanes_of(scale(server, "vit_t", "2").stdout)["vit_t"][:2] == ["2", "2"]
+    assert scaled(server, "vit_t", 2)[:2] == ["2", "2"]
     try:
         with (
             balanced(server, "forgotten", tokens="on") as (gateway, passed),
@@ -155,12 +155,12 @@ def test_what_was_forgotten_with_a_worker_is_asked_once_more(server: Any) -> Non
             asking = threads.submit(gateway.post, "/sam/", json=prompt_body(new_picture()))
             with pytest.raises(TimeoutError):  # it has seen who is there by then
                 asking.result(timeout=3)
-            scale(server, "vit_t", "1")
+            scaled(server, "vit_t", 1)
             assert asking.result(timeout=60).status_code == 200
             assert len(passed) == 2  # the metrics ask lanes, too, whether they are ready
             assert retries(gateway) == 1
     finally:
-        scale(server, "vit_t", "1")
+        scaled(server, "vit_t", 1)
 
 
 def test_what_only_takes_long_is_not_asked_again(server: Any) -> None:

@@ -34,9 +34,9 @@ def test_a_lane_grows_and_shrinks(server: Any) -> None:
         "vit_t": ["1", "1", "4"],
         "vit_t-automask": ["1", "1", "1"],
     }
-    grown = lanes_of(scale(server, "vit_t-automask", "2").stdout)
-    assert grown["vit_t-automask"][:2] == ["2", "2"]
-    assert len(set(grown["vit_t-automask"][4:])) == 2
+    grown = scaled(server, "vit_t-automask", 2)
+    assert grown[:2] == ["2", "2"]
+    assert len(set(grown[4:])) == 2
     shrunk = lanes_of(scale(server, "vit_t-automask", "1").stdout)
     assert shrunk["vit_t-automask"][:2] == ["1", "1"]
     assert shrunk["vit_t"] == before["vit_t"]

@@ -129,6 +129,17 @@ def test_nothing_is_not_stable() -> None:
     assert full_size.stable(nothing, 1.0, 0.0) is None
 
 
+def test_what_is_clearly_unstable_is_ruled_out_by_its_cells(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Or looking at them first would be of no use."""
+    full_size = FullSize(embedding(1200, 1800))
+    ramp = np.tile(np.linspace(-4, 4, 256, dtype=np.float32), (256, 1))
+    assert full_size.mask(ramp, 1.0).stability_score < 0.65
+    monkeypatch.delattr(FullSize, "_scored")
+    assert full_size.stable(ramp, 1.0, 0.65) is None
+
+
 def test_everything_is_one_mask() -> None:
     everything = np.full((256, 256), 9, np.float32)
     mask = FullSize(embedding(90, 70)).stable(everything, 1.0, 1.0)
