@@ -52,7 +52,14 @@ _STRIP = 1024  # pixels upscaled at once: their activations fit the cache
 
 _Affine = tuple[torch.Tensor, torch.Tensor]  # a matrix and a column to add
 
-Upscaling = Callable[..., torch.Tensor]
+_UpscalerInputs = tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
+]
+
+Upscaling = Callable[
+    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
+    torch.Tensor,
+]
 """What `Upscaler.forward` is."""
 
 
@@ -122,9 +129,7 @@ class FactoredMasks:
         masks: torch.Tensor = self._decoder.upscaler(*self._inputs(prompts, channels))
         return masks
 
-    def _inputs(
-        self, prompts: int | list[int], channels: slice | list[int]
-    ) -> tuple[torch.Tensor, ...]:
+    def _inputs(self, prompts: int | list[int], channels: slice | list[int]) -> _UpscalerInputs:
         """What `Upscaler.forward` takes."""
         return (
             self._image.upscaled,
