@@ -31,9 +31,9 @@ DEPLOY = ROOT / "deploy"
 HAPROXY = (DEPLOY / "haproxy/haproxy.cfg").read_text()
 DOCKERFILE = (DEPLOY / "docker/Dockerfile").read_text().replace("\\\n", " ")
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
-OVERLAYS = ["overlays/cpu", "overlays/cpu-keda", "overlays/gpu", "kserve"]
+OVERLAYS = ["overlays/cpu", "overlays/cpu-keda", "overlays/gpu"]
 KUBERNETES = "1.30"  # the oldest that deploy/README.md promises
-CUSTOM = {"ScaledObject", "InferenceService"}  # kinds that Kubernetes itself doesn't know
+CUSTOM = {"ScaledObject"}  # kinds that Kubernetes itself doesn't know
 
 Manifest = dict[str, Any]
 
@@ -60,12 +60,6 @@ def pods(overlay: str) -> dict[str, Manifest]:
         deployment["metadata"]["name"]: deployment["spec"]["template"]
         for deployment in of_kind(overlay, "Deployment")
     }
-    for service in of_kind(overlay, "InferenceService"):
-        of_kserve = {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget", "timeout"}
-        predictor = service["spec"]["predictor"]
-        assert of_kserve <= set(predictor)
-        spec = {name: value for name, value in predictor.items() if name not in of_kserve}
-        templates[service["metadata"]["name"]] = {"metadata": {"labels": {}}, "spec": spec}
     return {
         name: {"apiVersion": "v1", "kind": "Pod", **template}
         for name, template in templates.items()
@@ -214,9 +208,6 @@ def test_services_lead_somewhere(overlay: str) -> None:
 @overlays
 def test_the_network_is_open_just_where_it_must_be(overlay: str) -> None:
     policies = {p["metadata"]["name"]: p["spec"] for p in of_kind(overlay, "NetworkPolicy")}
-    if overlay == "kserve":
-        assert not policies
-        return
     assert policies["closed"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
     open_to: dict[tuple[str, int], set[str]] = {}
     for name, policy in policies.items():
@@ -279,7 +270,7 @@ def test_variables(overlay: str) -> None:
 
 
 @needs_kubectl
-@pytest.mark.parametrize("overlay", OVERLAYS[:3])
+@overlays
 def test_each_type_has_workers_that_haproxy_finds(overlay: str) -> None:
     by_name = {pod["spec"]["containers"][0]["name"]: pod for pod in pods(overlay).values()}
     models = environment(overlay, by_name["gateway"]["spec"]["containers"][0])
@@ -312,7 +303,7 @@ def test_each_type_has_workers_that_haproxy_finds(overlay: str) -> None:
 
 
 @needs_kubectl
-@pytest.mark.parametrize("overlay", OVERLAYS[:3])
+@overlays
 def test_the_config_is_ours_and_mounted_whole(overlay: str) -> None:
     files = {
         str(path.relative_to(ROOT / "config")): path.read_text()
@@ -380,7 +371,7 @@ def test_memory_suffices_for_what_is_kept_in_it(overlay: str) -> None:
 
 
 @needs_kubectl
-@pytest.mark.parametrize("overlay", OVERLAYS[:3])
+@overlays
 def test_one_scaler_each(overlay: str) -> None:
     deployments = {d["metadata"]["name"] for d in of_kind(overlay, "Deployment")}
     scaled = [
