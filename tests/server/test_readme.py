@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import geopandas
 import numpy as np
 import psutil
 import pytest
@@ -135,12 +136,24 @@ def test_the_automask(made_server: Any, model: Any) -> None:
 
 
 def test_the_python_block(made_server: Any) -> None:
-    [block] = blocks("python", "urllib")
+    [block] = blocks("python", "requests")
     done = subprocess.run(
         [sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert re.search(r"docs/coins.png \d+ objects", done.stdout)
+    shown = re.search(r"docs/coins.png (\d+) objects", done.stdout)
+    assert shown
+    # pyogrio brings GDAL, with which QGIS opens files, too.
+    written = geopandas.read_file(ROOT / "out" / "objects" / "coins.geojson")
+    assert len(written) == int(shown[1]) > 10
+    assert written.geometry.is_valid.all()
+    height, width = picture("coins").shape[:2]
+    assert shapely.geometry.box(0, 0, width, height).covers(written.union_all())
+    assert written["sam_model"].eq("vit_t").all()
+    assert (
+        written["area"].tolist()
+        == written.geometry.set_crs(None, allow_override=True).area.tolist()
+    )
 
 
 def test_the_scaling(made_server: Any) -> None:

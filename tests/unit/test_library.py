@@ -1,0 +1,50 @@
+"""The library segments pictures in a process that has no server software at all."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from tests.conftest import ROOT, picture
+
+SERVER_SOFTWARE = ("ts", "fastapi", "starlette", "uvicorn", "aiohttp", "redis", "gateway")
+
+PROGRAM = """
+import sys
+from pathlib import Path
+
+weights, picture, *missing = sys.argv[1:]
+for name in missing:
+    sys.modules[name] = None  # importing it raises ImportError
+
+import torch
+from samserve import prompts, segmenter
+from samserve.images import Picture
+from samserve.requests import PromptRequest
+
+library = segmenter.load("vit_t", Path(weights), device=torch.device("cpu"))
+image = library.embeddings.of_picture(Picture(Path(picture).read_bytes(), 10**7)).image
+request = PromptRequest(b64img="", bbox=(20, 30, 70, 78))
+located = prompts.locate(request, image.embedding, 10**7)
+[[mask]] = prompts.predict(library, image, [located])
+print(mask.area)
+"""
+
+
+def test_the_library_segments_without_server_software(tmp_path: Path, reference_masks: Any) -> None:
+    Image.fromarray(picture("coins")).save(tmp_path / "coins.png")
+    weights = ROOT / "weights" / "vit_t.pt"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, weights, tmp_path / "coins.png", *SERVER_SOFTWARE],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    [mask], _ = reference_masks("coins", [20, 30, 70, 78])
+    assert int(done.stdout) == mask.sum()
