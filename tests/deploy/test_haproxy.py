@@ -20,7 +20,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 
-from scripts.hosts import Network, hosts, why_impossible
+from scripts.hosts import Network, hosts
 from tests.conftest import ROOT
 
 CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
@@ -29,7 +29,7 @@ WORKERS = ("worker1", "worker2", "worker3")
 NAMES = {"worker.samserve": WORKERS, "other.samserve": WORKERS[:1]}
 TYPES = {"VIT_T": "worker.samserve", "VIT_B": "other.samserve"}
 
-pytestmark = pytest.mark.skipif(bool(why_impossible()), reason=str(why_impossible()))
+pytestmark = pytest.mark.needs("ip", "dnsmasq", "haproxy", root=True)
 
 
 class Cluster:

@@ -20,12 +20,11 @@ import yaml
 from gateway.example import automask
 from scripts import bench_cluster
 from scripts.bench_cluster import WORKERS, Cluster, clicks, wait_for
-from scripts.hosts import why_impossible
 from tests.conftest import ROOT
 
 DEPLOY = ROOT / "deploy"
 
-pytestmark = pytest.mark.skipif(bool(why_impossible()), reason=str(why_impossible()))
+pytestmark = pytest.mark.needs("ip", "dnsmasq", "haproxy", "prometheus", "redis-server", root=True)
 
 
 @pytest.fixture(scope="module")

@@ -40,6 +40,10 @@ ENVIRON = {
 }
 
 
+# The README's own commands, and what `make serve` prints to be pasted.
+needs_curl = pytest.mark.needs("curl", "base64")
+
+
 def blocks(language: str, containing: str) -> list[str]:
     found = [text for kind, text in BLOCKS if kind == language and containing in text]
     assert found, f"the README has no {language} block with {containing}"
@@ -95,6 +99,7 @@ def test_the_demo(tmp_path: Path) -> None:
     assert len(features) >= 24  # the coins
 
 
+@needs_curl
 def test_the_box(made_server: Any, reference_masks: Any) -> None:
     [block] = blocks("sh", '"bbox"')
     answer = shell(block)
@@ -110,6 +115,7 @@ def test_the_box(made_server: Any, reference_masks: Any) -> None:
     assert shown_properties.items() <= feature["properties"].items()
 
 
+@needs_curl
 def test_the_form(made_server: Any, model: Any) -> None:
     [block] = blocks("sh", "point_coords")
     collection = json.loads(shell(block))
@@ -124,6 +130,7 @@ def test_the_form(made_server: Any, model: Any) -> None:
     assert coin.area == pytest.approx(mask.sum(), rel=0.02)
 
 
+@needs_curl
 def test_the_automask(made_server: Any, model: Any) -> None:
     [block] = blocks("sh", "/sam/automask/")
     features = json.loads(shell(block))
@@ -162,6 +169,7 @@ def test_the_scaling(made_server: Any) -> None:
     assert shown == [("1", "1"), ("2", "2"), ("1", "1")]
 
 
+@needs_curl
 def test_the_ready_blocks_request_works_when_pasted(made_server: Any) -> None:
     _, said = made_server
     [line] = [line for line in said.read_text().splitlines() if line.startswith("curl ")]
