@@ -17,6 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -114,10 +115,10 @@ class Reference:
     """`SamPredictor` and `SamAutomaticMaskGenerator`, under autocast if in another precision."""
 
     def __init__(self, model: Any, precision: torch.dtype | None) -> None:
-        from mobile_sam import SamAutomaticMaskGenerator, SamPredictor
-
-        self._predictor = SamPredictor(model)
-        self._generator = SamAutomaticMaskGenerator(model, points_per_side=POINTS)
+        # segment_anything or mobile_sam, whichever the network comes from.
+        reference = import_module(type(model).__module__.partition(".")[0])
+        self._predictor = reference.SamPredictor(model)
+        self._generator = reference.SamAutomaticMaskGenerator(model, points_per_side=POINTS)
         self._precision = precision
         self._image: Pixels | None = None
 

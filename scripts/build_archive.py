@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
+import subprocess
 import sys
 import tempfile
 import zipfile
@@ -33,8 +35,10 @@ from samserve.model_types import COMPILED_FILES, is_mappable, sha256_of
 from samserve.settings import ModelSettings, Precision
 
 from .options import ROOT
+from .steps import step
 
 HANDLERS = ROOT / "handlers"
+HANDLER = "sam_handler.py"
 MODEL_VERSION = "1.0"  # config.properties names the lanes' settings by it
 MANIFEST = "MAR-INF/MANIFEST.json"
 STAMP = "made_from.json"  # in a folder of what was made: from what
@@ -86,9 +90,8 @@ def make(archive: Path, model_type: str, weights: Path, version: str = MODEL_VER
     if holds(archive, members):
         print(f"{relative(archive)}: up to date")
         return
-    print(f"{relative(archive)}: building", flush=True)
-    build(archive, model_type, members, version)
-    print(f"{relative(archive)}: {archive.stat().st_size / 1e6:.1f} MB")
+    with step(f"{relative(archive)}: building"):
+        build(archive, model_type, members, version)
 
 
 def members_of(model_type: str, weights: Path) -> dict[str, Path]:
@@ -153,14 +156,13 @@ def compiled_parts(model_type: str, weights: Path) -> dict[str, Path]:
     }
     if _is_made_from(folder, made_from):
         return members
-    print(f"{relative(folder)}: compiling", flush=True)
-    # Heavy, and needed only here.
-    import torch
+    with step(f"{relative(folder)}: compiling for OpenVINO"), _making(folder, made_from):
+        # Heavy, and needed only here.
+        import torch
 
-    from samserve import compiled
-    from samserve.checkpoints import load_model
+        from samserve import compiled
+        from samserve.checkpoints import load_model
 
-    with _making(folder, made_from):
         compiled.export(load_model(model_type, weights, torch.device("cpu")), folder)
     return members
 
@@ -219,29 +221,36 @@ def crc32_of(path: Path) -> int:
 def build(
     archive: Path, model_type: str, members: dict[str, Path], version: str = MODEL_VERSION
 ) -> None:
-    """Build beside the destination, then move: nobody ever sees half an archive.
+    """Build the archive with torch-model-archiver, beside its destination, and move it there.
 
-    What torch-model-archiver would build, but stored: deflating takes minutes to save a tenth,
-    and the archiver copies every file twice first.
+    So nobody ever sees half an archive, and several can be built at the same time.
+
+    The archiver takes a file's own name, so links stand for the files under the names that they
+    have in the archive. It copies each file once before it stores it. It does not deflate: that
+    would take minutes and save a tenth.
+
+    Exits with the archiver's own words if it fails.
     """
-    manifest = {
-        "runtime": "python",
-        "model": {
-            "modelName": archive.stem,
-            "modelVersion": version,
-            "handler": "sam_handler.py",
-            "serializedFile": f"{model_type}.pt",
-            "configFile": f"{model_type}.yaml",
-        },
-    }
+    own = {HANDLER, f"{model_type}.pt", f"{model_type}.yaml"}  # each has an option of its own
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".building-") as scratch:
-        built = Path(scratch, archive.name)
-        with zipfile.ZipFile(built, "w", zipfile.ZIP_STORED) as mar:
-            for name, path in members.items():
-                mar.write(path, name)
-            mar.writestr(MANIFEST, json.dumps(manifest))
-        built.replace(archive)
+        for name, path in members.items():
+            link = Path(scratch, "own" if name in own else "extra", name)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(path.resolve())
+        command = [sys.executable, "-m", "model_archiver.model_packaging"]
+        command += ["--archive-format", "zip-store", "--export-path", "."]
+        command += ["--model-name", archive.stem, "--version", version, "--extra-files", "extra"]
+        command += ["--handler", f"own/{HANDLER}", "--config-file", f"own/{model_type}.yaml"]
+        command += ["--serialized-file", f"own/{model_type}.pt"]
+        # It makes its copies in a folder there, which is named after the model.
+        environ = {**os.environ, "TMPDIR": str(Path(scratch).resolve())}
+        done = subprocess.run(
+            command, cwd=scratch, env=environ, capture_output=True, text=True, check=False
+        )
+        if done.returncode != 0:
+            sys.exit(f"{relative(archive)}: torch-model-archiver failed:\n{done.stderr.strip()}")
+        Path(scratch, archive.name).replace(archive)
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -25,7 +25,7 @@ from onnx import numpy_helper
 from samserve.checkpoints import CheckpointError, blank_model, model_from
 
 if TYPE_CHECKING:
-    from mobile_sam.modeling import Sam
+    from segment_anything.modeling import Sam
 
 StateDict = dict[str, torch.Tensor]
 

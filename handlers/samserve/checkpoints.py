@@ -20,7 +20,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from .model_types import MODEL_TYPES, is_mappable
-from .reference import Sam, sam_model_registry
+from .reference import Sam, sam_builder
 
 _NAMED_KEYS = 5  # a wrong file differs in hundreds of keys; the first few tell which
 
@@ -68,7 +68,7 @@ def blank_model(model_type: str) -> Sam:
     if model_type not in MODEL_TYPES:
         raise CheckpointError(f"no model type {model_type!r}; there are {', '.join(MODEL_TYPES)}")
     # Never with the builder's own `checkpoint`: it unpickles whatever it is given.
-    return sam_model_registry[model_type]()
+    return sam_builder(model_type)()
 
 
 def unallocated_model(model_type: str) -> Sam:

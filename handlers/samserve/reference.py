@@ -1,17 +1,43 @@
-"""What is used of the reference implementation, imported in one place, and quietly."""
+"""The reference implementations: every import from them is in this file.
+
+vit_b, vit_l and vit_h are `segment_anything`'s networks, vit_t is `mobile_sam`'s. mobile_sam is a
+copy of segment_anything with one more encoder, so what both have comes from segment_anything.
+"""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 
-with warnings.catch_warnings():
-    # mobile_sam imports timm by its old names and registers TinyViTs that timm
-    # has too: seven warnings at every start that no reader of a log can act on.
-    warnings.simplefilter("ignore")
-    from mobile_sam import sam_model_registry
-    from mobile_sam.modeling import ImageEncoderViT, Sam
-    from mobile_sam.utils.amg import build_point_grid, generate_crop_boxes, remove_small_regions
-    from mobile_sam.utils.transforms import ResizeLongestSide
+from segment_anything import sam_model_registry as _segment_anything
+from segment_anything.modeling import ImageEncoderViT, Sam
+from segment_anything.utils.amg import (
+    build_point_grid,
+    generate_crop_boxes,
+    remove_small_regions,
+)
+from segment_anything.utils.transforms import ResizeLongestSide
+
+
+def sam_builder(model_type: str) -> Callable[[], Sam]:
+    """Return the function that builds the network of this type with random weights.
+
+    A network of mobile_sam is no instance of `Sam`, but has the same parts under the same names.
+
+    Raises:
+        KeyError: there is no such type.
+    """
+    if model_type != "vit_t":
+        builder: Callable[[], Sam] = _segment_anything[model_type]
+        return builder
+    with warnings.catch_warnings():
+        # mobile_sam imports timm by its old names and registers TinyViTs that timm
+        # has too: seven warnings at every start that no reader of a log can act on.
+        warnings.simplefilter("ignore")
+        from mobile_sam import sam_model_registry
+    mobile_builder: Callable[[], Sam] = sam_model_registry[model_type]
+    return mobile_builder
+
 
 __all__ = [
     "ImageEncoderViT",
@@ -20,5 +46,5 @@ __all__ = [
     "build_point_grid",
     "generate_crop_boxes",
     "remove_small_regions",
-    "sam_model_registry",
+    "sam_builder",
 ]

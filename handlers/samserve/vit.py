@@ -33,7 +33,7 @@ class ViT(nn.Module):
     """The rewritten encoder.
 
     Args:
-        encoder: a `mobile_sam.modeling.ImageEncoderViT`, whose weights it uses as they are:
+        encoder: a `segment_anything.modeling.ImageEncoderViT`, whose weights it uses as they are:
             where they are mapped from a file, they stay so.
     """
 

@@ -411,7 +411,10 @@ def test_the_dockerfile() -> None:
 
 def test_the_images_hold_no_more_than_they_need() -> None:
     """The gateway knows no torch, and asks for nothing that its own extra doesn't bring."""
-    heavy = "torch torchvision mobile_sam openvino timm numpy cv2 PIL shapely ts psutil yaml redis"
+    heavy = (
+        "torch torchvision segment_anything mobile_sam openvino timm "
+        "numpy cv2 PIL shapely ts psutil yaml redis"
+    )
     code = (
         "import sys, gateway.__main__, gateway.app\n"
         f"found = set({heavy.split()}) & set(sys.modules)\n"

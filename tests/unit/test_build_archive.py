@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,23 @@ def test_registered_weights_get_an_archive_each(tmp_path: Path, weights_dir: Pat
         assert mar.read("vit_t.pt") == b"vit_t.nuclei.pt"
         assert mar.read("weights.json") == b"vit_t.nuclei.json"
     assert [path.name for path in archive.parent.iterdir()] == ["vit_t.nuclei.mar"]
+
+
+def test_archives_of_one_name_are_built_side_by_side(tmp_path: Path, weights_dir: Path) -> None:
+    """torch-model-archiver removes what is in the folder that it stages a model of this name in."""
+    members = members_of("vit_t", weights_dir / "vit_t.pt")
+    archives = [tmp_path / f"store {i}, [x]" / "vit_t.mar" for i in range(3)]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda archive: build(archive, "vit_t", members), archives))
+    assert all(holds(archive, members) for archive in archives)
+
+
+def test_the_archivers_own_words_are_passed_on(tmp_path: Path, weights_dir: Path) -> None:
+    members = members_of("vit_t", weights_dir / "vit_t.pt")
+    (weights_dir / "vit_t.pt").unlink()
+    with pytest.raises(SystemExit, match=r"(?s)torch-model-archiver failed.*vit_t\.pt"):
+        build(tmp_path / "store" / "vit_t.mar", "vit_t", members)
+    assert not list((tmp_path / "store").iterdir())
 
 
 def test_nothing_is_deflated(archive: Path) -> None:

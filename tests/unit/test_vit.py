@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from mobile_sam.modeling import ImageEncoderViT
+from segment_anything.modeling import ImageEncoderViT
 from torch import nn
 
 from samserve import vit
