@@ -25,10 +25,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2 as httpx
+import requests
 
 from .bench_pictures import picture, stamped
 from .hosts import Network, hosts, why_impossible
+from .loopback import LoopbackSession
 from .options import ROOT
 
 WORKERS = ("worker1", "worker2")
@@ -61,11 +62,11 @@ class Cluster:
         self.network = network
         self.url = f"http://{network.address('gateway')}:8000"
 
-    def get(self, host: str, port: int, path: str) -> httpx.Response:
+    def get(self, host: str, port: int, path: str) -> requests.Response:
         """As a host beside them would."""
         url = f"http://{self.network.address(host)}:{port}{path}"
-        with self.network.seen_from("clients"):
-            return httpx.get(url, timeout=30, trust_env=False)
+        with self.network.seen_from("clients"), LoopbackSession(30) as http:
+            return http.get(url)
 
 
 @contextmanager
@@ -115,7 +116,7 @@ def cluster(logs: Path, *, redis: bool = True) -> Iterator[Cluster]:
         started = Cluster(network)
         up = f'haproxy_backend_active_servers{{proxy="vit_t"}} {len(WORKERS)}\n'
         wait_for(lambda: up in started.get("haproxy", 8405, "/metrics").text)
-        wait_for(lambda: started.get("gateway", 8000, "/readyz").is_success)
+        wait_for(lambda: started.get("gateway", 8000, "/readyz").ok)
         yield started
 
 
@@ -154,12 +155,14 @@ def clicks(
     return sorted(made, key=lambda click: click.at)
 
 
-def _click(http: httpx.Client, url: str, image: str, draw: random.Random, begun: float) -> Click:
+def _click(
+    http: requests.Session, url: str, image: str, draw: random.Random, begun: float
+) -> Click:
     x, y = draw.randrange(400), draw.randrange(400)
     body = {"type": "vit_t", "bbox": [x, y, x + 80, y + 80], "b64img": image}
     start = time.monotonic()
     status, source = None, ""
-    with suppress(httpx.TransportError):
+    with suppress(requests.RequestException):
         answer = http.post(url, json=body)
         status = answer.status_code
         _, _, told = answer.headers.get("Server-Timing", "").partition('embed;desc="')
@@ -174,15 +177,15 @@ def _picture(number: int) -> str:
     return b64encode(png.getvalue()).decode()
 
 
-def _client() -> httpx.Client:
-    return httpx.Client(timeout=120, trust_env=False)
+def _client() -> requests.Session:
+    return LoopbackSession(120)
 
 
 def wait_for(true: Callable[[], bool]) -> None:
     """Raises TimeoutError if it does not get true; nobody answering is not true."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        with suppress(httpx.TransportError):
+        with suppress(requests.RequestException):
             if true():
                 return
         time.sleep(0.5)

@@ -8,19 +8,20 @@ Writes out/demo/*.geojson, as the server sent it, and an overlay of each on its 
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import shutil
 import sys
-import time
 from typing import Any
 
-import httpx2 as httpx
 import skimage.data
 from PIL import Image, ImageChops, ImageDraw, ImageStat
 
+from .loopback import LoopbackSession
 from .options import ROOT, free_ports, parse_options
 from .server import ServerError, running
+from .steps import step
 
 OUT = ROOT / "out" / "demo"
 SCALE = 2  # of the overlays
@@ -43,33 +44,27 @@ COLORS = [
 
 
 def main() -> int:
-    """Exit status: 0, or 1 if the server could not start or refused a request."""
+    """Return the exit status: 0, or 1 if the server could not start or refused a request."""
     options = free_ports(parse_options([]))
     OUT.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    timings = []
     try:
-        print("starting a server on free ports", flush=True)
-        with running(options):
-            timings.append(f"server ready {time.monotonic() - started:.1f} s")
+        with contextlib.ExitStack() as stack:
+            with step("server: starting on free ports"):
+                stack.enter_context(running(options))
             for name, path, picture, question in REQUESTS:
                 image = Image.fromarray(getattr(skimage.data, picture)())
-                print(f"{name}: POST {path} {json.dumps(question)}", flush=True)
-                asked = time.monotonic()
-                answer = ask(f"{options.url}{path}", image, question)
-                seconds = time.monotonic() - asked
+                with step(f"{name}: POST {path} {json.dumps(question)}"):
+                    answer = ask(f"{options.url}{path}", image, question)
                 features = json.loads(answer)
-                timings.append(f"{name} {seconds:.1f} s ({len(features)} objects)")
                 (OUT / f"{name}.geojson").write_bytes(answer)
                 draw(image, features, question.get("bbox")).save(OUT / f"{name}.png")
-                print(f"{name}: {OUT.relative_to(ROOT)}/{name}.geojson and .png", flush=True)
-            stopping = time.monotonic()
-        timings.append(f"stopped in {time.monotonic() - stopping:.1f} s")
+                folder = OUT.relative_to(ROOT)
+                print(f"{name}: {len(features)} object(s) in {folder}/{name}.geojson and .png")
+            stack.enter_context(step("server: stopping"))
     except ServerError as error:
         print(f"samserve: {error}", file=sys.stderr)
         return 1
     shutil.rmtree(options.run_dir)  # of no use to anyone, since all went well
-    print("timings: " + ", ".join(timings))
     return 0
 
 
@@ -82,7 +77,8 @@ def ask(url: str, image: Image.Image, question: dict[str, Any]) -> bytes:
     png = io.BytesIO()
     image.save(png, "PNG")
     body = {"type": "vit_t", "b64img": base64.b64encode(png.getvalue()).decode(), **question}
-    answer = httpx.post(url, json=body, timeout=1200, trust_env=False)
+    with LoopbackSession(timeout_s=1200) as http:
+        answer = http.post(url, json=body)
     if answer.status_code != 200:
         raise ServerError(f"{url} answered {answer.status_code}: {answer.text}")
     return answer.content

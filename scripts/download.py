@@ -1,6 +1,6 @@
-"""A file from a web address: in pieces if need be, of a bounded size, from where it may come from.
+"""Download one file: resumed where possible, of a bounded size, from allowed addresses only.
 
-Does not know what the file should be: who calls checks that.
+This module does not know what the file should be. The caller checks that.
 """
 
 from __future__ import annotations
@@ -9,13 +9,16 @@ import contextlib
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
+from urllib.parse import urljoin
 
-import httpx2
+import requests
+from urllib3.exceptions import HTTPError
 
-# Connecting is tried at each of a host's addresses in turn, so a closed network costs a
-# few times this; an open one may well pause longer between two pieces.
-TIMEOUT = httpx2.Timeout(30, connect=5)
+# Seconds to connect, and between two pieces. requests tries each address of a host in turn, so a
+# closed network costs a few times the first.
+TIMEOUT_S = (5, 30)
 MAX_REDIRECTS = 10
+_CHUNK_BYTES = 1 << 16
 
 Progress = Callable[[int, "int | None"], None]
 """Told how many bytes are there, and how many there will be, if the server says."""
@@ -35,7 +38,7 @@ def download(
     *,
     max_bytes: int,
     progress: Progress,
-    check: Callable[[httpx2.URL], None] = lambda url: None,
+    check: Callable[[str], None] = lambda url: None,
     etag: Path | None = None,
 ) -> None:
     """Put the file at `part`, going on from what an earlier call left there.
@@ -58,7 +61,7 @@ def download(
     if n_have:
         headers["Range"] = f"bytes={n_have}-"
     try:
-        with httpx2.Client(timeout=TIMEOUT) as client, _opened(client, url, headers, check) as file:
+        with requests.Session() as session, _opened(session, url, headers, check) as file:
             if file.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 part.unlink()  # longer than the file there, so no beginning of it
             file.raise_for_status()
@@ -72,32 +75,43 @@ def download(
     except TooLong:
         part.unlink(missing_ok=True)
         raise
-    except httpx2.HTTPStatusError as error:
+    except requests.HTTPError as error:
         raise Unreachable(f"HTTP {error.response.status_code}") from error
-    except (httpx2.RequestError, httpx2.InvalidURL) as error:
+    except (requests.RequestException, HTTPError) as error:
         raise Unreachable(f"{type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager
 def _opened(
-    client: httpx2.Client, url: str, headers: dict[str, str], check: Callable[[httpx2.URL], None]
-) -> Iterator[httpx2.Response]:
-    """The answer at the end of all redirects, its content still to be read."""
-    request: httpx2.Request | None = client.build_request("GET", url, headers=headers)
+    session: requests.Session, url: str, headers: dict[str, str], check: Callable[[str], None]
+) -> Iterator[requests.Response]:
+    """Follow all redirects, and give the last answer, whose content is still to be read.
+
+    Each address is checked before anything is sent to it. `Session.send` would not do: it reads
+    the content of a redirect, of whatever size.
+    """
+    session.auth = _no_credentials
     for _ in range(1 + MAX_REDIRECTS):
-        if request is None:
-            break
-        check(request.url)
-        response = client.send(request, stream=True)
-        request = response.next_request
+        request = session.prepare_request(requests.Request("GET", url, headers=headers))
+        address = str(request.url)
+        check(address)
+        environment = session.merge_environment_settings(address, {}, True, True, None)
+        response = session.get_adapter(address).send(request, timeout=TIMEOUT_S, **environment)
         with contextlib.closing(response):
-            if request is None:
+            target = session.get_redirect_target(response)
+            if target is None:
                 yield response
                 return
+            url = urljoin(address, target)
     raise Unreachable(f"more than {MAX_REDIRECTS} redirects")
 
 
-def _keep_version(file: httpx2.Response, etag: Path) -> None:
+def _no_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Send no user and password. Without this, requests would take them from ~/.netrc."""
+    return request
+
+
+def _keep_version(file: requests.Response, etag: Path) -> None:
     strong = file.headers.get("ETag", "W/")
     version = file.headers.get("Last-Modified") if strong.startswith("W/") else strong
     etag.unlink(missing_ok=True)
@@ -106,7 +120,7 @@ def _keep_version(file: httpx2.Response, etag: Path) -> None:
 
 
 def _write(
-    file: httpx2.Response, part: Path, n_have: int, max_bytes: int, progress: Progress
+    file: requests.Response, part: Path, n_have: int, max_bytes: int, progress: Progress
 ) -> None:
     length = file.headers.get("Content-Length", "")
     total = n_have + int(length) if length.isdecimal() else None
@@ -114,7 +128,8 @@ def _write(
         raise TooLong(f"{total} bytes")
     with part.open("ab" if n_have else "wb") as kept:
         progress(n_have, total)
-        for chunk in file.iter_raw():
+        # What has arrived is written at once: read() would lose it when the connection breaks.
+        while chunk := file.raw.read1(_CHUNK_BYTES, decode_content=False):
             n_have += kept.write(chunk)
             if n_have > max_bytes:  # perhaps without end
                 raise TooLong(f"more than {max_bytes} bytes")

@@ -23,8 +23,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
-import httpx2
+from urllib3.util import Url, parse_url
 
 from samserve.errors import InvalidField, InvalidWeights, SamserveError, TooLarge, Unreachable
 from samserve.lanes import REGISTERED, registered_family
@@ -132,18 +133,18 @@ def fetch(request: Request, target: Path, tell: Tell) -> str:
         InvalidField, Unreachable, TooLarge: as `register`'s.
     """
     try:
-        url = httpx2.URL(request.url)
-    except httpx2.InvalidURL as exc:
+        url = urlsplit(request.url)
+    except ValueError as exc:
         raise InvalidField(f"url: {exc}.", "url") from exc
     if url.scheme in ("http", "https"):
         _download(request, target, tell)
         return "downloaded"
-    if url.scheme == "file" and url.host in ("", "localhost"):
-        _copy(url.path, request, target)
+    if url.scheme == "file" and url.netloc in ("", "localhost"):
+        _copy(unquote(url.path), request, target)
     elif not url.scheme:
         _copy(request.url, request, target)
     else:
-        raise InvalidField(f"url: weights do not come by {url.scheme}://{url.host}.", "url")
+        raise InvalidField(f"url: weights do not come by {url.scheme}://{url.netloc}.", "url")
     return "weights folder"
 
 
@@ -206,19 +207,22 @@ def _download(request: Request, target: Path, tell: Tell) -> None:
     part.replace(target)
 
 
-def _check_origin(url: httpx2.URL, origins: list[str]) -> None:
-    if url.userinfo:
+def _check_origin(url: str, origins: list[str]) -> None:
+    """Refuse an address of another origin. It is parsed as urllib3, which connects, parses it."""
+    address = parse_url(url)
+    if address.auth is not None:
         raise InvalidField("url: a user or password in an address is not allowed.", "url")
-    if _origin(url) not in {_origin(httpx2.URL(origin)) for origin in origins}:
+    origin = _origin(address)
+    if origin not in {_origin(parse_url(allowed)) for allowed in origins}:
         raise InvalidField(
-            f"url: weights may not come from {_origin(url)}, only from {', '.join(origins)}, or "
+            f"url: weights may not come from {origin}, only from {', '.join(origins)}, or "
             "from the weights folder. SAMSERVE_WEIGHTS_ORIGINS says so.",
             "url",
         )
 
 
-def _origin(url: httpx2.URL) -> str:
-    return f"{url.scheme}://{url.host}:{url.port or {'https': 443, 'http': 80}.get(url.scheme)}"
+def _origin(url: Url) -> str:
+    return f"{url.scheme}://{url.host}:{url.port or {'https': 443, 'http': 80}[str(url.scheme)]}"
 
 
 def _copy(path: str, request: Request, target: Path) -> None:

@@ -24,8 +24,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import psutil
+import requests
 
 from gateway.settings import ADMIN_TOKEN
 from samserve.lanes import Mode, lane_of, mode_of, model_type_of
@@ -33,6 +33,7 @@ from samserve.settings import usable_cores
 
 from .build_archive import unpack
 from .java import java_home
+from .loopback import LoopbackSession
 from .options import LOOPBACK, ROOT, Options
 
 START_TIMEOUT_S = 300
@@ -246,15 +247,16 @@ def wait_until_ready(options: Options, children: Children, log: Path, log_start:
     """
     deadline = time.monotonic() + START_TIMEOUT_S
     lanes: dict[str, Any] = {}
-    while time.monotonic() < deadline:
-        check_alive(options, children)
-        check_loading(log, log_start)
-        with contextlib.suppress(httpx.TransportError):  # the gateway is not up yet
-            answer = httpx.get(f"{options.url}/readyz", timeout=10, trust_env=False)
-            if answer.status_code == 200:
-                return
-            lanes = answer.json()["lanes"]
-        time.sleep(0.25)
+    with LoopbackSession(timeout_s=10) as http:
+        while time.monotonic() < deadline:
+            check_alive(options, children)
+            check_loading(log, log_start)
+            with contextlib.suppress(requests.RequestException):  # the gateway is not up yet
+                answer = http.get(f"{options.url}/readyz")
+                if answer.status_code == 200:
+                    return
+                lanes = answer.json()["lanes"]
+            time.sleep(0.25)
     states = ", ".join(f"{name} {lane['state']}" for name, lane in lanes.items())
     raise ServerError(
         f"not ready after {START_TIMEOUT_S} s ({states or 'the gateway does not answer'}). "

@@ -1,0 +1,26 @@
+"""An HTTP client of servers on this machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import requests
+
+
+class LoopbackSession(requests.Session):
+    """A `requests.Session` that uses no proxy of the environment, and waits for a bounded time.
+
+    Args:
+        timeout_s: seconds to connect, and between two pieces of the answer, if a request names no
+            `timeout` itself.
+    """
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__()
+        self.trust_env = False
+        self._timeout_s = timeout_s
+
+    def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
+        """Send a request that was prepared, as `requests.Session.send` does."""
+        options["timeout"] = options.get("timeout") or self._timeout_s
+        return super().send(request, **options)
