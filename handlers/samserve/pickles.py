@@ -23,12 +23,17 @@ import torch
 
 from .model_types import is_mappable
 
+MAX_STRANGERS = 1000
+"""PyTorch looks through all of them for every object, so that more would take for ever."""
+
+_TOLD = 5
+
 # Plain values of Python's library, and how the pickles of older versions spell them.
 _PLAIN_VALUES = frozenset(
     {
         *("builtins." + name for name in ("bool", "bytes", "dict", "float", "frozenset", "int")),
         *("builtins." + name for name in ("list", "object", "range", "slice", "str", "tuple")),
-        *("collections." + name for name in ("Counter", "OrderedDict", "defaultdict", "deque")),
+        *("collections.defaultdict", "collections.deque"),
         *("datetime." + name for name in ("date", "datetime", "time", "timedelta", "timezone")),
         *("decimal.Decimal", "fractions.Fraction", "uuid.UUID", "functools.partial"),
         *("argparse.Namespace", "types.SimpleNamespace", "random.Random", "re._compile"),
@@ -91,7 +96,10 @@ def strangers_in(path: Path) -> list[str]:
     strangers = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     refused = [name for name in map(_by_python_3, strangers) if not _may_be_inert(name)]
     if refused:
-        raise RefusedGlobals(f"it names {', '.join(refused)}")
+        more = f" and {len(refused) - _TOLD} more" if len(refused) > _TOLD else ""
+        raise RefusedGlobals(f"it names {', '.join(refused[:_TOLD])}{more}")
+    if len(strangers) > MAX_STRANGERS:
+        raise RefusedGlobals(f"it names {len(strangers)} classes; at most {MAX_STRANGERS} are read")
     return strangers
 
 

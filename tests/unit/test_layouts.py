@@ -346,6 +346,13 @@ def test_the_old_format_is_no_way_round(
     assert not victim.exists()
 
 
+def test_a_file_that_names_classes_without_end_is_refused(tmp_path: Path) -> None:
+    program = b"".join(b"cforeign\nC%d\n" % number for number in range(1001))
+    path = with_pickle(written(tmp_path, {"a": torch.zeros(1)}), b"\x80\x02" + program + b".")
+    with pytest.raises(CheckpointError, match="names 1001 classes; at most 1000"):
+        read(path)
+
+
 def test_what_stands_for_classes_is_gone_afterwards(tmp_path: Path, plain: Tensors) -> None:
     before = set(torch.serialization.get_safe_globals())
     path = written(tmp_path, training_checkpoint(plain))
