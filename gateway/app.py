@@ -28,9 +28,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from samserve import __version__, logs
-from samserve.errors import NotFound, SamserveError, TooLarge, Unauthorized, error_body
+from samserve.errors import SamserveError, TooLarge, Unauthorized, error_body
 from samserve.lanes import lane_of, model_type_of
-from samserve.model_types import MODEL_TYPES
 from samserve.requests import RoutedRequest
 
 from . import docs
@@ -74,7 +73,7 @@ def create_app(settings: Settings) -> ASGIApp:
         settings.key_file if settings.torchserve_tokens == "on" else None,
         settings.models.split(),
     )
-    weights = Weights(torchserve)
+    weights = Weights(torchserve, settings.stand_in, settings.models.split())
     readiness = Readiness(torchserve, settings, weights.joining)
     registration = Registration(torchserve, weights, readiness, settings)
     metrics = Metrics()
@@ -155,14 +154,16 @@ def create_app(settings: Settings) -> ASGIApp:
 
     @app.get("/sam/weights/", **docs.WEIGHTS)
     async def registered(type: str | None = None) -> list[dict[str, str]]:
-        return await weights.registered(await _model_types(torchserve) if type is None else [type])
+        if type is None:
+            return await weights.registered(await weights.loaded())
+        return await weights.choices(type)
 
     @app.post("/sam/weights/", response_class=PlainTextResponse, **docs.REGISTER)
     async def register(request: Request) -> str:
         registration.authorize(request.headers.get("authorization"))
         asked = RegisterRequest.parse(await _read(request, MAX_REGISTRATION_BYTES))
-        if asked.type not in await _model_types(torchserve):
-            raise await _not_loaded(torchserve, asked.type)
+        if asked.type not in await weights.loaded():
+            raise await weights.not_loaded(asked.type)
         return await while_client_waits(request, registration.register(asked))
 
     @app.get("/sam/weights/cancel/", response_class=PlainTextResponse, **docs.CANCEL)
@@ -214,7 +215,7 @@ def create_app(settings: Settings) -> ASGIApp:
         async def opened() -> aiohttp.ClientResponse:
             for content, content_type in pictures.ways(family, body):
                 sent = {**headers, **named(body), "Content-Type": content_type}
-                sent["Samserve-Stream"] = "true"
+                sent |= {"Samserve-Stream": "true", **stands_in(request)}
                 response = await stack.enter_async_context(
                     torchserve.stream(lane, content, sent, timeout_s)
                 )
@@ -245,7 +246,7 @@ def create_app(settings: Settings) -> ASGIApp:
         """TorchServe's answer as the client's."""
         if answer.status == 404 and not is_workers(answer):
             weights.forget(family)
-            raise await _not_loaded(torchserve, model_type_of(family))
+            raise await weights.not_loaded(model_type_of(family))
         if answer.status == 413 and not is_workers(answer):
             raise TooLarge("The body is larger than TorchServe's max_request_size.")
         if answer.status >= 400 and not is_workers(answer):
@@ -261,13 +262,14 @@ def create_app(settings: Settings) -> ASGIApp:
         return Response(content, answer.status, headers)
 
     async def routed(request: Request) -> tuple[Body, str]:
-        """The body and the family of lanes that it asks for, whose type is one we know."""
+        """The body and the family of lanes that answers it: of the type that it asks for, or of
+        the one that stands in for that; then the worker is to be told (`stands_in`)."""
         content = await _read(request, settings.max_body_bytes)
         body = await body_of(content, request.headers.get("content-type", ""))
         asked = RoutedRequest.parse(body.json)
-        if asked.type not in MODEL_TYPES:
-            raise await _not_loaded(torchserve, asked.type)
-        return body, await weights.family(asked.type, asked.checkpoint_url)
+        model_type = await weights.answering(asked.type)
+        request.state.stands_in = model_type != asked.type
+        return body, await weights.family(model_type, asked.checkpoint_url, asked.type)
 
     return Observed(app, metrics, {route.path for route in app.routes if isinstance(route, Route)})
 
@@ -289,9 +291,14 @@ def named(body: Body) -> dict[str, str]:
 
 
 def accepted(request: Request) -> dict[str, str]:
-    """What the client says of the forms that it reads."""
+    """What the worker is told of the forms that the client reads, and of `stands_in`."""
     accept = request.headers.get("accept")
-    return {} if accept is None else {"Accept": accept}
+    return {**stands_in(request), **({} if accept is None else {"Accept": accept})}
+
+
+def stands_in(request: Request) -> dict[str, str]:
+    """What tells the worker that it was chosen in place of the type that the body names."""
+    return {"Samserve-Stand-In": "true"} if request.state.stands_in else {}
 
 
 async def _read(request: Request, limit: int) -> bytes:
@@ -311,26 +318,3 @@ async def _read(request: Request, limit: int) -> bytes:
     if seen > limit:
         raise TooLarge(f"The body is larger than this server's limit of {limit} bytes.")
     return b"".join(chunks)
-
-
-async def _model_types(torchserve: TorchServe) -> list[str]:
-    return [lane for lane in await torchserve.lanes() if lane in MODEL_TYPES]
-
-
-async def _not_loaded(torchserve: TorchServe, model_type: str) -> NotFound:
-    loaded = await _model_types(torchserve)
-    names = " ".join(loaded) or "none"
-    if model_type not in MODEL_TYPES:
-        return NotFound(
-            f"There is no model type {model_type!r}; there are {', '.join(MODEL_TYPES)}. "
-            f"Loaded: {names}.",
-            "type",
-        )
-    if model_type in loaded:
-        return NotFound("These weights are registered no longer.", "checkpoint_url")
-    models = " ".join([*loaded, model_type])
-    return NotFound(
-        f"Model type {model_type} is not loaded. Loaded: {names}. "
-        f"Add it with: make serve MODELS='{models}'",
-        "type",
-    )

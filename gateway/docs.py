@@ -34,7 +34,7 @@ _ERROR = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
 
 _ERRORS: dict[int, str] = {
     400: "The body is not JSON.",
-    404: "The model type is not loaded, or the weights are not registered.",
+    404: "The model type is not loaded and has no stand-in, or the weights are not registered.",
     406: "There is no such `output_format`.",
     409: "`b64img` refers to a picture that is not remembered: send it in full.",
     413: "The body or the image is over the limit.",
@@ -132,7 +132,10 @@ AUTOMASK = _segmentation(
     "Segment every object",
     "segment-anything's automatic mask generation. Takes seconds to minutes; it has workers "
     "and a queue of its own, so that prompts do not wait behind it. A client that goes away ends "
-    "it.\n\n`?stream=1`: the answer is lines of JSON (application/x-ndjson), `event` says of what "
+    "it.\n\nA body that leaves `output_type` and `include_image_edge` open gets segment-anything's "
+    "own behaviour. samapi 0.3 and later takes `Single mask` and false; so does a server that is "
+    "started with `SAMSERVE_DEFAULTS=samapi`.\n\n"
+    "`?stream=1`: the answer is lines of JSON (application/x-ndjson), `event` says of what "
     "kind: `progress` with `done` and `total` points; then every object as a `feature`; at the end "
     "`done`, or `error`.",
     "AutomaskRequest",
@@ -145,7 +148,10 @@ WEIGHTS: dict[str, Any] = {
     "summary": "The weights that are registered",
     "description": "Of one model type, or of all that are loaded; each type's own are called "
     "`default`. `name` and `url` are what `checkpoint_url` takes; `source` says where the "
-    "file came from; `sha256` is that file's digest.",
+    "file came from; `sha256` is that file's digest.\n\nA type that samapi's clients offer and "
+    "that is not loaded has one entry, whose `name` says so and whose `url` leads to the 404 that "
+    "explains. Where another type stands in for it (`SAMSERVE_STAND_IN`), the entries are that "
+    "one's, and their names say so.",
     "responses": {
         200: {
             "content": {
@@ -175,8 +181,9 @@ REGISTER: dict[str, Any] = {
     "summary": "Register weights of your own",
     "description": "Answers once `checkpoint_url` can choose them, or they were cancelled; "
     "`GET /sam/progress/` tells of it meanwhile. They are downloaded, checked against the type "
-    "(tensors only: a file that holds code is refused, and that never run), and get lanes and "
-    "workers of their own. Where any of it fails, or the client goes away, nothing is left; of a "
+    "(a file that holds code is refused, and that never run; of a training checkpoint the "
+    "network's tensors are taken and the rest is left out), and get lanes and workers of their "
+    "own. Where any of it fails, or the client goes away, nothing is left; of a "
     "download that broke off the beginning is kept for the next try.\n\nUnlike samapi's: only for "
     "who sends the administrator's token, only from allowed addresses, and what is registered "
     "already is an error.",

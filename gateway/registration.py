@@ -47,7 +47,7 @@ from samserve.lanes import (
     model_type_of,
     registered_family,
 )
-from samserve.model_types import MADE_FROM_WEIGHTS
+from samserve.model_types import MADE_FROM_WEIGHTS, is_default_address
 from samserve.requests import JsonBody
 
 from .readiness import Readiness
@@ -213,6 +213,12 @@ class Registration:
                         f"{known['name']!r} ({known['url']}).",
                         field,
                     )
+        if is_default_address(asked.type, asked.url):
+            raise Conflict(
+                f"{asked.url!r} is where {asked.type}'s own weights are published, which every "
+                "request for it gets that names no others.",
+                "url",
+            )
         for path in self._files(family):
             if path.exists():
                 raise Conflict(f"There is a file {path.name} already.", "name")

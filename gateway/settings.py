@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
 
 from samserve.lanes import lanes_of
+from samserve.model_types import MODEL_TYPES
 
 PREFIX = "SAMSERVE_"
 
@@ -18,9 +19,13 @@ ADMIN_TOKEN = PREFIX + "ADMIN_TOKEN"
 
 _ORIGIN = r"https?://[^\s/?#@]+"
 
-_OFFICIAL_ORIGINS = (
+# With where each sends a download on to: GitHub's files and releases lie on its other three
+# hosts. The hosts of the QuPath extension's catalogue and of micro-sam's models serve their files
+# themselves, and redirect within themselves at most.
+_DEFAULT_ORIGINS = (
     "https://github.com https://raw.githubusercontent.com https://objects.githubusercontent.com "
-    "https://release-assets.githubusercontent.com https://dl.fbaipublicfiles.com"
+    "https://release-assets.githubusercontent.com https://dl.fbaipublicfiles.com "
+    "https://zenodo.org https://owncloud.gwdg.de https://uk1s3.embassy.ebi.ac.uk"
 )
 
 
@@ -39,6 +44,9 @@ class Settings(BaseModel):
         "on", description="off: TorchServe wants none, being on a network of its own"
     )
     models: str = Field("vit_t", description="model types that must be ready, space-separated")
+    stand_in: str | None = Field(
+        None, description="the model type, one of `models`, that answers for those not loaded"
+    )
     max_body_bytes: int = Field(64 * 2**20, gt=0, description="larger bodies get 413")
     runs_directory: Path | None = Field(
         None, description="folder shared with the workers: automasks' progress, cancellations"
@@ -53,7 +61,7 @@ class Settings(BaseModel):
         None, min_length=16, description="who sends it may register weights; without it nobody may"
     )
     weights_origins: str = Field(
-        _OFFICIAL_ORIGINS,
+        _DEFAULT_ORIGINS,
         pattern=rf"^(\s*{_ORIGIN}(\s|$))*$",
         description="what weights may be downloaded from, as https://host[:port], space-separated: "
         "every address that a download is sent on to must be among them",
@@ -62,6 +70,24 @@ class Settings(BaseModel):
     weights_dir: Path = Field(Path("weights"), description="registered weights are put there")
     model_store: Path = Field(Path("model_store"), description="their archives")
     models_dir: Path = Field(Path("models"), description="the same unpacked, for TorchServe")
+
+    @field_validator("stand_in")
+    @classmethod
+    def _check_stand_in(cls, value: str | None, others: ValidationInfo) -> str | None:
+        if value is None:
+            return None
+        if value not in MODEL_TYPES:
+            raise ValueError(
+                f"{PREFIX}STAND_IN is {value!r}, which is no model type; "
+                f"there are {', '.join(MODEL_TYPES)}"
+            )
+        models = others.data.get("models", "").split()
+        if value not in models:
+            raise ValueError(
+                f"{PREFIX}STAND_IN is {value}, which is not among the models to be loaded, "
+                f"{' '.join(models)} ({PREFIX}MODELS)"
+            )
+        return value
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:

@@ -63,6 +63,9 @@ REQUEST_ID_HEADER = "x-request-id"
 RUN_HEADER = "samserve-run"
 # `true`: the answer is a stream of events, the run's progress among them.
 STREAM_HEADER = "samserve-stream"
+# `true`: the gateway has chosen this worker in place of a type that is not loaded, so the body's
+# `type` and `checkpoint_url` are not this worker's.
+STAND_IN_HEADER = "samserve-stand-in"
 
 
 class SamHandler:
@@ -135,13 +138,14 @@ class SamHandler:
         body, image = self.body(row, _header(context, index, "content-type"))
         request: PromptRequest | AutomaskRequest
         if self.mode == "automask":
-            request = AutomaskRequest.parse(body)
+            request = AutomaskRequest.parse(body).with_defaults(self.settings.defaults)
             limits = self.settings.limits
             request.check_work(limits.max_points, limits.max_automask_s)
         else:
             request = PromptRequest.parse(body)
             request.each_prompt()  # refuses what prompts nothing, before any work
-        request.check_weights(self.settings.model_type, self.weights)
+        if _header(context, index, STAND_IN_HEADER) != "true":
+            request.check_weights(self.settings.model_type, self.weights)
         formats.chosen(request.output_format, None)  # refuses one that there is not
         return request, image or request.b64img
 

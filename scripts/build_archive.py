@@ -8,8 +8,8 @@ compiled for CPUs. One archive serves both lanes.
 
 Weights of the type that were registered (weights/registered/<type>.<name>.pt) get theirs, too.
 
-The weights are the file that was fetched, if a worker can map it as it is: `weights.json`
-has the SHA-256 of that file in any case.
+The weights are the file that was fetched, if a worker can map it as it is, and else the network's
+tensors out of it: `weights.json` has the SHA-256 of the file that was fetched in any case.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def make(archive: Path, model_type: str, weights: Path, version: str = MODEL_VER
     precision = "float32" if settings.precision == "auto" else settings.precision
     members |= serving_weights(model_type, weights, precision)
     if settings.cpu_runtime == "openvino":
-        members |= compiled_parts(model_type, weights)
+        members |= compiled_parts(model_type, weights, members[f"{model_type}.pt"])
     if holds(archive, members):
         print(f"{relative(archive)}: up to date")
         return
@@ -116,15 +116,19 @@ def check_weights(weights: Path, sidecar: Path) -> None:
 def serving_weights(model_type: str, weights: Path, precision: Precision) -> dict[str, Path]:
     """The weights as workers want them: to be mapped, and in the precision of the YAML.
 
-    A file of before PyTorch 1.6, which cannot be mapped, is read whole here, once.
+    A file that a worker cannot map as it is is rewritten here, once: one of before PyTorch 1.6, and
+    one that was registered and holds more than the network's tensors. A type's own weights have
+    been compared with the published file, so they need not be looked into.
     """
     name, folder = f"{model_type}.pt", weights.with_name(f"{weights.stem}-{precision}")
-    if precision == "float32" and is_mappable(weights):
+    as_it_is = precision == "float32" and is_mappable(weights)
+    if as_it_is and not is_registered(weights.stem, model_type):
         return {name: weights}
     served = folder / name
+    code = ("checkpoints.py", "layouts.py", "pickles.py")
     made_from = {
         "weights": _sha256_told(weights),
-        "code": sha256_of(HANDLERS / "samserve" / "checkpoints.py"),
+        "code": [sha256_of(HANDLERS / "samserve" / file) for file in code],
     }
     if not _is_made_from(folder, made_from):
         # Heavy, and needed only here.
@@ -132,19 +136,28 @@ def serving_weights(model_type: str, weights: Path, precision: Precision) -> dic
 
         from samserve import checkpoints
 
-        print(f"{relative(folder)}: converting", flush=True)
-        dtype = getattr(torch, precision)
         try:
-            content = checkpoints.serving_form(checkpoints.read(weights), dtype)
+            checkpoint = checkpoints.opened(weights)
         except checkpoints.CheckpointError as error:
             sys.exit(str(error))
+        for note in checkpoint.notes:
+            print(f"{relative(weights)}: {note}", flush=True)
         with _making(folder, made_from):
-            torch.save(content, served)
-    return {name: served}
+            served.unlink(missing_ok=True)
+            if not (as_it_is and checkpoint.is_plain):
+                print(f"{relative(folder)}: converting", flush=True)
+                dtype = getattr(torch, precision)
+                tensors = checkpoints.serving_form(checkpoint.tensors, dtype)
+                torch.save(checkpoints.alone(tensors), served)
+    return {name: served if served.exists() else weights}
 
 
-def compiled_parts(model_type: str, weights: Path) -> dict[str, Path]:
-    """The compiled parts' archive members, kept beside the weights they are made of."""
+def compiled_parts(model_type: str, weights: Path, served: Path) -> dict[str, Path]:
+    """The compiled parts' archive members, kept beside the weights they are made of.
+
+    Args:
+        served: these weights as `serving_weights` gives them.
+    """
     folder = weights.with_name(f"{weights.stem}-compiled")
     members = {name: folder / name for name in COMPILED_FILES}
     sources = [*HANDLERS.rglob("compiled.py"), *HANDLERS.rglob("factored.py")]
@@ -163,7 +176,7 @@ def compiled_parts(model_type: str, weights: Path) -> dict[str, Path]:
         from samserve import compiled
         from samserve.checkpoints import load_model
 
-        compiled.export(load_model(model_type, weights, torch.device("cpu")), folder)
+        compiled.export(load_model(model_type, served, torch.device("cpu")), folder)
     return members
 
 

@@ -9,6 +9,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from http import HTTPStatus
 from pathlib import Path
+from typing import Any
 from urllib.parse import urljoin
 
 import requests
@@ -95,7 +96,10 @@ def _opened(
         request = session.prepare_request(requests.Request("GET", url, headers=headers))
         address = str(request.url)
         check(address)
-        environment = session.merge_environment_settings(address, {}, True, True, None)
+        # The proxies and the CA bundle that the environment names.
+        environment: dict[str, Any] = dict(
+            session.merge_environment_settings(address, {}, True, None, None)
+        )
         response = session.get_adapter(address).send(request, timeout=TIMEOUT_S, **environment)
         with contextlib.closing(response):
             target = session.get_redirect_target(response)

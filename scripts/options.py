@@ -127,10 +127,12 @@ def parse_options(arguments: list[str] | None = None) -> Options:
         description="Serve Segment Anything: TorchServe and the samapi-compatible gateway.",
         epilog="Every flag is also an environment variable, which `make serve` passes on. Besides, "
         "the gateway reads SAMSERVE_MAX_BODY_BYTES, SAMSERVE_PROMPT_TIMEOUT_S, "
-        "SAMSERVE_AUTOMASK_TIMEOUT_S, SAMSERVE_LOG_LEVEL, SAMSERVE_TORCHSERVE_TOKENS, and for "
+        "SAMSERVE_AUTOMASK_TIMEOUT_S, SAMSERVE_LOG_LEVEL, SAMSERVE_TORCHSERVE_TOKENS, "
+        "SAMSERVE_STAND_IN (the model type that answers for those not loaded), and for "
         "the registration of weights SAMSERVE_ADMIN_TOKEN, which allows it, "
         "SAMSERVE_WEIGHTS_ORIGINS and SAMSERVE_WEIGHTS_MAX_BYTES; "
-        "the workers read SAMSERVE_REDIS_URL.",
+        "the workers read SAMSERVE_REDIS_URL and SAMSERVE_DEFAULTS (segment-anything or samapi: "
+        "what automask does where output_type and include_image_edge are absent).",
     )
     for field in fields(Options):
         kind = _KINDS.get(field.name, _whole_number)

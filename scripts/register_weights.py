@@ -151,9 +151,7 @@ def fetch(request: Request, target: Path, tell: Tell) -> str:
 def check(request: Request, weights: Path) -> None:
     """Raises InvalidWeights unless the file is a checkpoint of its type, and nothing else."""
     # Heavy, and a download that fails does without.
-    import torch
-
-    from samserve.checkpoints import CheckpointError, load_model
+    from samserve.checkpoints import CheckpointError, model_from, opened
 
     if zipfile.is_zipfile(weights):
         try:
@@ -164,7 +162,8 @@ def check(request: Request, weights: Path) -> None:
         if unpacked > request.max_bytes:  # packed small, to fill the memory
             raise TooLarge(f"{request.url} unpacks to {unpacked} bytes.", "url")
     try:
-        load_model(request.type, weights, torch.device("cpu"))
+        # What is left out of the file is told once, where the archive is made.
+        model_from(request.type, opened(weights).tensors, origin=str(weights))
     except CheckpointError as exc:
         raise InvalidWeights(str(exc).replace(str(weights), request.url), "url") from exc
 
@@ -216,7 +215,8 @@ def _check_origin(url: str, origins: list[str]) -> None:
     if origin not in {_origin(parse_url(allowed)) for allowed in origins}:
         raise InvalidField(
             f"url: weights may not come from {origin}, only from {', '.join(origins)}, or "
-            "from the weights folder. SAMSERVE_WEIGHTS_ORIGINS says so.",
+            "from the weights folder. The server's administrator can allow other addresses, and "
+            "those that they redirect to, in SAMSERVE_WEIGHTS_ORIGINS.",
             "url",
         )
 

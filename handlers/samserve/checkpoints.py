@@ -1,8 +1,9 @@
 """A checkpoint file turned into a network ready to run.
 
 Does not download: `scripts/fetch_weights.py` puts the files where they belong.
-A checkpoint is data from elsewhere: only tensors are ever unpickled, and the
-keys must be the network's own, no fewer and no more.
+A checkpoint is data from elsewhere: only tensors and plain values are ever unpickled, and the
+keys must be the network's own, no fewer and no more. What a training program wrote round them,
+`layouts.py` takes away.
 
 On a CPU the network's weights are the file's own pages, mapped: vit_h is there in a
 moment, and all processes that map one file hold its 2.5 GB once between them.
@@ -10,18 +11,30 @@ moment, and all processes that map one file hold its 2.5 GB once between them.
 
 from __future__ import annotations
 
+import logging
 import pickle
 import struct
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from . import layouts, pickles
 from .model_types import MODEL_TYPES, is_mappable
 from .reference import Sam, sam_builder
 
+logger = logging.getLogger(__name__)
+
+EXPORT = (
+    "python -c \"import torch; c = torch.load('in.pt', map_location='cpu', weights_only=False); "
+    "torch.save(c.get('model_state', c), 'out.pt')\""
+)
+"""Runs whatever the file holds, so it is for the file's owner, where its classes are installed."""
+
+_LONGEST_KEY = 200  # a file's own names may be of any length
 _NAMED_KEYS = 5  # a wrong file differs in hundreds of keys; the first few tell which
 
 
@@ -97,6 +110,18 @@ def serving_form(
     }
 
 
+def alone(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same tensors, each with memory of its own.
+
+    A file has the whole memory of every tensor that is written to it, and a tensor cut from a
+    larger one shares that one's.
+    """
+    return {
+        key: tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
+        for key, tensor in state_dict.items()
+    }
+
+
 class _Unallocated(TorchFunctionMode):
     """Within it, uninitialised tensors get no memory, and initialising them is free.
 
@@ -125,27 +150,68 @@ _UNREADABLE = (
 )
 
 
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a file holds.
+
+    Attributes:
+        tensors: the network's, by the names that the network has for them; mapped rather than read
+            where that is possible.
+        notes: what the file holds besides and is left out, a line for each kind.
+        is_plain: whether the file holds just these tensors by these names, so that it can be
+            served as it is.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    notes: tuple[str, ...]
+    is_plain: bool
+
+
 def read(path: Path) -> dict[str, torch.Tensor]:
-    """A checkpoint's named tensors, mapped rather than read where that is possible.
+    """A checkpoint's named tensors; the log says what is left out.
 
     Raises:
         CheckpointError: the file is unreadable, or holds anything else.
     """
+    checkpoint = opened(path)
+    for note in checkpoint.notes:
+        logger.warning("%s: %s", path, note)
+    return checkpoint.tensors
+
+
+def opened(path: Path) -> Checkpoint:
+    """A checkpoint's tensors and what is to be said of the rest.
+
+    Raises:
+        CheckpointError: the file is unreadable, holds code, or holds no named tensors.
+    """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=is_mappable(path))
+        strangers = pickles.strangers_in(path)
+        with pickles.inert(strangers):
+            content = torch.load(
+                path, map_location="cpu", weights_only=True, mmap=is_mappable(path)
+            )
     except pickle.UnpicklingError as error:
+        named = f" ({error})" if isinstance(error, pickles.RefusedGlobals) else ""
         raise CheckpointError(
-            f"{path}: no checkpoint, or one that holds more than tensors; "
-            "it is refused because unpickling the rest could run code"
+            f"{path}: no checkpoint, or one that holds more than tensors{named}; "
+            "it is refused because unpickling the rest could run code. Where the file is trusted, "
+            f"this writes its tensors alone: {EXPORT}"
         ) from error
     except _UNREADABLE as error:
         raise CheckpointError(f"{path}: cannot be read: {error or type(error).__name__}") from error
+    if isinstance(content, pickles.Inert):
+        raise CheckpointError(f"{path}: holds a whole model or another object, not named tensors")
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: holds a {type(content).__name__}, not named tensors")
-    strangers = [str(key) for key, value in content.items() if not _is_named_tensor(key, value)]
+    found = layouts.weights_in(content)
+    others = [str(key) for key, value in found.tensors.items() if not _is_named_tensor(key, value)]
+    if others:
+        raise CheckpointError(f"{path}: {_listed(others, 'entries that are no named tensor')}")
+    notes = list(found.notes)
     if strangers:
-        raise CheckpointError(f"{path}: {_listed(strangers, 'entries that are no named tensor')}")
-    return content
+        notes.append(_listed(strangers, "classes were not loaded, nor was anything of them"))
+    return Checkpoint(found.tensors, tuple(notes), found.is_plain and not strangers)
 
 
 def _is_named_tensor(key: object, value: object) -> bool:
@@ -180,4 +246,5 @@ def _listed(keys: list[str], kind: str) -> str:
     """`3 missing: a, b, c`, or `9 missing: a, b, c, d, e and 4 more`."""
     more = len(keys) - _NAMED_KEYS
     tail = f" and {more} more" if more > 0 else ""
-    return f"{len(keys)} {kind}: {', '.join(keys[:_NAMED_KEYS])}{tail}"
+    named = ", ".join(key[:_LONGEST_KEY] for key in keys[:_NAMED_KEYS])
+    return f"{len(keys)} {kind}: {named}{tail}"

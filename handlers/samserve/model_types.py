@@ -6,6 +6,7 @@ Imports nothing heavy: the gateway and the download need the names, not the netw
 from __future__ import annotations
 
 import hashlib
+import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,6 +67,46 @@ MODEL_TYPES: dict[str, ModelType] = {
         ),
     )
 }
+
+
+DEFAULT_WEIGHTS = "default"
+"""What a type's own weights are called."""
+
+UNSUPPORTED_TYPES = ("sam2_l", "sam2_bp", "sam2_s", "sam2_t", "sam3")
+"""Types that samapi's clients offer besides: SAM 2 and SAM 3, which are no part of this server."""
+
+KNOWN_TYPES = (*MODEL_TYPES, *UNSUPPORTED_TYPES)
+"""All types that samapi's clients offer."""
+
+_MASTER = "(?:master|HEAD|refs/heads/master|f706ad9c4eb7f219c00d9050e46328518ffb65d2)"
+_META = r"dl\.fbaipublicfiles\.com"
+_SAM2 = _META + r"/segment_anything_2/\d+/sam2(?:\.1)?_hiera_"
+
+_DEFAULT_ADDRESSES: dict[str, re.Pattern[str]] = {
+    model_type: re.compile(rf"https?://(?:{address})(?:[?#]\S*)?", re.IGNORECASE)
+    for model_type, address in {
+        "vit_t": r"(?:(?:www\.)?github\.com/ChaoningZhang/MobileSAM/(?:raw|blob)"
+        rf"|raw\.githubusercontent\.com/ChaoningZhang/MobileSAM)/{_MASTER}/weights/mobile_sam\.pt",
+        **{
+            name: _META + "/segment_anything/" + re.escape(MODEL_TYPES[name].filename)
+            for name in ("vit_b", "vit_l", "vit_h")
+        },
+        "sam2_l": _SAM2 + r"large\.pt",
+        "sam2_bp": _SAM2 + r"base_plus\.pt",
+        "sam2_s": _SAM2 + r"small\.pt",
+        "sam2_t": _SAM2 + r"tiny\.pt",
+    }.items()
+}
+
+
+def is_default_address(model_type: str, address: str) -> bool:
+    """Whether the weights that samapi takes by default for this type are published there.
+
+    Scripts and QuPath's workflows that were recorded with samapi name it in `checkpoint_url`. All
+    spellings of the address count that lead to the same file.
+    """
+    pattern = _DEFAULT_ADDRESSES.get(model_type)
+    return pattern is not None and pattern.fullmatch(address.strip()) is not None
 
 
 def is_mappable(weights: Path) -> bool:

@@ -1,8 +1,12 @@
 """What may be asked of the two modes, with defaults, limits and meaning.
 
 The models serve twice: the worker checks bodies with them, and the gateway's OpenAPI
-pages are made from them. Field names and defaults are samapi's; the automask fields
-mean what `segment_anything.SamAutomaticMaskGenerator` means by them.
+pages are made from them. Field names are samapi's. The automask fields mean what
+`segment_anything.SamAutomaticMaskGenerator` means by them, and their defaults are its
+defaults; for who wants samapi's, `AutomaskRequest.with_defaults` puts those in place.
+
+An empty list or text in an optional field of a prompt means that the field is absent, as it
+does in samapi, which tests whether a field is true.
 
 Does not look at the image: what depends on its size (is the box inside?) is checked in
 `prompts.py`, once the size is known.
@@ -13,11 +17,22 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from .errors import InvalidField, InvalidRequest, NotFound
+from .model_types import DEFAULT_WEIGHTS, is_default_address
+from .settings import Defaults
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -68,6 +83,13 @@ def _integral(value: object) -> object:
 
 Integer = Annotated[int, BeforeValidator(_integral)]
 
+_T = TypeVar("_T")
+
+
+def _absent_if_empty(value: _T) -> _T | None:
+    return value or None
+
+
 _Coordinate = Annotated[float, Field(ge=-1e6, le=1e6)]
 
 
@@ -79,15 +101,17 @@ def _check_box(box: tuple[float, float, float, float]) -> tuple[float, float, fl
 
 
 Box = Annotated[
-    tuple[_Coordinate, _Coordinate, _Coordinate, _Coordinate], AfterValidator(_check_box)
+    tuple[_Coordinate, _Coordinate, _Coordinate, _Coordinate],
+    # A strict tuple would refuse the list that a validator before it has looked at.
+    Field(strict=False),
+    AfterValidator(_check_box),
 ]
 """XYXY in pixels of the image sent, `x1 < x2` and `y1 < y2`; bounded, so that float32
 keeps it finite on its way to the network."""
 
-_BOX = Field(
-    description="Box prompt `[x1, y1, x2, y2]` in pixels of the image sent, origin top-left.",
-    examples=[[10, 20, 200, 180]],
-)
+
+def _absent_if_empty_list(value: object) -> object:
+    return None if value == [] else value
 
 
 class _Model(BaseModel):
@@ -105,25 +129,31 @@ def _check_label(value: int) -> int:
 class Prompt(_Model):
     """What says which object is meant: any of these, or several together."""
 
-    bbox: Box | None = Field(
+    bbox: Annotated[Box | None, BeforeValidator(_absent_if_empty_list)] = Field(
         None,
         description="Box `[x1, y1, x2, y2]` in pixels of the image sent, origin top-left.",
         examples=[[10, 20, 200, 180]],
     )
-    point_coords: list[tuple[_Coordinate, _Coordinate]] | None = Field(
+    point_coords: Annotated[
+        Annotated[list[tuple[_Coordinate, _Coordinate]], Field(max_length=MAX_POINTS)] | None,
+        AfterValidator(_absent_if_empty),
+    ] = Field(
         None,
-        min_length=1,
-        max_length=MAX_POINTS,
         description="Points `[[x, y], …]` in pixels of the image sent, with a label each.",
         examples=[[[100, 90], [30, 40]]],
     )
-    point_labels: list[Annotated[Integer, AfterValidator(_check_label)]] | None = Field(
+    point_labels: Annotated[
+        Annotated[
+            list[Annotated[Integer, AfterValidator(_check_label)]], Field(max_length=MAX_POINTS)
+        ]
+        | None,
+        AfterValidator(_absent_if_empty),
+    ] = Field(
         None,
-        max_length=MAX_POINTS,
         description="For each point: 1, it lies on the object; 0, on the background.",
         examples=[[1, 0]],
     )
-    b64mask: str | None = Field(
+    b64mask: Annotated[str | None, AfterValidator(_absent_if_empty)] = Field(
         None,
         description="Mask: base64 of an image file, the object brighter than half of its "
         "brightest pixel. Of the size of the image sent, or 256x256: then it is SAM's own frame, "
@@ -172,10 +202,11 @@ class RoutedRequest(JsonBody):
         "or `vit_t` (MobileSAM). It must be loaded.",
         examples=["vit_t"],
     )
-    checkpoint_url: str | None = Field(
+    checkpoint_url: Annotated[str | None, AfterValidator(_absent_if_empty)] = Field(
         None,
-        description="Name or URL of registered weights, as `GET /sam/weights/` lists them. "
-        "Nothing is ever downloaded for a request.",
+        description="Name or URL of registered weights, as `GET /sam/weights/` lists them. The "
+        "address from which samapi takes a type's own weights means `default`. Nothing is ever "
+        "downloaded for a request.",
         examples=["default"],
     )
 
@@ -220,7 +251,9 @@ class SegmentRequest(RoutedRequest):
         if "type" in self.model_fields_set and self.type != model_type:
             raise NotFound(f"{self.type} is not served here; {model_type} is.", "type")
         wanted = self.checkpoint_url
-        if wanted is not None and wanted not in (weights["name"], weights["url"]):
+        if wanted is None or wanted in (weights["name"], weights["url"]):
+            return
+        if weights["name"] != DEFAULT_WEIGHTS or not is_default_address(model_type, wanted):
             raise NotFound(
                 f"No weights {wanted!r} are registered for {model_type}; "
                 f"{weights['name']!r} ({weights['url']}) are.",
@@ -238,7 +271,6 @@ class PromptRequest(Prompt, SegmentRequest):
 
     prompts: list[Prompt] | None = Field(
         None,
-        min_length=1,
         max_length=MAX_PROMPTS,
         description="Several prompts on this one image, in place of one. Each Feature says in "
         "`prompt_idx` which of them it answers.",
@@ -256,7 +288,7 @@ class PromptRequest(Prompt, SegmentRequest):
             InvalidField: no prompt, two ways of prompting at once, points without as many
                 labels, or more of them than are allowed.
         """
-        if self.prompts is None:
+        if not self.prompts:
             named: list[tuple[str, Prompt]] = [("", self)]
         elif self.given():
             raise InvalidField(
@@ -266,10 +298,11 @@ class PromptRequest(Prompt, SegmentRequest):
             named = [(f"prompts.{index}.", prompt) for index, prompt in enumerate(self.prompts)]
         for path, prompt in named:
             if not prompt.given():
+                empty_list = self.prompts is not None and not self.prompts
                 raise InvalidField(
                     f"{path or 'No prompt: '}"
                     "send bbox, point_coords with point_labels, b64mask, or prompts.",
-                    f"{path}bbox",
+                    "prompts" if empty_list else f"{path}bbox",
                 )
             points, labels = len(prompt.point_coords or ()), len(prompt.point_labels or ())
             if points != labels:
@@ -309,9 +342,10 @@ class Tiling:
 class AutomaskRequest(SegmentRequest):
     """`POST /sam/automask/`: every object in the image.
 
-    Source of the fields from `points_per_side` to `min_mask_region_area`:
-    segment-anything's `SamAutomaticMaskGenerator`; of `output_type` and
-    `include_image_edge`: samapi 0.3.
+    Source of the fields from `points_per_side` to `min_mask_region_area` and of their defaults:
+    segment-anything's `SamAutomaticMaskGenerator`. `output_type` and `include_image_edge` come
+    from samapi 0.3; where they are absent, this does what segment-anything does, and not what
+    samapi does (`Single mask`, and no image edge). `with_defaults` changes that.
     """
 
     points_per_side: Integer = Field(
@@ -342,10 +376,14 @@ class AutomaskRequest(SegmentRequest):
         0.7, ge=0, le=1, description="As box_nms_thresh, between masks of different crops."
     )
     crop_overlap_ratio: float = Field(
-        512 / 1500, ge=0, le=1, description="Overlap of the first layer's crops, of the short side."
+        512 / 1500,
+        description="Overlap of the first layer's crops, of the short side: 0 to 1. Without crop "
+        "layers it is not looked at.",
     )
     crop_n_points_downscale_factor: Integer = Field(
-        1, ge=1, description="Layer n samples points_per_side / this^n points a side."
+        1,
+        description="Layer n samples points_per_side / this^n points a side: 1 or more. Without "
+        "crop layers it is not looked at, so that 0 does as well.",
     )
     min_mask_region_area: Integer = Field(
         0, ge=0, description="Remove holes and islands smaller than this many pixels."
@@ -353,10 +391,13 @@ class AutomaskRequest(SegmentRequest):
     output_type: Annotated[OutputType, BeforeValidator(OutputType.parse)] = Field(
         OutputType.BEST_QUALITY,
         description="Which of a point's masks survive; letter case does not matter. "
-        "`Multi-mask (best quality)` is segment-anything's own behaviour.",
+        "`Multi-mask (best quality)` is segment-anything's own behaviour. Where the field is "
+        "absent, samapi takes `Single mask`; so does a server with `SAMSERVE_DEFAULTS=samapi`.",
     )
     include_image_edge: bool = Field(
-        True, description="False: a mask near all four edges of the picture goes too."
+        True,
+        description="False: a mask near all four edges of the picture goes too. Where the field "
+        "is absent, samapi takes false; so does a server with `SAMSERVE_DEFAULTS=samapi`.",
     )
     tile_size: Integer | None = Field(
         None,
@@ -379,6 +420,32 @@ class AutomaskRequest(SegmentRequest):
         "Beyond it 504, with what was found until then.",
         examples=[60],
     )
+
+    @field_validator("crop_overlap_ratio")
+    @classmethod
+    def _check_overlap_of_crops(cls, value: float, others: ValidationInfo) -> float:
+        if others.data.get("crop_n_layers") and not 0 <= value <= 1:
+            raise ValueError(f"is {value:g}; with crop layers it must be 0 to 1")
+        return value
+
+    @field_validator("crop_n_points_downscale_factor")
+    @classmethod
+    def _check_downscale_factor(cls, value: int, others: ValidationInfo) -> int:
+        # segment-anything divides by factor**layer, which is 1 for the whole image.
+        if others.data.get("crop_n_layers") and value < 1:
+            raise ValueError(f"is {value}; with crop layers it must be at least 1")
+        return value
+
+    def with_defaults(self, defaults: Defaults) -> Self:
+        """The same request with these defaults for what it leaves open.
+
+        Args:
+            defaults: `segment-anything` leaves everything as it is.
+        """
+        if defaults == "segment-anything":
+            return self
+        absent = SAMAPI_DEFAULTS.keys() - self.model_fields_set
+        return self.model_copy(update={name: SAMAPI_DEFAULTS[name] for name in absent})
 
     def points_a_side(self) -> list[int]:
         """Points a side of the grid for each layer, the whole image first.
@@ -441,3 +508,10 @@ class AutomaskRequest(SegmentRequest):
                 f"this server's limit is {max_points}.",
                 "points_per_side",
             )
+
+
+SAMAPI_DEFAULTS: dict[str, object] = {
+    "output_type": OutputType.SINGLE_MASK,
+    "include_image_edge": False,
+}
+"""Where samapi's defaults (version 0.3 and later) differ from segment-anything's behaviour."""

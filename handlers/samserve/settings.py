@@ -10,12 +10,15 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Precision = Literal["float32", "bfloat16", "float16"]
 """Named as PyTorch names them."""
+
+Defaults = Literal["segment-anything", "samapi"]
+"""Whose behaviour a body gets that leaves `output_type` or `include_image_edge` open."""
 
 
 def usable_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
@@ -89,6 +92,7 @@ class ModelSettings(_Settings):
     precision: Precision | Literal["auto"]
     cpu_runtime: Literal["openvino", "pytorch"]
     gpu_compile: bool
+    defaults: Defaults = "segment-anything"  # by the environment only: SAMSERVE_DEFAULTS
     limits: Limits
     embedding_cache: CacheSettings
     prompt: LaneSettings
@@ -124,10 +128,10 @@ class ModelSettings(_Settings):
         `SAMSERVE_PROMPT_THREADS`, `SAMSERVE_AUTOMASK_THREADS` and `SAMSERVE_CACHE_DIRECTORY`
         win over it, since only who starts the server knows how many workers share the cores,
         and where there is a folder that he will remove. `SAMSERVE_REDIS_URL` names what the
-        machines share.
+        machines share. `SAMSERVE_DEFAULTS` says whose defaults bodies have.
 
         Raises:
-            pydantic.ValidationError: names the wrong setting.
+            ValueError: names the wrong setting (as pydantic.ValidationError) or variable.
         """
         settings = dict(config["samserve"])
         for lane in ("prompt", "automask"):
@@ -140,4 +144,12 @@ class ModelSettings(_Settings):
         redis_url = environ.get("SAMSERVE_REDIS_URL")
         if redis_url:
             settings["embedding_cache"] = {**settings["embedding_cache"], "redis_url": redis_url}
+        defaults = environ.get("SAMSERVE_DEFAULTS")
+        if defaults:
+            known = get_args(Defaults)
+            if defaults not in known:
+                raise ValueError(
+                    f"SAMSERVE_DEFAULTS is {defaults!r}; it must be {' or '.join(known)}"
+                )
+            settings["defaults"] = defaults
         return cls.model_validate(settings)

@@ -160,6 +160,43 @@ def test_samapis_readme_in_its_fewest_words(server: Any) -> None:
     assert qupath_reads(server.http.post(f"{server.options.url}/sam/automask/", json=automask))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"bbox": [20, 30, 70, 78], "point_coords": [], "point_labels": []},
+        {"bbox": [20, 30, 70, 78], "b64mask": "", "checkpoint_url": ""},
+        {"bbox": [], "point_coords": [[45, 55]], "point_labels": [1]},
+        {"bbox": None, "point_coords": [[45, 55]], "point_labels": [1], "b64mask": None},
+    ],
+)
+def test_empty_fields_are_absent(server: Any, fields: dict[str, Any]) -> None:
+    filled = {name: value for name, value in fields.items() if value}
+    both = [
+        qupath_reads(qupath_posts(server, "/sam/", {"type": "vit_t", "b64img": VIEW, **each}))
+        for each in (fields, filled)
+    ]
+    assert both[0] == both[1]
+    assert len(both[0]) == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"crop_n_points_downscale_factor": 0},
+        {"crop_n_points_downscale_factor": 0.0, "crop_n_layers": 0.0},
+        {"crop_overlap_ratio": 2.0},
+    ],
+)
+def test_what_is_for_crops_does_not_matter_without(server: Any, fields: dict[str, Any]) -> None:
+    """The lowest value of the extension's spinner among it."""
+    answer = qupath_posts(server, "/sam/automask/", {**AUTOMASK, **fields})
+    assert answer.json() == qupath_posts(server, "/sam/automask/", AUTOMASK).json()
+    refused = qupath_posts(
+        server, "/sam/automask/", {**AUTOMASK, **fields, "crop_n_layers": 1}
+    ).json()
+    assert refused["error"]["field"] in fields
+
+
 def test_a_mask_prompt_as_samapi_takes_it(server: Any) -> None:
     drawn = picture("coins") * 0
     drawn[35:75, 25:65] = 255

@@ -32,9 +32,42 @@ def test_version_is_plain_text(server: Any) -> None:
 
 def test_weights_say_where_they_come_from(server: Any) -> None:
     fetched = json.loads((ROOT / "weights" / "vit_t.json").read_text())
-    for query, expected in (("", [fetched]), ("?type=vit_t", [fetched]), ("?type=vit_h", [])):
+    for query, expected in (("", [fetched]), ("?type=vit_t", [fetched]), ("?type=vit_x", [])):
         answer = server.http.get(f"{server.options.url}/sam/weights/{query}")
         assert (answer.status_code, answer.json()) == (200, expected)
+
+
+@pytest.mark.parametrize("path", ["/sam/upload/", "/sam/video/", "/sam/video/propagate/"])
+def test_what_the_extension_asks_of_sam_2_and_3_alone_is_not_here(server: Any, path: str) -> None:
+    answer = server.post(path, {"type": "sam2_l"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "name", "said"),
+    [
+        ("vit_l", "not loaded: choose vit_t", "make serve MODELS='vit_t vit_l'"),
+        ("vit_h", "not loaded: choose vit_t", "make serve MODELS='vit_t vit_h'"),
+        ("sam2_l", "not on this server: choose vit_t", "no SAM 2 or SAM 3"),
+        ("sam3", "not on this server: choose vit_t", "no SAM 2 or SAM 3"),
+    ],
+)
+def test_a_type_that_is_not_loaded_has_an_entry_that_leads_to_the_reason(
+    server: Any, model_type: str, name: str, said: str
+) -> None:
+    [entry] = server.http.get(f"{server.options.url}/sam/weights/?type={model_type}").json()
+    assert (entry["type"], entry["name"]) == (model_type, name)
+    body = {**BODY, "type": model_type, "checkpoint_url": entry["url"]}
+    # Without a stand-in, what a client says of one means nothing.
+    for headers in ({}, {"Samserve-Stand-In": "true"}):
+        for path in ("/sam/", "/sam/automask/", "/sam/automask/?stream=1"):
+            answer = server.http.post(server.options.url + path, json=body, headers=headers)
+            error = answer.json()["error"]
+            assert (answer.status_code, error["code"]) == (404, "not_found")
+            assert said in error["message"]
+            assert "Loaded: vit_t" in error["message"]
+    answer = server.post("/sam/", {**BODY, "checkpoint_url": entry["url"]})
+    assert (answer.status_code, answer.json()["error"]["field"]) == (404, "checkpoint_url")
 
 
 def test_weights_can_be_asked_for_by_name_and_by_url(server: Any) -> None:

@@ -24,6 +24,7 @@ from scripts.build_archive import (
     weights_of,
 )
 from tests.conftest import ROOT
+from tests.unit.test_checkpoints import Malice
 
 
 @pytest.fixture
@@ -178,6 +179,64 @@ def test_the_precision_of_the_yaml_is_the_archives_and_made_once(fetched: Path) 
     describe(fetched / "vit_b.pt")
     serving_weights("vit_b", fetched / "vit_b.pt", "bfloat16")
     assert torch.load(path).keys() == {"image_encoder.x"}
+
+
+@pytest.fixture
+def registered(fetched: Path) -> Path:
+    """The same weights, registered under a name."""
+    path = fetched / "vit_b.mine.pt"
+    (fetched / "vit_b.pt").rename(path)
+    describe(path)
+    return path
+
+
+def test_registered_weights_that_are_plain_go_in_as_they_are(registered: Path) -> None:
+    for _ in range(2):  # the second time it is not looked into again
+        assert serving_weights("vit_b", registered, "float32") == {"vit_b.pt": registered}
+    assert not (registered.with_name("vit_b.mine-float32") / "vit_b.pt").exists()
+
+
+@pytest.mark.parametrize("layout", ["training", "prefixed", "decoder"])
+def test_registered_weights_of_another_layout_are_rewritten_once(
+    registered: Path, layout: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = torch.load(registered)
+    shared = torch.rand(1000, 9)
+    tensors["mask_decoder.y"] = shared[3]  # a file would hold all of `shared` with it
+    prefixed = {f"sam.{key}": tensor for key, tensor in tensors.items()}
+    content = {
+        "training": {"model_state": prefixed, "optimizer_state": {"state": shared}, "epoch": 3},
+        "prefixed": prefixed,
+        "decoder": {**tensors, "decoder_state": {"x": shared}},
+    }[layout]
+    torch.save(content, registered)
+    describe(registered)
+    [(name, path)] = serving_weights("vit_b", registered, "float32").items()
+    assert name == "vit_b.pt"
+    assert path.parent.name == "vit_b.mine-float32"
+    assert is_mappable(path)
+    assert path.stat().st_size < 10_000 < registered.stat().st_size
+    rewritten = torch.load(path)
+    assert rewritten.keys() == tensors.keys()
+    assert all(torch.equal(rewritten[key], tensor) for key, tensor in tensors.items())
+    said = capsys.readouterr().out
+    assert "converting" in said
+    assert ("left out" in said) == (layout != "prefixed")
+    before = path.stat().st_mtime_ns
+    assert serving_weights("vit_b", registered, "float32") == {"vit_b.pt": path}
+    assert (path.stat().st_mtime_ns, capsys.readouterr().out) == (before, "")
+    torch.save(tensors, registered)  # and if they become plain ones
+    describe(registered)
+    assert serving_weights("vit_b", registered, "float32") == {"vit_b.pt": registered}
+    assert not path.exists()
+
+
+def test_registered_weights_that_hold_code_stop_it(registered: Path, tmp_path: Path) -> None:
+    torch.save({"model_state": {}, "init": Malice(tmp_path / "it ran")}, registered)
+    describe(registered)
+    with pytest.raises(SystemExit, match="could run code"):
+        serving_weights("vit_b", registered, "float32")
+    assert not (tmp_path / "it ran").exists()
 
 
 def test_other_weights_than_those_described_are_refused(fetched: Path) -> None:

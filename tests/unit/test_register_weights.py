@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gateway.settings import Settings
 from samserve.errors import InvalidField, InvalidWeights, SamserveError, TooLarge, Unreachable
 from scripts.register_weights import Request, check, fetch
 from tests.addresses import CONTENT, Address, serving
@@ -213,6 +215,51 @@ def test_only_listed_origins(request_of: Request, address: Address, url: str, or
     asked = replace(request_of, url=url.format(port=port), origins=[origin.format(port=port)])
     assert type(refusal_of(asked)) is InvalidField
     assert address.asked == []
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://zenodo.org/records/10524894/files/vit_b_nuclei.pth?download=1",
+        "https://owncloud.gwdg.de/index.php/s/abc/download",
+        "https://uk1s3.embassy.ebi.ac.uk/public-datasets/some-model/1.1/files/vit_t.pt",
+        "https://github.com/somebody/weights/releases/download/v1/vit_t.pt",
+        "https://dl.fbaipublicfiles.com/segment_anything/sam_vit_b_01ec64.pth",
+    ],
+)
+def test_what_is_allowed_without_being_told(
+    request_of: Request, monkeypatch: pytest.MonkeyPatch, url: str
+) -> None:
+    """The proxy is a closed door, so that an allowed address is tried and not reached."""
+    origins = Settings().weights_origins.split()
+    with socket.socket() as bound_but_not_listening:
+        bound_but_not_listening.bind(("127.0.0.1", 0))
+        proxy = f"http://127.0.0.1:{bound_but_not_listening.getsockname()[1]}"
+        for name in ("HTTPS_PROXY", "https_proxy"):
+            monkeypatch.setenv(name, proxy)
+        for name in ("NO_PROXY", "no_proxy"):
+            monkeypatch.delenv(name, raising=False)
+        refused = refusal_of(replace(request_of, url=url, origins=origins))
+    assert isinstance(refused, Unreachable)
+    for other in (
+        url.replace("https:", "http:"),
+        url.replace("https://", "https://x."),
+        url.replace("https://", "https://x@"),
+        re.sub(r"(https://[^/]+)", r"\1:8443", url),
+        re.sub(r"(https://[^/]+)", r"\1.evil.example", url),
+    ):
+        refused = refusal_of(replace(request_of, url=other, origins=origins))
+        assert type(refused) is InvalidField, other
+
+
+def test_a_redirect_to_a_host_that_is_not_allowed_names_the_setting(
+    request_of: Request, address: Address
+) -> None:
+    address.moved_to = "https://files.zenodo.example/vit_t.pt"
+    asked = downloaded(request_of, address, address.url.replace("/file", "/moved"))
+    refused = refusal_of(replace(asked, origins=[*asked.origins, "https://zenodo.org"]))
+    assert "files.zenodo.example" in refused.message
+    assert "SAMSERVE_WEIGHTS_ORIGINS" in refused.message
 
 
 def test_nobody_there(request_of: Request, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from samserve.errors import InvalidField, NotFound
+from samserve.model_types import MODEL_TYPES
 from samserve.requests import AutomaskRequest, OutputType, PromptRequest, RoutedRequest
 
 WEIGHTS = {"name": "default", "url": "https://example.org/mobile_sam.pt"}
@@ -53,8 +54,71 @@ def test_output_type_in_any_letter_case(choice: OutputType, spell: Any) -> None:
     assert automask(output_type=spell(choice.value)).output_type is choice
 
 
+def test_samapis_defaults_are_for_what_is_left_open() -> None:
+    assert automask().with_defaults("segment-anything") == automask()
+    changed = automask().with_defaults("samapi")
+    assert changed.output_type is OutputType.SINGLE_MASK
+    assert changed.include_image_edge is False
+    assert changed.model_copy(
+        update={"output_type": OutputType.BEST_QUALITY, "include_image_edge": True}
+    ) == automask()  # fmt: skip
+    sent: dict[str, Any] = {"output_type": "Multi-mask (all)", "include_image_edge": True}
+    for name, value in sent.items():
+        kept = automask(**{name: value})
+        assert getattr(kept.with_defaults("samapi"), name) == getattr(kept, name)
+    assert automask(**sent).with_defaults("samapi") == automask(**sent)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"crop_n_points_downscale_factor": 0},
+        {"crop_n_points_downscale_factor": 0.0, "crop_n_layers": 0.0},
+        {"crop_n_points_downscale_factor": -1},
+        {"crop_n_points_downscale_factor": 2**31},
+        {"crop_overlap_ratio": 1.5},
+        {"crop_overlap_ratio": -0.1},
+    ],
+)
+def test_without_crop_layers_their_settings_do_not_matter(fields: dict[str, Any]) -> None:
+    request = automask(points_per_side=8, **fields)
+    assert request.points_a_side() == [8]
+    request.check_work(64, 60)
+    with pytest.raises(
+        InvalidField, match=r"with crop layers it must be|leaves the last crop"
+    ) as refused:
+        automask(**{**fields, "crop_n_layers": 1}).points_a_side()
+    assert refused.value.field in fields
+
+
 def test_a_whole_number_may_have_a_decimal_point() -> None:
     assert automask(points_per_side=8.0).points_per_side == 8
+
+
+EMPTY: dict[str, Any] = {"point_coords": [], "point_labels": [], "bbox": [], "b64mask": ""}
+
+
+@pytest.mark.parametrize(
+    ("fields", "given"),
+    [
+        ({"bbox": [1, 2, 3, 4], "point_coords": [], "point_labels": []}, ["bbox"]),
+        ({"bbox": [1, 2, 3, 4], "point_labels": []}, ["bbox"]),
+        ({"bbox": [1, 2, 3, 4], "b64mask": "", "prompts": []}, ["bbox"]),
+        (
+            {"bbox": [], "point_coords": [[1, 2]], "point_labels": [1]},
+            ["point_coords", "point_labels"],
+        ),
+        ({"b64mask": "x", "bbox": [], "point_coords": None, "checkpoint_url": ""}, ["b64mask"]),
+    ],
+)
+def test_empty_is_absent(fields: dict[str, Any], given: list[str]) -> None:
+    asked = prompt(**fields)
+    [(path, one)] = asked.each_prompt()
+    assert (path, one.given(), asked.checkpoint_url) == ("", given, None)
+    if "prompts" not in fields:
+        nested = {name: value for name, value in fields.items() if name != "checkpoint_url"}
+        [(path, one)] = prompt(prompts=[nested], **EMPTY).each_prompt()
+        assert (path, one.given()) == ("prompts.0.", given)
 
 
 def test_null_is_absent_where_absent_is_allowed() -> None:
@@ -87,6 +151,12 @@ BOX: dict[str, Any] = {"bbox": [1, 2, 3, 4]}
     ("fields", "field"),
     [
         ({}, "bbox"),
+        (EMPTY, "bbox"),
+        ({"point_coords": [], "point_labels": []}, "bbox"),
+        ({"b64mask": ""}, "bbox"),
+        ({"prompts": []}, "prompts"),
+        ({"prompts": [EMPTY]}, "prompts.0.bbox"),
+        ({"point_coords": [], "point_labels": [1]}, "point_labels"),
         ({"prompts": [BOX, {}]}, "prompts.1.bbox"),
         ({"prompts": [BOX], **BOX}, "prompts"),
         ({"prompts": [BOX], **POINT}, "prompts"),
@@ -112,7 +182,12 @@ def test_what_is_no_prompt(fields: dict[str, Any], field: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"point_coords": [], "point_labels": []}, "point_coords"),
+        ({"point_coords": ""}, "point_coords"),
+        ({"point_coords": [[]], "point_labels": [1]}, "point_coords.0.0"),
+        ({"bbox": {}}, "bbox"),
+        ({"bbox": ""}, "bbox"),
+        ({"bbox": [1, "2", 3, 4]}, "bbox.1"),
+        ({"bbox": [1, True, 3, 4]}, "bbox.1"),
         ({"point_coords": [[1]], "point_labels": [1]}, "point_coords.0.1"),
         ({"point_coords": [[1, 2, 3]], "point_labels": [1]}, "point_coords.0"),
         ({"point_coords": [1, 2], "point_labels": [1]}, "point_coords.0"),
@@ -121,13 +196,61 @@ def test_what_is_no_prompt(fields: dict[str, Any], field: str) -> None:
         ({"point_coords": [[1, 2]], "point_labels": [True]}, "point_labels.0"),
         ({"point_coords": [[1, 2]], "point_labels": 1}, "point_labels"),
         ({"point_coords": [[1, 2]] * 257, "point_labels": [1] * 257}, "point_coords"),
-        ({"prompts": []}, "prompts"),
     ],
 )
 def test_what_is_no_point(fields: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidField) as refused:
         prompt(**fields)
     assert refused.value.field == field
+
+
+GITHUB = "https://github.com/ChaoningZhang/MobileSAM/raw"
+META = "https://dl.fbaipublicfiles.com/segment_anything"
+PUBLISHED: dict[str, list[str]] = {
+    "vit_t": [
+        f"{GITHUB}/master/weights/mobile_sam.pt",
+        f" {GITHUB}/master/weights/mobile_sam.pt\n",
+        f"{GITHUB}/refs/heads/master/weights/mobile_sam.pt",
+        f"{GITHUB.replace('/raw', '/blob')}/master/weights/mobile_sam.pt?raw=true",
+        f"{GITHUB.replace('https', 'http')}/HEAD/weights/mobile_sam.pt",
+        "https://raw.githubusercontent.com/ChaoningZhang/MobileSAM/master/weights/mobile_sam.pt",
+        "https://GitHub.com/chaoningzhang/mobilesam/raw/master/weights/mobile_sam.pt",
+    ],
+    "vit_b": [f"{META}/sam_vit_b_01ec64.pth", f"{META}/sam_vit_b_01ec64.pth".replace("s:", ":")],
+    "vit_l": [f"{META}/sam_vit_l_0b3195.pth"],
+    "vit_h": [f"{META}/sam_vit_h_4b8939.pth", f"{META}/sam_vit_h_4b8939.pth?download=1"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_samapis_own_addresses_mean_the_types_own_weights(model_type: str) -> None:
+    for address in [*PUBLISHED[model_type], MODEL_TYPES[model_type].url]:
+        prompt(checkpoint_url=address).check_weights(model_type, WEIGHTS)
+        # Weights of another name are not those, wherever they were registered from.
+        with pytest.raises(NotFound):
+            prompt(checkpoint_url=address).check_weights(model_type, {**WEIGHTS, "name": "mine"})
+        own = {"name": "mine", "url": address}
+        prompt(checkpoint_url=address).check_weights(model_type, own)
+        for other in MODEL_TYPES.keys() - {model_type}:
+            with pytest.raises(NotFound):
+                prompt(checkpoint_url=address).check_weights(other, WEIGHTS)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        f"{GITHUB}/0123456789/weights/mobile_sam.pt",
+        f"{GITHUB.replace('ChaoningZhang', 'somebody')}/master/weights/mobile_sam.pt",
+        f"{GITHUB.replace('github.com', 'github.com.evil.example')}/master/weights/mobile_sam.pt",
+        f"{GITHUB.replace('github.com', 'githubxcom')}/master/weights/mobile_sam.pt",
+        f"https://evil.example/?{GITHUB}/master/weights/mobile_sam.pt",
+        f"{GITHUB}/master/weights/mobile_sam.pt/other.pt",
+        "mobile_sam.pt",
+    ],
+)
+def test_no_other_address_means_them(address: str) -> None:
+    with pytest.raises(NotFound):
+        prompt(checkpoint_url=address).check_weights("vit_t", WEIGHTS)
 
 
 def test_weights_are_named_or_refused() -> None:

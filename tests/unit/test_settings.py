@@ -78,6 +78,25 @@ def test_a_wrong_setting_is_named(
 
 
 @pytest.mark.parametrize(
+    ("environ", "defaults"),
+    [
+        ({}, "segment-anything"),
+        ({"SAMSERVE_DEFAULTS": ""}, "segment-anything"),
+        ({"SAMSERVE_DEFAULTS": "segment-anything"}, "segment-anything"),
+        ({"SAMSERVE_DEFAULTS": "samapi"}, "samapi"),
+    ],
+)
+def test_whose_defaults(config: dict[str, Any], environ: dict[str, str], defaults: str) -> None:
+    assert ModelSettings.from_yaml(config, environ).defaults == defaults
+
+
+@pytest.mark.parametrize("wrong", ["SAM", "samapi ", "none"])
+def test_wrong_defaults_stop_the_worker_by_name(config: dict[str, Any], wrong: str) -> None:
+    with pytest.raises(ValueError, match=r"SAMSERVE_DEFAULTS is .* segment-anything or samapi"):
+        ModelSettings.from_yaml(config, {"SAMSERVE_DEFAULTS": wrong})
+
+
+@pytest.mark.parametrize(
     ("limit", "cores"),
     [("150000 100000", 1), ("50000 100000", 1), ("200000 100000", 2), ("max 100000", None)],
 )
