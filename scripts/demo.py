@@ -18,7 +18,7 @@ from typing import Any
 import skimage.data
 from PIL import Image, ImageChops, ImageDraw, ImageStat
 
-from .loopback import LoopbackSession
+from . import loopback
 from .options import ROOT, free_ports, parse_options
 from .server import ServerError, running
 from .steps import step
@@ -77,8 +77,7 @@ def ask(url: str, image: Image.Image, question: dict[str, Any]) -> bytes:
     png = io.BytesIO()
     image.save(png, "PNG")
     body = {"type": "vit_t", "b64img": base64.b64encode(png.getvalue()).decode(), **question}
-    with LoopbackSession(timeout_s=1200) as http:
-        answer = http.post(url, json=body)
+    answer = loopback.post(url, timeout_s=1200, json=body)
     if answer.status_code != 200:
         raise ServerError(f"{url} answered {answer.status_code}: {answer.text}")
     return answer.content

@@ -13,7 +13,9 @@ from typing import Any
 from urllib.parse import urljoin
 
 import requests
+from requests.utils import requote_uri
 from urllib3.exceptions import HTTPError
+from urllib3.util import parse_url
 
 # Seconds to connect, and between two pieces. requests tries each address of a host in turn, so a
 # closed network costs a few times the first.
@@ -45,8 +47,8 @@ def download(
     """Put the file at `part`, going on from what an earlier call left there.
 
     Args:
-        check: asked of the address, and of every one that it redirects to; raises where
-            nothing may come from there.
+        check: is called with the address, and with every address that it redirects to, before
+            anything is sent there. It raises where nothing may come from there.
         etag: where the server's name for this version of the file is kept, so that pieces of
             two versions are never put together. Without it, who calls must find that out.
 
@@ -65,7 +67,8 @@ def download(
         with requests.Session() as session, _opened(session, url, headers, check) as file:
             if file.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
                 part.unlink()  # longer than the file there, so no beginning of it
-            file.raise_for_status()
+            if not HTTPStatus.OK <= file.status_code < HTTPStatus.MULTIPLE_CHOICES:
+                raise Unreachable(f"HTTP {file.status_code}")
             if file.status_code != HTTPStatus.PARTIAL_CONTENT:
                 n_have = 0  # the server knows no ranges, or has another version: anew
             elif not file.headers.get("Content-Range", "").startswith(f"bytes {n_have}-"):
@@ -76,8 +79,6 @@ def download(
     except TooLong:
         part.unlink(missing_ok=True)
         raise
-    except requests.HTTPError as error:
-        raise Unreachable(f"HTTP {error.response.status_code}") from error
     except (requests.RequestException, HTTPError) as error:
         raise Unreachable(f"{type(error).__name__}: {error}") from error
 
@@ -93,21 +94,31 @@ def _opened(
     """
     session.auth = _no_credentials
     for _ in range(1 + MAX_REDIRECTS):
+        check(url)
         request = session.prepare_request(requests.Request("GET", url, headers=headers))
         address = str(request.url)
-        check(address)
+        if parse_url(address).netloc != parse_url(url).netloc:
+            raise Unreachable(f"{url[:200]} and {address[:200]} are not the same address")
         # The proxies and the CA bundle that the environment names.
         environment: dict[str, Any] = dict(
             session.merge_environment_settings(address, {}, True, None, None)
         )
         response = session.get_adapter(address).send(request, timeout=TIMEOUT_S, **environment)
         with contextlib.closing(response):
-            target = session.get_redirect_target(response)
+            target = _redirected_to(session, response)
             if target is None:
                 yield response
                 return
-            url = urljoin(address, target)
+            url = target
     raise Unreachable(f"more than {MAX_REDIRECTS} redirects")
+
+
+def _redirected_to(session: requests.Session, response: requests.Response) -> str | None:
+    try:
+        target = session.get_redirect_target(response)
+        return None if target is None else requote_uri(urljoin(response.url, target))
+    except ValueError as exc:
+        raise Unreachable(f"it redirects to an address that cannot be read: {exc}") from exc
 
 
 def _no_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -119,7 +130,8 @@ def _keep_version(file: requests.Response, etag: Path) -> None:
     strong = file.headers.get("ETag", "W/")
     version = file.headers.get("Last-Modified") if strong.startswith("W/") else strong
     etag.unlink(missing_ok=True)
-    if version is not None:
+    # A name with a line break could not be sent back.
+    if version is not None and version.isascii() and version.isprintable():
         etag.write_text(version)
 
 
@@ -127,7 +139,7 @@ def _write(
     file: requests.Response, part: Path, n_have: int, max_bytes: int, progress: Progress
 ) -> None:
     length = file.headers.get("Content-Length", "")
-    total = n_have + int(length) if length.isdecimal() else None
+    total = n_have + int(length) if length.isdecimal() and len(length) < 20 else None
     if total is not None and total > max_bytes:
         raise TooLong(f"{total} bytes")
     with part.open("ab" if n_have else "wb") as kept:

@@ -24,3 +24,15 @@ class LoopbackSession(requests.Session):
         """Send a request that was prepared, as `requests.Session.send` does."""
         options["timeout"] = options.get("timeout") or self._timeout_s
         return super().send(request, **options)
+
+
+def get(url: str, timeout_s: float, **options: Any) -> requests.Response:
+    """Send one GET as a `LoopbackSession` does; the options are `requests.get`'s."""
+    with LoopbackSession(timeout_s) as http:
+        return http.get(url, **options)
+
+
+def post(url: str, timeout_s: float, **options: Any) -> requests.Response:
+    """Send one POST as a `LoopbackSession` does; the options are `requests.post`'s."""
+    with LoopbackSession(timeout_s) as http:
+        return http.post(url, **options)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from urllib3.exceptions import LocationParseError
 from urllib3.util import Url, parse_url
 
 from samserve.errors import InvalidField, InvalidWeights, SamserveError, TooLarge, Unreachable
@@ -36,6 +38,11 @@ from .build_archive import make, unpack
 
 TELL_EVERY_S = 0.1
 MAX_MESSAGE = 2000  # a checkpoint's own names may be of any length
+
+# Scheme, host and port in plain characters; then anything but spaces, controls and backslashes.
+_ADDRESS = re.compile(
+    r"https?://[^\s\0-\x20\x7f\\/?#@%]+(?:[/?#][^\s\0-\x20\x7f\\]*)?", re.IGNORECASE
+)
 
 Tell = Callable[[str, int], None]
 """What happens, and how many percent of the download are there."""
@@ -207,11 +214,18 @@ def _download(request: Request, target: Path, tell: Tell) -> None:
 
 
 def _check_origin(url: str, origins: list[str]) -> None:
-    """Refuse an address of another origin. It is parsed as urllib3, which connects, parses it."""
-    address = parse_url(url)
-    if address.auth is not None:
-        raise InvalidField("url: a user or password in an address is not allowed.", "url")
-    origin = _origin(address)
+    """Refuse an address of another origin, and one that two parsers could read differently."""
+    address = _ADDRESS.fullmatch(url)
+    if address is None:
+        raise InvalidField(
+            f"url: {url[:200]!r} is no address of a file. It must not hold spaces or backslashes, "
+            "nor '@' or '%' before the path.",
+            "url",
+        )
+    try:
+        origin = _origin(parse_url(url))
+    except LocationParseError as exc:
+        raise InvalidField(f"url: {exc}.", "url") from exc
     if origin not in {_origin(parse_url(allowed)) for allowed in origins}:
         raise InvalidField(
             f"url: weights may not come from {origin}, only from {', '.join(origins)}, or "

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 CONTENT = bytes(range(256)) * 3000
@@ -22,6 +23,7 @@ class Address:
         n_sent_before_hanging_up: bytes.
         n_sent_before_waiting: bytes; what follows trickles until `go_on`.
         asked: the Range header of each request.
+        headers: all headers of each request.
     """
 
     url: str = ""
@@ -35,10 +37,12 @@ class Address:
     n_sent_before_waiting: int | None = None
     go_on: threading.Event = field(default_factory=threading.Event)
     asked: list[str | None] = field(default_factory=list)
+    headers: list[Message] = field(default_factory=list)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         wanted = request.headers["Range"]
         self.asked.append(wanted)
+        self.headers.append(request.headers)
         if request.headers["If-Range"] not in (None, self.etag):
             wanted = None
         start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0

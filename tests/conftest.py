@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import numpy as np
 import pytest
+import requests
 import skimage.data
 import torch
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from samserve.embeddings import EmbeddingCache
 from samserve.encoder import Encoder
 from samserve.segmenter import Segmenter
 from samserve.threads import Threads
+from scripts.loopback import LoopbackSession
 from scripts.options import Options, free_ports
 from scripts.server import running
 from tests import random_weights, tools
@@ -102,15 +103,17 @@ class Server:
     """The running server and its two doors."""
 
     options: Options
-    http: httpx.Client
+    http: LoopbackSession
 
-    def post(self, path: str, body: Any = None, *, content: bytes | None = None) -> httpx.Response:
+    def post(
+        self, path: str, body: Any = None, *, content: bytes | None = None
+    ) -> requests.Response:
         """To the gateway; `content` where the body is not meant to be JSON."""
         return self._post(self.options.url + path, {}, body, content)
 
     def predict(
         self, lane: str, body: Any = None, *, content: bytes | None = None
-    ) -> httpx.Response:
+    ) -> requests.Response:
         """To TorchServe itself."""
         url = f"{self.options.inference_url}/predictions/{lane}"
         return self._post(url, self.authorization("inference"), body, content)
@@ -121,10 +124,10 @@ class Server:
 
     def _post(
         self, url: str, headers: dict[str, str], body: Any, content: bytes | None
-    ) -> httpx.Response:
+    ) -> requests.Response:
         content = json.dumps(body).encode() if content is None else content
         headers = {"Content-Type": "application/json", **headers}
-        return self.http.post(url, content=content, headers=headers)
+        return self.http.post(url, data=content, headers=headers)
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +136,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     store = tmp_path_factory.mktemp("model_store")
     shutil.copy(ROOT / "model_store" / "vit_t.mar", store)
     options = free_ports(Options(model_store=store))
-    with running(options), httpx.Client(timeout=300, trust_env=False) as http:
+    with running(options), LoopbackSession(300) as http:
         yield Server(options, http)
     shutil.rmtree(options.run_dir)
 
@@ -142,7 +145,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def door(request: pytest.FixtureRequest, server: Server) -> Any:
     """`post(mode, body)` through either door; the answers must be the same."""
 
-    def post(mode: str, body: Any = None, *, content: bytes | None = None) -> httpx.Response:
+    def post(mode: str, body: Any = None, *, content: bytes | None = None) -> requests.Response:
         if request.param == "gateway":
             path = "/sam/" if mode == "prompt" else "/sam/automask/"
             return server.post(path, body, content=content)

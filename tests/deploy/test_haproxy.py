@@ -17,10 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import pytest
+import requests
 
 from scripts.hosts import Network, hosts
+from scripts.loopback import LoopbackSession
 from tests.conftest import ROOT
 
 CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
@@ -35,20 +36,20 @@ pytestmark = pytest.mark.needs("ip", "dnsmasq", "haproxy", root=True)
 class Cluster:
     """HAProxy and three stand-ins, seen from a host beside them."""
 
-    def __init__(self, network: Network, http: httpx.Client) -> None:
+    def __init__(self, network: Network, http: LoopbackSession) -> None:
         self.network = network
         self._http = http
 
     def ask(
         self, method: str, port: int, path: str, *, host: str = "haproxy", **request: Any
-    ) -> httpx.Response:
+    ) -> requests.Response:
         url = f"http://{self.network.address(host)}:{port}{path}"
         with self.network.seen_from("client"):
             return self._http.request(method, url, **request)
 
     def predict(
         self, picture: int | None, *, seconds: float = 0, padding: int = 0, lane: str = "vit_t"
-    ) -> httpx.Response:
+    ) -> requests.Response:
         headers = {}
         if picture is not None:
             headers["X-Image-Digest"] = hashlib.sha256(str(picture).encode()).hexdigest()
@@ -66,7 +67,7 @@ class Cluster:
         return next(picture for picture in range(1000) if self.worker_of(picture) == worker)
 
     def tell(self, worker: str, **state: bool) -> None:
-        _until(lambda: self.ask("POST", 8090, "/state", host=worker, json=state).is_success)
+        _until(lambda: self.ask("POST", 8090, "/state", host=worker, json=state).ok)
 
     def asked(self, worker: str) -> int:
         """How often it was."""
@@ -81,7 +82,7 @@ class Cluster:
 def _until(true: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        with suppress(httpx.TransportError):  # it is still starting
+        with suppress(requests.RequestException):  # it is still starting
             if true():
                 return
         time.sleep(0.1)
@@ -93,7 +94,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     logs = tmp_path_factory.mktemp("logs")
     with (
         hosts("haproxy", "client", *WORKERS, aliases=NAMES) as network,
-        httpx.Client(timeout=30, trust_env=False) as http,
+        LoopbackSession(30) as http,
     ):
         for worker in WORKERS:
             network.start(worker, [sys.executable, STAND_IN, worker], logs / worker)
@@ -171,7 +172,7 @@ def test_a_host_cut_off_while_it_works(cluster: Cluster, padding: int) -> None:
         cluster.network.cut("worker1")
         if padding:
             # On a connection that was used before it only hangs up, as HTTP has it.
-            with suppress(httpx.RemoteProtocolError):
+            with suppress(requests.ConnectionError):
                 assert answer.result().status_code == 502
         else:
             assert answer.result().json()["name"] in ("worker2", "worker3")

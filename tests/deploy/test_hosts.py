@@ -13,12 +13,11 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
 
-import httpx2 as httpx
 import pytest
 import yaml
 
 from gateway.example import automask
-from scripts import bench_cluster
+from scripts import bench_cluster, loopback
 from scripts.bench_cluster import WORKERS, Cluster, clicks, wait_for
 from tests.conftest import ROOT
 
@@ -58,7 +57,7 @@ def test_a_picture_is_encoded_once_among_all_hosts(cluster: Cluster) -> None:
 def test_every_query_has_data(cluster: Cluster) -> None:
     """The dashboard's and the alerts', asked of a real Prometheus with deploy's configuration."""
     with cluster.network.seen_from("clients"):
-        asked = httpx.post(f"{cluster.url}/sam/automask/", json=automask("vit_t"), timeout=300)
+        asked = loopback.post(f"{cluster.url}/sam/automask/", 300, json=automask("vit_t"))
     assert asked.status_code == 200
     clicks(cluster, seconds=20, clients=2, pictures=6)  # some scrapes, with something going on
 
@@ -95,6 +94,6 @@ def test_no_click_is_lost_with_a_host(cluster: Cluster) -> None:
     assert {click.status for click in made} == {200}
     assert sum(click.at < 10 for click in made) > 4  # else nothing was under way
     # It has to hear of the other host's processes first.
-    wait_for(lambda: cluster.get("gateway", 8000, "/readyz").is_success)
+    wait_for(lambda: cluster.get("gateway", 8000, "/readyz").ok)
     up = 'haproxy_backend_active_servers{proxy="vit_t"} 1\n'
     assert up in cluster.get("haproxy", 8405, "/metrics").text

@@ -12,10 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-import httpx2 as httpx
 import psutil
 import pytest
+import requests
 
+from scripts import loopback
 from scripts.options import Options, free_ports
 from scripts.server import configuration, read_properties
 from tests.conftest import ROOT
@@ -40,8 +41,8 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
 def get(options: Options, path: str) -> int:
     """The status of its own door's answer, 0 where it is closed."""
     try:
-        return httpx.get(f"{options.url}{path}", timeout=30, trust_env=False).status_code
-    except httpx.TransportError:
+        return loopback.get(f"{options.url}{path}", 30).status_code
+    except requests.RequestException:
         return 0
 
 
@@ -59,12 +60,12 @@ def test_a_worker_from_start_to_drained(worker: Worker) -> None:
     started = psutil.Process(process.pid).children(recursive=True)
     assert started
 
-    def automask() -> httpx.Response:
+    def automask() -> requests.Response:
         """Some seconds of work, asked without a token."""
 
         url = f"{options.inference_url}/predictions/vit_t-automask"
         body = {**automask_body(new_picture()), "points_per_side": 24}
-        return httpx.post(url, json=body, timeout=300, trust_env=False)
+        return loopback.post(url, 300, json=body)
 
     with ThreadPoolExecutor() as pool:
         answer = pool.submit(automask)

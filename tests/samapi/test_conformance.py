@@ -11,8 +11,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-import httpx2 as httpx
 import pytest
+import requests
 import shapely
 from shapely.geometry import shape
 
@@ -50,7 +50,7 @@ class Annotation:
     quality: float
 
 
-def qupath_reads(answer: httpx.Response) -> list[Annotation]:
+def qupath_reads(answer: requests.Response) -> list[Annotation]:
     """QuPath's rules: 200 or it only logs; Features, a FeatureCollection or one Feature."""
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"].split(";")[0] == "application/json"
@@ -84,9 +84,9 @@ def qupath_reads(answer: httpx.Response) -> list[Annotation]:
     return annotations
 
 
-def qupath_posts(server: Any, path: str, body: dict[str, Any]) -> httpx.Response:
-    answer: httpx.Response = server.http.post(
-        server.options.url + path, content=json.dumps(body).encode(), headers=QUPATH
+def qupath_posts(server: Any, path: str, body: dict[str, Any]) -> requests.Response:
+    answer: requests.Response = server.http.post(
+        server.options.url + path, data=json.dumps(body).encode(), headers=QUPATH
     )
     return answer
 

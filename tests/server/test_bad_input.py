@@ -192,7 +192,7 @@ def test_a_urlencoded_body_is_refused(server: Any) -> None:
     """curl's own default content type."""
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     for url, authorization in doors_of(server):
-        answer = server.http.post(url, content=b"a=1", headers={**headers, **authorization})
+        answer = server.http.post(url, data=b"a=1", headers={**headers, **authorization})
         assert answer.status_code == 400
         assert set(answer.json()["error"]) == {"code", "message", "field"}
 
@@ -230,7 +230,7 @@ def test_a_form_that_is_wrong(
 def test_a_form_that_cannot_be_read(server: Any, content_type: str) -> None:
     headers = {"Content-Type": f"multipart/form-data{content_type}"}
     content = b'--b\r\nContent-Disposition: form-data; name="type"\r\n\r\nvit_t\r\n--b--\r\n'
-    answer = server.http.post(f"{server.options.url}/sam/", content=content, headers=headers)
+    answer = server.http.post(f"{server.options.url}/sam/", data=content, headers=headers)
     assert 400 <= answer.status_code < 500
     assert set(answer.json()["error"]) == {"code", "message", "field"}
 

@@ -14,7 +14,6 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 
-import httpx2 as httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -23,6 +22,7 @@ from gateway.bodies import WORTHWHILE_BYTES
 from gateway.repeats import GRACE_S, LOOK_EVERY_S
 from gateway.settings import Settings
 from samserve.errors import UnknownImage
+from scripts import loopback
 from scripts.options import LOOPBACK
 from tests.server.test_cache import automask_body, new_picture, prompt_body
 from tests.server.test_metrics import value_of
@@ -76,15 +76,14 @@ def balanced(
             if isinstance(step, tuple):
                 self.answer(*step, "text/html")
                 return
-            answer = httpx.post(
+            answer = loopback.post(
                 server.options.inference_url + self.path,
-                content=body,
+                300,
+                data=body,
                 headers={
                     "Content-Type": names["content-type"],
                     **server.authorization("inference"),
                 },
-                timeout=300,
-                trust_env=False,
             )
             self.answer(answer.status_code, answer.content, answer.headers["Content-Type"])
 
@@ -200,7 +199,7 @@ def test_nor_is_an_automask(server: Any) -> None:
 def test_another_host_that_does_not_know_the_picture(server: Any) -> None:
     """The host that did is lost, with the request that only named it."""
     body = prompt_body(new_picture())
-    unknown = (409, httpx.Response(409, json=UNKNOWN.body()).content)
+    unknown = (409, json.dumps(UNKNOWN.body()).encode())
     with balanced(server, None, (502, HTML), unknown, None) as (gateway, passed):
         first = gateway.post("/sam/", json=body)
         second = gateway.post("/sam/", json=body)

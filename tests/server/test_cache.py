@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import numpy as np
 import psutil
 import pytest
 
 from samserve.settings import usable_cores
+from scripts.loopback import LoopbackSession
 from scripts.options import Options, free_ports
 from scripts.server import running
 from tests.conftest import base64_png, picture
@@ -31,7 +31,7 @@ def new_picture() -> str:
     return base64_png(pixels)
 
 
-def source(answer: httpx.Response) -> str:
+def source(answer: Any) -> str:
     """Where the worker says that the embedding came from."""
     assert answer.status_code == 200, answer.text
     return answer.headers["Server-Timing"].split('embed;desc="')[1].split('"')[0]
@@ -123,7 +123,7 @@ def test_a_folder_that_cannot_be_used(
     monkeypatch.setenv("SAMSERVE_CACHE_DIRECTORY", str(tmp_path / "file" / "embeddings"))
     options = free_ports(Options())
     body = prompt_body(base64_png(picture("coins")))
-    with running(options), httpx.Client(timeout=300, trust_env=False) as http:
+    with running(options), LoopbackSession(300) as http:
         answers = [http.post(f"{options.url}/sam/", json=body) for _ in range(2)]
         log = (options.run_dir / "logs" / "torchserve.log").read_text()
     shutil.rmtree(options.run_dir)

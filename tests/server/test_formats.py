@@ -6,9 +6,9 @@ import base64
 import json
 from typing import Any
 
-import httpx2 as httpx
 import numpy as np
 import pytest
+import requests
 import zstandard
 from pycocotools import mask as coco
 from shapely.geometry import shape
@@ -27,7 +27,7 @@ FILE = ("coins.png", base64.b64decode(COINS), "image/png")
 def send(request: pytest.FixtureRequest, server: Any) -> Any:
     """`send(mode, headers=…, json=… or files=…)` through either door."""
 
-    def post(mode: str, headers: dict[str, str] | None = None, **body: Any) -> httpx.Response:
+    def post(mode: str, headers: dict[str, str] | None = None, **body: Any) -> requests.Response:
         lane = "vit_t" if mode == "prompt" else "vit_t-automask"
         url = f"{server.options.inference_url}/predictions/{lane}"
         own = server.authorization("inference")

@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import psutil
 import pytest
+import requests
 from pydantic import ValidationError
 
 from gateway.settings import Settings
@@ -185,7 +185,7 @@ def test_an_expired_token_is_renewed_by_the_gateway_itself(server: Any) -> None:
 
 
 def test_many_clients_at_once(server: Any) -> None:
-    answers: list[httpx.Response] = []
+    answers: list[requests.Response] = []
 
     def click() -> None:
         answers.append(server.post("/sam/", BODY))

@@ -147,9 +147,7 @@ def test_what_qupath_sends(server: Any, reference_masks: Any) -> None:
         f'{{"type":"vit_t","bbox":[20,30,70,78],"b64img":"{image}","multimask_output":false,'
         '"checkpoint_url":"default"}'
     )
-    answer = server.http.post(
-        f"{server.options.url}/sam/", content=prompt.encode(), headers=headers
-    )
+    answer = server.http.post(f"{server.options.url}/sam/", data=prompt.encode(), headers=headers)
     [feature] = answer.json()
     is_the_mask(feature, reference_masks("coins", [20, 30, 70, 78])[0][0])
 
@@ -161,7 +159,7 @@ def test_what_qupath_sends(server: Any, reference_masks: Any) -> None:
         '"min_mask_region_area":0,"output_type":"Single Mask","include_image_edge":true}'
     )
     answer = server.http.post(
-        f"{server.options.url}/sam/automask/", content=automask.encode(), headers=headers
+        f"{server.options.url}/sam/automask/", data=automask.encode(), headers=headers
     )
     assert answer.status_code == 200, answer.text
     for index, feature in enumerate(answer.json()):

@@ -11,10 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import pytest
+import requests
 from prometheus_client.parser import text_string_to_metric_families
 
+from scripts import loopback
+from scripts.loopback import LoopbackSession
 from scripts.options import LOOPBACK
 from tests.conftest import ROOT
 from tests.redis import free_port
@@ -39,7 +41,7 @@ class Since:
         self._before = self.page()
 
     def page(self) -> str:
-        return httpx.get(f"{self._url}/metrics", timeout=30, trust_env=False).text
+        return loopback.get(f"{self._url}/metrics", 30).text
 
     def __call__(self, name: str, **labels: str) -> float:
         return value_of(self.page(), name, **labels) - value_of(self._before, name, **labels)
@@ -176,12 +178,12 @@ def test_the_gateways_log(server: Any, tmp_path: Path) -> None:
             stderr=subprocess.STDOUT,
         )
     try:
-        with httpx.Client(trust_env=False, timeout=60) as http:
+        with LoopbackSession(60) as http:
 
             def answers() -> bool:
                 try:
                     return http.get(f"{url}/healthz").status_code == 200
-                except httpx.TransportError:
+                except requests.RequestException:
                     return False
 
             wait_for(answers)

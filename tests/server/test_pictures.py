@@ -11,7 +11,6 @@ from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import httpx2 as httpx
 import psutil
 import pytest
 from fastapi.testclient import TestClient
@@ -19,6 +18,7 @@ from fastapi.testclient import TestClient
 from gateway.app import create_app
 from gateway.bodies import WORTHWHILE_BYTES
 from gateway.settings import Settings
+from scripts import loopback
 from scripts.options import LOOPBACK
 from tests.server.test_cache import automask_body, described, new_picture, prompt_body, source
 
@@ -33,12 +33,11 @@ def recorded(server: Any) -> Iterator[tuple[TestClient, list[tuple[int, int]]]]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
-            answer = httpx.post(
+            answer = loopback.post(
                 server.options.inference_url + self.path,
-                content=body,
+                300,
+                data=body,
                 headers={name: self.headers[name] for name in ("Authorization", "Content-Type")},
-                timeout=300,
-                trust_env=False,
             )
             passed.append((len(body), answer.status_code))
             self.send_response(answer.status_code)

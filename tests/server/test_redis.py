@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import httpx2 as httpx
 import pytest
 
 from samserve.redis_store import FAILURES
+from scripts.loopback import LoopbackSession
 from scripts.options import Options, free_ports
 from scripts.server import running
 from tests.conftest import Server
@@ -40,7 +40,7 @@ def sharing(proxy: Proxy) -> Iterator[Server]:
     options = free_ports(Options())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAMSERVE_REDIS_URL", proxy.url)
-        with running(options), httpx.Client(timeout=300, trust_env=False) as http:
+        with running(options), LoopbackSession(300) as http:
             yield Server(options, http)
     shutil.rmtree(options.run_dir)
 

@@ -7,9 +7,10 @@ import threading
 import time
 from typing import Any
 
-import httpx2 as httpx
 import pytest
+import requests
 
+from scripts import loopback
 from tests.server.test_cache import new_picture
 
 GRID = 24
@@ -50,7 +51,7 @@ def events_of(lines: Any) -> list[dict[str, Any]]:
 
 def test_a_stream_of_events(server: Any) -> None:
     asked = body()
-    with server.http.stream("POST", f"{url(server)}?stream=1", json=asked) as answer:
+    with server.http.post(f"{url(server)}?stream=1", json=asked, stream=True) as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"] == "application/x-ndjson"
         arrived = [(time.monotonic(), event) for event in map(json.loads, answer.iter_lines())]
@@ -84,7 +85,7 @@ def test_a_stream_that_is_refused(server: Any) -> None:
 
 def test_progress_of_what_is_running(server: Any) -> None:
     assert progress(server) == {"message": "Nothing is running.", "percent": -1}
-    answers: list[httpx.Response] = []
+    answers: list[requests.Response] = []
     asking = threading.Thread(
         target=lambda: answers.append(server.http.post(url(server), json=body()))
     )
@@ -103,14 +104,14 @@ def test_progress_of_what_is_running(server: Any) -> None:
 
 def test_a_client_that_goes_away_frees_the_worker(server: Any) -> None:
     endless = body(points_per_side=120)  # minutes
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(url(server), json=endless, timeout=1.5, trust_env=False)
+    with pytest.raises(requests.ReadTimeout):
+        loopback.post(url(server), 1.5, json=endless)
     is_free(server)
 
 
 def test_a_reader_of_events_that_goes_away_frees_the_worker(server: Any) -> None:
     endless = body(points_per_side=120)
-    with httpx.stream("POST", f"{url(server)}?stream=1", json=endless, trust_env=False) as answer:
+    with server.http.post(f"{url(server)}?stream=1", json=endless, stream=True) as answer:
         events = map(json.loads, answer.iter_lines())
         assert next(event for event in events if event["done"] > 0)["total"] == 120**2
     is_free(server)
@@ -129,8 +130,8 @@ def test_a_client_that_goes_away_while_it_waits_in_the_queue(server: Any) -> Non
     first = threading.Thread(target=server.http.post, args=(url(server),), kwargs={"json": body()})
     first.start()
     wait_for(lambda: progress(server)["percent"] >= 0)
-    with pytest.raises(httpx.TimeoutException):
-        httpx.post(url(server), json=body(points_per_side=120), timeout=0.5, trust_env=False)
+    with pytest.raises(requests.Timeout):
+        loopback.post(url(server), 0.5, json=body(points_per_side=120))
     first.join()
     assert server.http.post(url(server), json=body(points_per_side=2)).status_code == 200
     assert list(server.options.runs_dir.iterdir()) == []
@@ -149,7 +150,7 @@ def test_a_deadline(server: Any, door: Any) -> None:
 
 def test_a_deadline_in_a_stream(server: Any) -> None:
     asked = body(points_per_side=120, timeout_s=1.5)
-    with server.http.stream("POST", f"{url(server)}?stream=1", json=asked) as answer:
+    with server.http.post(f"{url(server)}?stream=1", json=asked, stream=True) as answer:
         events = events_of(answer.iter_lines())
     assert events[-1]["event"] == "error"
     assert events[-1]["error"]["code"] == "timeout"

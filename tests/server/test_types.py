@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import pytest
 
 from gateway import example
+from scripts.loopback import LoopbackSession
 from scripts.options import Options, free_ports
 from scripts.server import running
 from tests.conftest import ROOT, Server
@@ -35,7 +35,7 @@ def both(vit_b_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
     command += ["--weights-dir", str(vit_b_weights), "--model-store", str(store)]
     subprocess.run(command, cwd=ROOT, check=True)
     options = free_ports(Options(models="vit_t vit_b", model_store=store))
-    with running(options), httpx.Client(timeout=300, trust_env=False) as http:
+    with running(options), LoopbackSession(300) as http:
         yield Server(options, http)
     shutil.rmtree(options.run_dir)
     shutil.rmtree(store)
@@ -78,7 +78,7 @@ def test_lanes_are_scaled_while_all_are_asked(both: Server) -> None:
 
     def ask(path: str, body: dict[str, Any]) -> None:
         name = f"{path} {body['type']}"
-        with httpx.Client(timeout=300, trust_env=False) as http:
+        with LoopbackSession(300) as http:
             while not over.is_set():
                 answer = http.post(both.options.url + path, json=body)
                 answers[name, answer.status_code] += 1

@@ -20,10 +20,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import httpx2 as httpx
 import numpy as np
 import psutil
 import pytest
+import requests
 import torch
 from fastapi.testclient import TestClient
 from mobile_sam import SamPredictor
@@ -31,6 +31,7 @@ from mobile_sam import SamPredictor
 from gateway.app import create_app
 from gateway.settings import Settings
 from samserve.checkpoints import model_from
+from scripts.loopback import LoopbackSession
 from scripts.options import Options, free_ports
 from scripts.server import running
 from tests.addresses import Address, serving
@@ -67,17 +68,17 @@ class Own:
     def start(self) -> None:
         self._stack = ExitStack()
         # Closed after the server has stopped: until then somebody may wait for an answer.
-        http = self._stack.enter_context(httpx.Client(timeout=300, trust_env=False))
+        http = self._stack.enter_context(LoopbackSession(300))
         self.processes = self._stack.enter_context(running(self.options))
         self.server = Server(self.options, http)
 
     def stop(self) -> None:
         self._stack.close()
 
-    def get(self, path: str, **headers: str) -> httpx.Response:
+    def get(self, path: str, **headers: str) -> requests.Response:
         return self.server.http.get(self.options.url + path, headers=headers)
 
-    def register(self, name: str, url: str, **fields: Any) -> httpx.Response:
+    def register(self, name: str, url: str, **fields: Any) -> requests.Response:
         return self.server.http.post(
             f"{self.options.url}/sam/weights/",
             json={"type": "vit_t", "name": name, "url": url, **fields},
@@ -133,7 +134,7 @@ class InBackground:
 
     def __init__(self, own: Own, name: str, url: str) -> None:
         self._own = own
-        self._answers: list[httpx.Response] = []
+        self._answers: list[requests.Response] = []
         self._thread = threading.Thread(
             target=lambda: self._answers.append(own.register(name, url))
         )
@@ -145,12 +146,12 @@ class InBackground:
             yield self._own.get("/sam/progress/").json()
             time.sleep(0.05)
 
-    def answer(self) -> httpx.Response:
+    def answer(self) -> requests.Response:
         self._thread.join()
         return self._answers[0]
 
 
-def error_of(answer: httpx.Response) -> tuple[int, str, str | None]:
+def error_of(answer: Any) -> tuple[int, str, str | None]:
     error = answer.json()["error"]
     return answer.status_code, error["code"], error["field"]
 
@@ -392,7 +393,7 @@ def test_stopping_in_the_middle_leaves_nothing(own: Own, published: Address) -> 
     def register() -> None:
         try:
             answers.append(own.register("mine", f"{published.url}?mine").status_code)
-        except httpx.TransportError as error:
+        except requests.RequestException as error:
             answers.append(error)
 
     work = threading.Thread(target=register)

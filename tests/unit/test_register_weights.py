@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import requests
 import torch
 
 from gateway.settings import Settings
@@ -192,6 +193,28 @@ def test_redirects_are_followed_within_what_is_allowed(
         assert elsewhere.asked == []
 
 
+@pytest.mark.parametrize(
+    "target",
+    ["http://[x", "http://127.0.0.1:port/", "//elsewhere.invalid\\@127.0.0.1/", "ftp://x/"],
+)
+def test_redirects_to_what_is_no_address(
+    request_of: Request, address: Address, target: str
+) -> None:
+    address.moved_to = target
+    refusal_of(downloaded(request_of, address, address.url.replace("/file", "/moved")))
+    assert len(address.asked) == 1
+
+
+def test_no_credentials_of_the_environment_are_sent(
+    request_of: Request, address: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login somebody password secret\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    fetched(downloaded(request_of, address))
+    assert [headers["Authorization"] for headers in address.headers] == [None]
+    assert requests.utils.get_netrc_auth(address.url) == ("somebody", "secret"), "nothing to send"
+
+
 def test_redirects_without_end(request_of: Request, address: Address) -> None:
     address.moved_to = "/moved"
     asked = downloaded(request_of, address, address.url.replace("/file", "/moved"))
@@ -208,6 +231,13 @@ def test_redirects_without_end(request_of: Request, address: Address) -> None:
         ("http://user@127.0.0.1:{port}/file", "http://127.0.0.1:{port}"),
         ("http://127.0.0.1:{port}@elsewhere.invalid/file", "http://127.0.0.1:{port}"),
         ("http://elsewhere.invalid\\@127.0.0.1:{port}/", "http://127.0.0.1:{port}"),
+        ("http://127.0.0.1:{port}\\@elsewhere.invalid/", "http://127.0.0.1:{port}"),
+        ("http://elsewhere.invalid#@127.0.0.1:{port}/", "http://127.0.0.1:{port}"),
+        ("http://127%2e0.0.1:{port}/file", "http://127.0.0.1:{port}"),
+        ("http://@127.0.0.1:{port}/file", "http://127.0.0.1:{port}"),
+        ("http://127.0.0.1:{port}/\n/file", "http://127.0.0.1:{port}"),
+        ("http://127.0.0.1:\t{port}/file", "http://127.0.0.1:{port}"),
+        ("http://127.0.0.1:{port}0/file", "http://127.0.0.1:{port}"),
     ],
 )
 def test_only_listed_origins(request_of: Request, address: Address, url: str, origin: str) -> None:
