@@ -34,7 +34,8 @@ def new_picture() -> str:
 def source(answer: Any) -> str:
     """Where the worker says that the embedding came from."""
     assert answer.status_code == 200, answer.text
-    return answer.headers["Server-Timing"].split('embed;desc="')[1].split('"')[0]
+    timing: str = answer.headers["Server-Timing"]
+    return timing.split('embed;desc="')[1].split('"')[0]
 
 
 def described(server: Any, lane: str) -> Any:
