@@ -10,6 +10,7 @@ import uvicorn
 from samserve.logs import JsonFormatter
 
 from .app import create_app
+from .protocol import Protocol
 from .settings import Settings
 
 KEEP_ALIVE_S = 75
@@ -32,6 +33,8 @@ def main() -> None:
         access_log=False,
         log_config=None,
         timeout_keep_alive=KEEP_ALIVE_S,
+        http=Protocol,
+        ws="none",  # an offer like any other, which is ignored
     )
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import aiohttp
 import orjson
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
@@ -28,15 +29,24 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from samserve import __version__, logs
-from samserve.errors import SamserveError, TooLarge, Unauthorized, error_body
+from samserve.errors import (
+    HeaderTooLarge,
+    InvalidField,
+    SamserveError,
+    TooLarge,
+    Unauthorized,
+    UnsupportedEncoding,
+    error_body,
+)
 from samserve.lanes import lane_of, model_type_of
 from samserve.requests import RoutedRequest
 
-from . import docs
+from . import docs, encodings
 from .bodies import Body, body_of
 from .compression import compressed
 from .metrics import CONTENT_TYPE_LATEST, Metrics
 from .observed import REQUEST_ID, Observed
+from .paths import Paths
 from .pictures import KnownPictures, refused
 from .readiness import Readiness
 from .registration import RegisterRequest, Registration
@@ -60,6 +70,9 @@ MAX_REGISTRATION_BYTES = 2**16
 DRAIN_FACTOR = 4
 """How much of an over-long body is still read: a client gets to see the answer only once
 it has sent its body, but nobody may send for ever."""
+
+MAX_ACCEPT_BYTES = 2**12
+"""TorchServe takes 8 KiB of headers in all, and else tells nobody why it refuses."""
 
 SCRAPE_TIMEOUT_S = 5.0
 """Prometheus waits for ten; no answer of TorchServe's is one, too."""
@@ -98,13 +111,24 @@ def create_app(settings: Settings) -> ASGIApp:
         version=__version__,
         description=docs.DESCRIPTION,
         lifespan=lifespan,
+        redirect_slashes=False,  # `Paths` knows every spelling
     )
     app.openapi = lambda: docs.openapi(app)  # type: ignore[method-assign]
 
     @app.exception_handler(SamserveError)
     async def refuse(_: Request, error: SamserveError) -> JSONResponse:
-        asks = {"WWW-Authenticate": "Bearer"} if isinstance(error, Unauthorized) else None
+        asks = None
+        if isinstance(error, Unauthorized):
+            asks = {"WWW-Authenticate": "Bearer"}
+        elif isinstance(error, UnsupportedEncoding):
+            asks = {"Accept-Encoding": encodings.READ}
         return JSONResponse(error.body(), error.status, asks)
+
+    @app.exception_handler(RequestValidationError)
+    async def refuse_parameter(request: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        name = str(first["loc"][-1])
+        return await refuse(request, InvalidField(f"{name}: {first['msg']}.", name))
 
     @app.exception_handler(TorchServeError)
     async def fail(_: Request, error: TorchServeError) -> JSONResponse:
@@ -112,10 +136,14 @@ def create_app(settings: Settings) -> ASGIApp:
         return JSONResponse(said, status)
 
     @app.exception_handler(HTTPException)
-    async def explain(_: Request, error: HTTPException) -> JSONResponse:
+    async def explain(request: Request, error: HTTPException) -> JSONResponse:
         phrase = HTTPStatus(error.status_code).phrase
         code = phrase.lower().replace(" ", "_")
-        return JSONResponse(error_body(code, f"{phrase}."), error.status_code, error.headers)
+        headers = dict(error.headers or {})
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            # The framework names those of one route, and a path may have two.
+            headers["Allow"] = ", ".join(_methods(app, request.scope["path"]))
+        return JSONResponse(error_body(code, f"{phrase}."), error.status_code, headers)
 
     @app.exception_handler(ClientDisconnect)
     async def forget(_: Request, error: ClientDisconnect) -> Response:
@@ -265,13 +293,14 @@ def create_app(settings: Settings) -> ASGIApp:
         """The body and the family of lanes that answers it: of the type that it asks for, or of
         the one that stands in for that; then the worker is to be told (`stands_in`)."""
         content = await _read(request, settings.max_body_bytes)
-        body = await body_of(content, request.headers.get("content-type", ""))
+        body = body_of(content, request.headers.get("content-type", ""))
         asked = RoutedRequest.parse(body.json)
         model_type = await weights.answering(asked.type)
         request.state.stands_in = model_type != asked.type
         return body, await weights.family(model_type, asked.checkpoint_url, asked.type)
 
-    return Observed(app, metrics, {route.path for route in app.routes if isinstance(route, Route)})
+    routes = {route.path for route in app.routes if isinstance(route, Route)}
+    return Paths(Observed(app, metrics, routes), routes)
 
 
 def failure(error: TorchServeError) -> tuple[int, dict[str, Any]]:
@@ -291,9 +320,18 @@ def named(body: Body) -> dict[str, str]:
 
 
 def accepted(request: Request) -> dict[str, str]:
-    """What the worker is told of the forms that the client reads, and of `stands_in`."""
-    accept = request.headers.get("accept")
-    return {**stands_in(request), **({} if accept is None else {"Accept": accept})}
+    """Return what the worker learns: the output formats that the client reads, and `stands_in`.
+
+    Raises:
+        HeaderTooLarge: the client names more formats than TorchServe takes.
+    """
+    accept = ", ".join(request.headers.getlist("accept"))
+    size = len(accept.encode())
+    if size > MAX_ACCEPT_BYTES:
+        raise HeaderTooLarge(
+            f"The header Accept has {size} bytes; it may have {MAX_ACCEPT_BYTES}.", "Accept"
+        )
+    return {**stands_in(request), **({"Accept": accept} if accept else {})}
 
 
 def stands_in(request: Request) -> dict[str, str]:
@@ -302,11 +340,14 @@ def stands_in(request: Request) -> dict[str, str]:
 
 
 async def _read(request: Request, limit: int) -> bytes:
-    """The request's body; memory never holds more of it than the limit.
+    """The request's body, decompressed; memory never holds much more of it than the limit.
 
     Raises:
-        TooLarge: it has more bytes than `limit`.
+        TooLarge: it has more bytes than `limit`, as sent or decompressed.
+        UnsupportedEncoding: it is compressed in a way that is not read here.
+        InvalidRequest: it cannot be decompressed.
     """
+    encoding = encodings.encoding_of(", ".join(request.headers.getlist("content-encoding")))
     chunks: list[bytes] = []
     seen = 0
     async for chunk in request.stream():
@@ -317,4 +358,13 @@ async def _read(request: Request, limit: int) -> bytes:
             break
     if seen > limit:
         raise TooLarge(f"The body is larger than this server's limit of {limit} bytes.")
-    return b"".join(chunks)
+    content = b"".join(chunks)
+    if encoding is None:
+        return content
+    return await asyncio.to_thread(encodings.decoded, content, encoding, limit)
+
+
+def _methods(app: FastAPI, path: str) -> list[str]:
+    """What may be asked of this path."""
+    routes = [route for route in app.routes if isinstance(route, Route) and route.path == path]
+    return sorted({method for route in routes for method in route.methods or ()})

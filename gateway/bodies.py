@@ -6,24 +6,21 @@ What a form may hold, `samserve.forms` says; what stands for a picture, `samserv
 from __future__ import annotations
 
 import secrets
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import orjson
 from pydantic_core import from_json
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 
-from samserve.errors import InvalidRequest
+from samserve.errors import InvalidRequest, UnsupportedMediaType
 from samserve.forms import to_json
+from samserve.json_text import dumps, to_utf8
 from samserve.references import reference_to
+
+from .multipart import charset_of, parts_of
 
 WORTHWHILE_BYTES = 2**15
 """A smaller body is forwarded as it came: taking it apart would cost what it saves."""
-
-MAX_PARTS = 64
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ class Body:
         """The JSON with the reference in the picture's place."""
         if self.image is not None:
             return self.json
-        return orjson.dumps({**self._fields, "b64img": self.reference})
+        return dumps({**self._fields, "b64img": self.reference})
 
     @cached_property
     def _fields(self) -> dict[str, Any]:
@@ -83,37 +80,25 @@ class Body:
         return fields if isinstance(fields, dict) else {}
 
 
-async def body_of(content: bytes, content_type: str) -> Body:
+def body_of(content: bytes, content_type: str) -> Body:
     """A request's body by its Content-Type: a form, or else JSON.
 
     Raises:
-        InvalidRequest: a form that cannot be read.
+        InvalidRequest: a form that cannot be read or is incomplete, or text that is not in its
+            encoding.
+        UnsupportedMediaType: a form or an encoding of another kind.
         SamserveError: a part of it is wrong.
     """
-    if not content_type.lower().startswith("multipart/form-data"):
-        return Body(content)
-
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield content
-
-    parser = MultiPartParser(
-        Headers({"content-type": content_type}),
-        stream(),
-        max_files=MAX_PARTS,
-        max_fields=MAX_PARTS,
-        max_part_size=len(content),
-    )
-    parser.spool_max_size = len(content)  # it is in memory anyway
-    try:
-        form = await parser.parse()
-    except MultiPartException as exc:
-        raise InvalidRequest(f"The form cannot be read: {exc.message}") from exc
-    try:
-        parts: dict[str, bytes] = {}
-        for name, value in form.multi_items():
-            if name in parts:
-                raise InvalidRequest(f"The form has two parts named {name!r}.")
-            parts[name] = await value.read() if isinstance(value, UploadFile) else value.encode()
-    finally:
-        await form.close()
-    return Body(*to_json(parts))
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type == "multipart/form-data":
+        return Body(*to_json(parts_of(content, content_type)))
+    if media_type.startswith("multipart/"):
+        raise UnsupportedMediaType(f"{media_type[:99]} is not read here; multipart/form-data is.")
+    text = bytes(to_utf8(content, charset_of(content_type)))
+    # curl calls everything so that it is not told about, JSON among it.
+    if media_type == "application/x-www-form-urlencoded" and not text.lstrip().startswith(b"{"):
+        raise InvalidRequest(
+            "The body is a form in application/x-www-form-urlencoded: send JSON, or the form as "
+            "multipart/form-data (curl: -F in place of -d)."
+        )
+    return Body(text)

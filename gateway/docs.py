@@ -26,6 +26,9 @@ of the first pixel, x right, y down, along pixel edges. Rasterising a Feature gi
 mask, holes and islands included.
 
 Every refusal has one shape: `{"error": {"code", "message", "field"}}`.
+
+Paths work with and without their last slash. JSON may be UTF-8, UTF-16 or UTF-32, with a byte
+order mark or without; bodies may be compressed, `Content-Encoding: gzip` or `zstd`.
 """
 
 _REF = "#/components/schemas/{model}"
@@ -33,12 +36,15 @@ _REF = "#/components/schemas/{model}"
 _ERROR = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
 
 _ERRORS: dict[int, str] = {
-    400: "The body is not JSON.",
+    400: "The body is not JSON, or it is incomplete or damaged.",
     404: "The model type is not loaded and has no stand-in, or the weights are not registered.",
     406: "There is no such `output_format`.",
     409: "`b64img` refers to a picture that is not remembered: send it in full.",
-    413: "The body or the image is over the limit.",
+    413: "The body, as sent or decompressed, or the image is over the limit.",
+    415: "The body or a part of it is in an encoding that is not read: `Content-Encoding` may be "
+    "`gzip` or `zstd`.",
     422: "A field's value is wrong; `field` says which.",
+    431: "The `Accept` header is too long.",
     503: "No worker is free and the queue is full, none is up, or a GPU's memory did not do. "
     "Try again.",
     504: "No answer in time.",

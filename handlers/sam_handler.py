@@ -35,6 +35,7 @@ from samserve.errors import (
     SamserveError,
     TimedOut,
     TooLarge,
+    UnsupportedEncoding,
     error_body,
 )
 from samserve.features import ObjectMask, PromptMask
@@ -135,6 +136,11 @@ class SamHandler:
         Raises:
             SamserveError: whatever is wrong with it.
         """
+        encoding = _header(context, index, "content-encoding")
+        if encoding not in (None, "identity"):
+            raise UnsupportedEncoding(
+                f"Content-Encoding: {encoding} is not read here, only by the gateway."
+            )
         body, image = self.body(row, _header(context, index, "content-type"))
         request: PromptRequest | AutomaskRequest
         if self.mode == "automask":
@@ -147,7 +153,7 @@ class SamHandler:
         if _header(context, index, STAND_IN_HEADER) != "true":
             request.check_weights(self.settings.model_type, self.weights)
         formats.chosen(request.output_format, None)  # refuses one that there is not
-        return request, image or request.b64img
+        return request, request.b64img if image is None else image
 
     def segment(self, requests: Requests, answers: Answers, context: Any) -> None:
         """The way of all requests of one image: embed it, make masks, outline them.

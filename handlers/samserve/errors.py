@@ -9,6 +9,9 @@
     ├── UnknownImage        409  only a reference to the image was sent, and it is not kept
     ├── Conflict            409  the weights are registered already, or others are just now
     ├── TooLarge            413  the body, the image or the weights are over the limit
+    ├── UnsupportedMediaType 415 the body is in an encoding that is not read here
+    │   └── UnsupportedEncoding  as a whole: its Content-Encoding
+    ├── HeaderTooLarge      431  a header has more bytes than can be passed on
     ├── Unreachable         502  the address of the weights did not give the whole file
     ├── Cancelled           503  nobody waits for the answer any more
     ├── OutOfMemory         503  the device's memory did not do, for this request, this time
@@ -84,6 +87,20 @@ class Conflict(SamserveError):
 class TooLarge(SamserveError):
     status = 413
     code = "too_large"
+
+
+class UnsupportedMediaType(SamserveError):
+    status = 415
+    code = "unsupported_media_type"
+
+
+class UnsupportedEncoding(UnsupportedMediaType):
+    pass
+
+
+class HeaderTooLarge(SamserveError):
+    status = 431
+    code = "header_too_large"
 
 
 class Unreachable(SamserveError):

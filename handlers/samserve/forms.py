@@ -12,13 +12,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import orjson
 import pybase64
 from pydantic_core import from_json
 
-from .errors import InvalidField, InvalidRequest
+from .errors import InvalidField, InvalidImage, InvalidRequest
+from .json_text import dumps, to_utf8
 from .references import reference_to
 from .requests import AutomaskRequest, PromptRequest
+
+FILES = ("image", "mask")
+"""Parts that are files; all others are text."""
 
 _FIELDS = {**PromptRequest.model_fields, **AutomaskRequest.model_fields}
 _TEXTS = {"type", "b64img", "b64mask", "checkpoint_url", "output_type", "output_format"}
@@ -32,7 +35,12 @@ def to_json(parts: Mapping[str, bytes | bytearray]) -> tuple[bytes, bytes | None
     Raises:
         InvalidRequest: `request` is no JSON object.
         InvalidField: a part is not what its field may be, or says what another says, too.
+        InvalidImage: a file is empty.
     """
+    for name in FILES:
+        # An unset variable in a shell script, or a picture that its writer has not flushed yet.
+        if name in parts and not parts[name]:
+            raise InvalidImage(f"{name}: the file is empty.", name)
     fields = _request_part(parts.get("request"))
     for name, value in parts.items():
         if name in _FIELDS:
@@ -45,14 +53,14 @@ def to_json(parts: Mapping[str, bytes | bytearray]) -> tuple[bytes, bytes | None
         reference = reference_to(image)
         if fields.get("b64img") != reference:  # the gateway says both
             _put(fields, "b64img", reference, "image")
-    return orjson.dumps(fields), image
+    return dumps(fields), image
 
 
 def _request_part(value: bytes | bytearray | None) -> dict[str, Any]:
     if value is None:
         return {}
     try:
-        fields = from_json(value, allow_inf_nan=False)
+        fields = from_json(bytes(to_utf8(value)), allow_inf_nan=False)
     except ValueError as exc:
         raise InvalidRequest(f"The part `request` is not JSON: {exc}.") from exc
     if not isinstance(fields, dict):
@@ -62,7 +70,7 @@ def _request_part(value: bytes | bytearray | None) -> dict[str, Any]:
 
 def _value(name: str, value: bytes | bytearray) -> Any:
     try:
-        text = value.decode()
+        text = to_utf8(value).decode()
         return text if name in _TEXTS else from_json(text, allow_inf_nan=False)
     except ValueError as exc:
         kind = "text" if name in _TEXTS else "JSON"

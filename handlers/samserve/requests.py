@@ -31,6 +31,7 @@ from pydantic import (
 )
 
 from .errors import InvalidField, InvalidRequest, NotFound
+from .json_text import to_utf8
 from .model_types import DEFAULT_WEIGHTS, is_default_address
 from .settings import Defaults
 
@@ -78,7 +79,12 @@ class OutputType(enum.Enum):
 
 def _integral(value: object) -> object:
     # JSON has one kind of number: 32.0 is the integer 32.
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    # JSON's numbers have no bound, and those of the libraries that work with them have 64 bits.
+    if isinstance(value, int) and value.bit_length() >= 64:
+        raise ValueError("is beyond 64 bits")
+    return value
 
 
 Integer = Annotated[int, BeforeValidator(_integral)]
@@ -178,8 +184,9 @@ class JsonBody(_Model):
             InvalidRequest: the body is not JSON, or not an object.
             InvalidField: a field is missing or wrong; names the first.
         """
+        text = to_utf8(body)
         try:
-            return cls.model_validate_json(body)
+            return cls.model_validate_json(text)
         except ValidationError as exc:
             first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
         message = first["msg"].removeprefix("Value error, ").removeprefix("Invalid JSON: ")

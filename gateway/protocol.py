@@ -1,0 +1,109 @@
+"""HTTP/1.1 as the gateway speaks it: uvicorn's protocol on h11, with three corrections.
+
+- An offer to speak another protocol (`Upgrade: h2c`, as Java's `HttpClient` makes it by default)
+  is ignored, as RFC 9110 allows, and the request is answered like any other.
+- A client that made such an offer and then hangs up is noticed at once, not after the answer.
+- What is not HTTP is refused in the one error shape of all refusals.
+
+Speaks no HTTP/2: `gateway/app.py`'s clients gain nothing from it on one connection per click.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import h11
+import orjson
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from samserve.errors import error_body
+
+MAX_HEAD_BYTES = 2**16
+"""Request line and headers together. A browser sends all cookies of its host, whoever set them."""
+
+MAX_TARGET_BYTES = 2**13
+"""RFC 9110 asks for at least 8,000; the longest address here has not a hundred."""
+
+HTTP_VERSIONS = (b"1.0", b"1.1")
+
+_REFUSALS = {
+    414: ("uri_too_long", f"The request's address has more than {MAX_TARGET_BYTES} bytes."),
+    431: (
+        "header_too_large",
+        f"The request's first line and headers have more than {MAX_HEAD_BYTES} bytes together.",
+    ),
+}
+
+
+class Connection(h11.Connection):
+    """One client's connection, on which nothing is ever upgraded."""
+
+    def next_event(self) -> Any:
+        """As h11's; it gives each request without its `Upgrade` header.
+
+        Raises:
+            h11.RemoteProtocolError: what came is not HTTP, or its head is too long.
+        """
+        event = super().next_event()
+        if isinstance(event, h11.Request):
+            return _without_offers(event)
+        if event is h11.PAUSED and not self.trailing_data[0]:
+            # An offer was made, so that h11 takes what follows for another protocol's. uvicorn
+            # stops to read from a paused connection, and then sees no hang-up; since nothing
+            # waits to be read, there is no reason to stop.
+            return h11.NEED_DATA
+        return event
+
+
+class Protocol(H11Protocol):
+    """What uvicorn runs for each connection."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.conn = Connection(h11.SERVER, MAX_HEAD_BYTES)
+
+    def send_400_response(self, msg: str) -> None:
+        """Refuse what is not HTTP, and close the connection.
+
+        uvicorn calls it while it handles h11's error, which knows more than `msg`.
+        """
+        error = sys.exc_info()[1]
+        status = getattr(error, "error_status_hint", 400)
+        if status not in _REFUSALS:
+            status = 400  # h11 has 501, too, as if it were our fault
+        unread = ("bad_request", f"This is no HTTP/1.1 that can be read: {error or msg}.")
+        body = orjson.dumps(error_body(*_REFUSALS.get(status, unread)))
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # no answer has begun
+            headers = [
+                ("Content-Type", "application/json"),
+                ("Content-Length", str(len(body))),
+                ("Connection", "close"),
+            ]
+            response = h11.Response(status_code=status, headers=headers)
+            for event in (response, h11.Data(data=body), h11.EndOfMessage()):
+                self.transport.write(self.conn.send(event) or b"")
+        self.transport.close()
+
+
+def _without_offers(request: h11.Request) -> h11.Request:
+    """The request without `Upgrade`, so that nobody behind h11 thinks of one."""
+    if request.http_version not in HTTP_VERSIONS:
+        version = request.http_version.decode()
+        raise h11.RemoteProtocolError(f"it is HTTP/{version}, and HTTP/1.1 is spoken here")
+    if len(request.target) > MAX_TARGET_BYTES:
+        raise h11.RemoteProtocolError("its address is too long", error_status_hint=414)
+    # h11 bounds only a head that comes in pieces.
+    fields = sum(len(name) + len(value) + 4 for name, value in request.headers)
+    size = len(request.target) + fields
+    if size > MAX_HEAD_BYTES:
+        raise h11.RemoteProtocolError("its head is too long", error_status_hint=431)
+    kept = [(name, value) for name, value in request.headers if name != b"upgrade"]
+    if len(kept) == len(request.headers):
+        return request
+    return h11.Request(
+        method=request.method,
+        headers=kept,
+        target=request.target,
+        http_version=request.http_version,
+    )
