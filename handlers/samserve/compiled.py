@@ -103,6 +103,9 @@ def _callable(compiled: list[Any]) -> Network:
     """What runs on whichever of these, all the same network, is free."""
     free: queue.LifoQueue[Any] = queue.LifoQueue()
     for network in compiled:
+        # OpenVINO fills its table of types when it is first asked for one. Two threads that both
+        # come first wait for each other for ever, one for the table and one for the interpreter.
+        network.inputs[0].get_element_type().to_dtype()
         free.put(network.create_infer_request())
 
     def run(*inputs: torch.Tensor) -> torch.Tensor:
