@@ -1,0 +1,160 @@
+"""What lies around the pixels of a PNG, JPEG or WebP: found, counted and left out.
+
+Profiles, texts and previews change no pixel here, so a decoder need not see them: however large
+they are, and whatever they decompress to, they cost nothing and are no reason to refuse. One pass
+over the lengths, nothing decompressed.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from dataclasses import dataclass
+
+MAX_JPEG_SCANS = 200
+"""Each scan of a progressive JPEG passes over the whole picture, and costs the sender some hundred
+bytes: 6 MB of scans would keep a worker busy for an hour. Encoders write about ten."""
+
+_PNG_NAME = re.compile(rb"[A-Za-z]{4}")
+_PNG_START = 8  # the signature's length
+
+# Segments of a JPEG that its decoder reads: APP0 (JFIF) and APP14 (Adobe) say the colour space.
+_APP0, _APP14, _COMMENT = 0xE0, 0xEE, 0xFE
+_START_OF_SCAN = 0xDA
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_KINDS_OF_FRAME = {0xC3: "lossless JPEG", 0xC5: "hierarchical JPEG", 0xC6: "hierarchical JPEG"}
+_KINDS_OF_FRAME |= dict.fromkeys(
+    (0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF), "JPEG with arithmetic coding or of a rare process"
+)
+
+
+@dataclass(frozen=True)
+class Png:
+    """A PNG without what its pixels do not need.
+
+    Attributes:
+        data: its critical chunks.
+        frames: pictures that the file holds: more than one where it is animated.
+    """
+
+    data: bytes
+    frames: int
+
+
+def png_pixels(data: bytes) -> Png:
+    """The PNG's critical chunks (PNG 5.4: the first letter of their names is a capital).
+
+    From where it is damaged on it stays as it is, so that the decoder finds that out.
+    """
+    kept = [data[:_PNG_START]]
+    at, frames, animated, still = _PNG_START, 0, False, 0
+    # A run of chunks to keep is copied at once: pixels come in thousands of small ones.
+    run = at
+    while at + 12 <= len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        name = data[at + 4 : at + 8]
+        if not _PNG_NAME.fullmatch(name):
+            break
+        following = at + 12 + length
+        if name[0] & 0x20:
+            kept.append(data[run:at])
+            animated |= name == b"acTL"
+            frames += name == b"fcTL"
+            run = following
+        elif name == b"IDAT" and not frames:
+            still = 1  # the picture that others see is none of the animation's frames
+        elif name == b"IEND":
+            break
+        at = following
+    pages = max(1, frames + still) if animated else 1
+    if run == _PNG_START:
+        return Png(data, pages)
+    kept.append(data[run:])
+    return Png(b"".join(kept), pages)
+
+
+def jpeg_pixels(data: bytes) -> bytes:
+    """The JPEG without the metadata before its first scan; as it is from where it is damaged on."""
+    kept, at, run = [], 2, 0
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # a byte to fill up with
+            at += 1
+            continue
+        (length,) = struct.unpack_from(">H", data, at + 2)
+        if marker == _START_OF_SCAN or length < 2 or marker < 0xC0 or 0xD0 <= marker <= 0xD9:
+            break
+        following = at + 2 + length
+        if marker == _COMMENT or (_APP0 < marker <= 0xEF and marker != _APP14):
+            kept.append(data[run:at])
+            run = following
+        at = following
+    if not run:
+        return data
+    kept.append(data[run:])
+    return b"".join(kept)
+
+
+@dataclass(frozen=True)
+class JpegFrame:
+    """What a JPEG stream says of its picture.
+
+    Attributes:
+        bits: of a sample.
+        refusal: what it is, if that is not read.
+    """
+
+    bits: int
+    height: int
+    width: int
+    components: int
+    refusal: str | None
+
+
+def jpeg_frame(data: bytes) -> JpegFrame | None:
+    """From the first frame header before the first scan; None where there is none."""
+    at = 2
+    while at + 10 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:
+            at += 1
+            continue
+        if marker in _FRAMES:
+            bits, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
+            return JpegFrame(bits, height, width, components, _KINDS_OF_FRAME.get(marker))
+        if marker == _START_OF_SCAN:
+            return None
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return None
+
+
+def is_whole_jpeg(data: bytes) -> bool:
+    """Whether a stream has its end mark: of one that is cut, libjpeg makes grey without a word."""
+    return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") >= 0
+
+
+def webp_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of the canvas, from the first chunk."""
+    if len(data) < 30:
+        return None
+    chunk = data[12:16]
+    if chunk == b"VP8X":
+        width, height = data[24:27], data[27:30]
+        return int.from_bytes(width, "little") + 1, int.from_bytes(height, "little") + 1
+    if chunk == b"VP8L":
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if chunk == b"VP8 ":
+        width_, height_ = struct.unpack_from("<HH", data, 26)
+        return width_ & 0x3FFF, height_ & 0x3FFF
+    return None
+
+
+def webp_frames(data: bytes) -> int:
+    """Pictures that the file holds: more than one where it is animated."""
+    at, frames = 12, 0
+    while at + 8 <= len(data):
+        name, length = struct.unpack_from("<4sI", data, at)
+        frames += name == b"ANMF"
+        at += 8 + length + (length & 1)
+    return max(1, frames)

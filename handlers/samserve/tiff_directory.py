@@ -1,0 +1,170 @@
+"""Where a TIFF says what: its chain of directories, and their tags, within bounds.
+
+TIFF and BigTIFF of both byte orders. Reads the integers and texts that it is asked for, each
+checked against the file's length; whatever else a directory holds is passed over unread, however
+large it is. Knows nothing of pixels.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+MAX_PAGES = 100_000
+"""Directories that are followed: a chain costs its sender 18 bytes a link."""
+
+MAX_TAGS = 4096
+"""Tags of one directory."""
+
+# TIFF's types that hold integers, by number.
+_INTEGERS = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8"}
+_INTEGERS[18] = "u8"
+_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
+_BYTES |= {16: 8, 17: 8, 18: 8}
+_TEXTS = (1, 2, 7)
+
+
+ByteOrder = Literal["<", ">"]
+
+
+class Unreadable(Exception):
+    """A picture that is not read; the message says why, to the person who sent it."""
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What differs between TIFF and BigTIFF, each in `struct`'s letters."""
+
+    order: ByteOrder
+    first: int  # where the offset of the first directory lies
+    count: str  # of tags
+    offset: str  # the type of offsets and of a tag's number of values
+
+    @property
+    def entry(self) -> struct.Struct:
+        """tag, type, number of values; the value or where it lies comes behind."""
+        return struct.Struct(self.order + "HH" + self.offset)
+
+    @property
+    def inline(self) -> int:
+        """Bytes of a value that stands in the directory itself."""
+        return struct.calcsize("=" + self.offset)
+
+    @property
+    def per_entry(self) -> int:
+        return self.entry.size + self.inline
+
+    def number(self, letter: str, data: bytes, at: int) -> int | None:
+        """None where the file ends before it."""
+        try:
+            return int(struct.unpack_from(self.order + letter, data, at)[0])
+        except struct.error:
+            return None
+
+
+class Directory:
+    """The tags of one page.
+
+    Args:
+        data: the whole file.
+        at: where the directory begins.
+
+    Raises:
+        Unreadable: the file ends within it.
+    """
+
+    def __init__(self, data: bytes, form: _Form, at: int) -> None:
+        self._data = data
+        self.byte_order = form.order
+        count = form.number(form.count, data, at)
+        start = at + struct.calcsize("=" + form.count)
+        if count is None or start + count * form.per_entry > len(data):
+            raise Unreadable("the TIFF is truncated: it ends within its directory")
+        if count > MAX_TAGS:
+            raise Unreadable(f"the TIFF's directory has {count} tags; at most {MAX_TAGS} are read")
+        self._values: dict[int, tuple[int, int, int]] = {}  # tag -> type, count, where
+        for index in range(count):
+            entry = start + index * form.per_entry
+            tag, kind, values = form.entry.unpack_from(data, entry)
+            where: int | None = entry + form.entry.size
+            if values * _BYTES.get(kind, 1) > form.inline:
+                where = form.number(form.offset, data, entry + form.entry.size)
+            if where is not None:
+                self._values.setdefault(tag, (kind, values, where))
+
+    def __contains__(self, tag: int) -> bool:
+        return tag in self._values
+
+    def count(self, tag: int) -> int:
+        """How many values a tag has."""
+        return self._values.get(tag, (0, 0, 0))[1]
+
+    def integers(self, tag: int, most: int = 64) -> tuple[int, ...] | None:
+        """The values of a tag; None where there is none.
+
+        Raises:
+            Unreadable: no integers, more than `most`, or beyond the end of the file.
+        """
+        if tag not in self._values:
+            return None
+        kind, count, where = self._values[tag]
+        if kind not in _INTEGERS:
+            raise Unreadable(f"the TIFF is damaged: its tag {tag} does not hold integers")
+        if count > most:
+            raise Unreadable(f"the TIFF's tag {tag} has {count} values, where {most} are enough")
+        if where + count * _BYTES[kind] > len(self._data):
+            raise Unreadable(f"the TIFF is truncated: the values of its tag {tag} lie beyond it")
+        dtype = np.dtype(_INTEGERS[kind]).newbyteorder(self.byte_order)
+        return tuple(np.frombuffer(self._data, dtype, count, where).tolist())
+
+    def integer(self, tag: int, default: int) -> int:
+        """The first value of a tag."""
+        values = self.integers(tag, 2**20)
+        return values[0] if values else default
+
+    def bytes_of(self, tag: int, most: int = 2**20) -> bytes | None:
+        """What a tag of bytes or of text holds; None where it holds none of these, or more."""
+        kind, count, where = self._values.get(tag, (0, 0, 0))
+        if kind not in _TEXTS or count > most or where + count > len(self._data):
+            return None
+        return self._data[where : where + count]
+
+    def text(self, tag: int) -> str:
+        """A text, up to its end mark; empty where there is none."""
+        return (self.bytes_of(tag) or b"").split(b"\0")[0].decode("latin-1").strip()
+
+
+def directories(data: bytes) -> tuple[_Form, list[int]]:
+    """How the file is written, and where each directory begins, in order.
+
+    The chain ends where it leads out of the file or to where it has been.
+
+    Raises:
+        Unreadable: the file ends before the first, or there are more than `MAX_PAGES`.
+    """
+    order: ByteOrder = "<" if data[:2] == b"II" else ">"
+    big = 43 in (data[2], data[3])
+    form = _Form(order, 8, "Q", "Q") if big else _Form(order, 4, "H", "I")
+    if struct.unpack_from(order + "H", data, 2)[0] != (43 if big else 42):
+        raise Unreadable("the TIFF is damaged: its two marks disagree about the order of its bytes")
+    if big and data[4:8] != struct.pack(order + "HH", 8, 0):
+        raise Unreadable("the BigTIFF is damaged, or of offsets that are not 8 bytes long")
+    found: list[int] = []
+    seen: set[int] = set()
+    at = form.number(form.offset, data, form.first)
+    while at and at not in seen:
+        count = form.number(form.count, data, at)
+        if not count:
+            break
+        found.append(at)
+        seen.add(at)
+        if len(found) > MAX_PAGES:
+            raise Unreadable(f"the TIFF has more than {MAX_PAGES} pages")
+        end = at + struct.calcsize("=" + form.count) + count * form.per_entry
+        at = form.number(form.offset, data, end)
+    if not found:
+        raise Unreadable("the TIFF is truncated: it ends before its directory")
+    return form, found

@@ -1,0 +1,267 @@
+"""One strip or tile of a TIFF: its bytes -> its samples.
+
+`imagecodecs` decompresses. Before it does, what comes out is known: a lossless codec gets a buffer
+of just the segment's size, and an image codec (JPEG, WebP, LERC) only bytes whose own header tells
+that size. A segment that gives less is refused, never filled up.
+
+What may be compressed how is an allow-list. Not in it are JPEG 2000 (156 bytes of tiny precincts
+make OpenJPEG take 5 GB for 4 million pixels, and a stream that is cut gives a picture without a
+word), JPEG XL (whose streams can ask for work without end), JPEG XR, JBIG, old JPEG and the
+makers' own codecs.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import imagecodecs
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .containers import MAX_JPEG_SCANS, is_whole_jpeg, jpeg_frame, webp_size
+from .tiff_directory import ByteOrder, Unreadable
+
+NONE, JPEG, LERC, WEBP = 1, 7, 34887, 50001
+CCITT = (2, 3, 4)
+
+COMPRESSIONS = {
+    1: "none",
+    2: "CCITT RLE",
+    3: "CCITT group 3",
+    4: "CCITT group 4",
+    5: "LZW",
+    7: "JPEG",
+    8: "deflate",
+    32773: "PackBits",
+    32946: "deflate",
+    34887: "LERC",
+    34925: "LZMA",
+    50000: "zstd",
+    50001: "WebP",
+}
+"""What is read."""
+
+REFUSED = {
+    6: "old-style JPEG",
+    9: "JBIG",
+    10: "JBIG",
+    32766: "NeXT",
+    32809: "ThunderScan",
+    32908: "PixarFilm",
+    32909: "PixarLog",
+    33003: "Aperio's JPEG 2000",
+    33005: "Aperio's JPEG 2000",
+    33007: "Alternative JPEG",
+    34661: "JBIG",
+    34676: "SGI LogLuv",
+    34677: "SGI LogLuv",
+    34712: "JPEG 2000",
+    34713: "Nikon NEF",
+    34892: "lossy JPEG of DNG",
+    34933: "PNG",
+    34934: "JPEG XR",
+    22610: "JPEG XR",
+    50002: "JPEG XL",
+    52546: "JPEG XL",
+}
+"""What is known and not read."""
+
+_LOSSLESS: dict[int, Callable[..., bytes | bytearray]] = {
+    5: imagecodecs.lzw_decode,
+    8: imagecodecs.zlib_decode,
+    32946: imagecodecs.zlib_decode,
+    32773: imagecodecs.packbits_decode,
+    34925: imagecodecs.lzma_decode,
+    50000: imagecodecs.zstd_decode,
+}
+
+_ORDINARY_BITS = (8, 16, 32, 64)
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How the samples of a page are written, the same in each of its segments.
+
+    Attributes:
+        compression, predictor, fill_order, photometric: the tags' values; see `Layout`.
+        bits: of a sample.
+        dtype: of a sample once it is read, in this machine's byte order.
+        byte_order: the file's, `<` or `>`.
+        samples: in a segment's pixel.
+        height: of all segments but the last.
+        jpeg_tables: what the segments' JPEG streams share.
+        t4_options: CCITT group 3's.
+        lerc_wrapped: 0, or the compression around LERC: 1 deflate, 2 zstd.
+        no_data: what stands for a value that is none.
+    """
+
+    compression: int
+    predictor: int
+    fill_order: int
+    photometric: int
+    bits: int
+    dtype: np.dtype[Any]
+    byte_order: ByteOrder
+    samples: int
+    height: int
+    jpeg_tables: bytes | None
+    t4_options: int
+    lerc_wrapped: int
+    no_data: float | int | None
+
+
+def decode(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]:
+    """height × width × samples; `height` and `width` are the segment's own.
+
+    Raises:
+        Unreadable: it is of a kind that is not read.
+        Exception: it is damaged; codecs have many ways to say so.
+    """
+    shape = (height, width, coding.samples)
+    if coding.compression in _LOSSLESS or coding.compression == NONE:
+        return _unpacked(_decompressed(data, coding, height, width), coding, shape)
+    if coding.compression in CCITT:
+        return _ccitt(data, coding, height, width)
+    decoder = {JPEG: _jpeg, LERC: _lerc, WEBP: _webp}[coding.compression]
+    values = decoder(data, coding, height, width)
+    if values.dtype != coding.dtype:
+        raise Unreadable(
+            f"the TIFF says that its samples are {coding.dtype}, and its "
+            f"{COMPRESSIONS[coding.compression]} stream that they are {values.dtype}"
+        )
+    return values.reshape(shape)
+
+
+def row_bytes(coding: Coding, width: int) -> int:
+    """Bytes of a row: it ends with a whole one."""
+    return math.ceil(width * coding.samples * coding.bits / 8)
+
+
+def _decompressed(data: bytes, coding: Coding, height: int, width: int) -> bytes | bytearray:
+    size = height * row_bytes(coding, width)
+    if coding.fill_order == 2:
+        data = bytes(imagecodecs.bitorder_decode(data))
+    raw = data if coding.compression == NONE else _LOSSLESS[coding.compression](data, out=size)
+    if len(raw) < size:
+        raise ValueError("a segment is too short")
+    return raw[:size]
+
+
+def _unpacked(raw: bytes | bytearray, coding: Coding, shape: tuple[int, int, int]) -> NDArray[Any]:
+    if coding.bits not in _ORDINARY_BITS:
+        if coding.predictor != 1:
+            raise Unreadable(f"the TIFF has a predictor for samples of {coding.bits} bits")
+        values = imagecodecs.packints_decode(
+            raw,
+            coding.dtype.newbyteorder(coding.byte_order),
+            coding.bits,
+            runlen=shape[1] * shape[2],
+        )
+        return np.asarray(values, coding.dtype).reshape(shape)
+    if coding.predictor == 3:
+        stored = np.frombuffer(raw, coding.dtype).reshape(shape)
+        return np.asarray(imagecodecs.floatpred_decode(stored, axis=-2))
+    ordered = coding.dtype.newbyteorder(coding.byte_order)
+    values = np.frombuffer(raw, ordered).reshape(shape).astype(coding.dtype, copy=False)
+    if coding.predictor == 2:
+        # The differences are of the bits as integers, floats or not.
+        integers = values.view(f"u{coding.dtype.itemsize}")
+        return np.asarray(imagecodecs.delta_decode(integers, axis=-2)).view(coding.dtype)
+    return values
+
+
+def _ccitt(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]:
+    """By Pillow's libtiff: a TIFF of this one strip."""
+    tags = {
+        256: width,
+        257: height,
+        258: 1,
+        259: coding.compression,
+        262: 1,
+        266: coding.fill_order,
+        273: 0,
+        277: 1,
+        278: height,
+        279: len(data),
+    }
+    if coding.compression == 3:
+        tags[292] = coding.t4_options
+    tags[273] = 8 + 2 + 12 * len(tags) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in sorted(tags))
+    file = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + data
+    with Image.open(BytesIO(file), formats=["TIFF"]) as image:
+        if image.size != (width, height):
+            raise ValueError("a strip is of another size")
+        image.load()
+        return np.array(image, np.uint8)[:, :, np.newaxis]
+
+
+def _jpeg(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]:
+    frame = jpeg_frame(data)
+    if frame is None:
+        raise ValueError("a JPEG stream without a frame")
+    if frame.refusal is not None:
+        raise Unreadable(f"the TIFF holds {frame.refusal}, which is not read")
+    # The last strip may be written as high as the others.
+    fits = frame.height in (height, coding.height) and frame.width == width
+    if not fits or frame.components != coding.samples:
+        raise ValueError("a JPEG stream of another size")
+    tables = coding.jpeg_tables
+    if tables is not None and (jpeg_frame(tables) is not None or b"\xff\xda" in tables):
+        raise ValueError("JPEG tables with a picture of their own")
+    if not is_whole_jpeg(data):
+        raise ValueError("a JPEG stream without an end")
+    if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+        raise Unreadable(f"the TIFF holds a JPEG of more than {MAX_JPEG_SCANS} scans")
+    stored: str | None = None
+    wanted = "YCBCR"
+    if coding.samples == 1:
+        wanted = "MINISBLACK"
+    elif coding.photometric == 6:
+        wanted = "RGB"
+    elif coding.photometric == 2:
+        # Without JFIF's mark the decoder takes three components for YCbCr.
+        stored, wanted = None if data[6:10] == b"JFIF" else "RGB", "RGB"
+    elif coding.photometric == 5:
+        wanted = "CMYK"
+    values = imagecodecs.jpeg8_decode(data, tables=tables, colorspace=stored, outcolorspace=wanted)
+    return np.asarray(values).reshape(frame.height, width, coding.samples)[:height]
+
+
+def _lerc(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]:
+    if coding.lerc_wrapped:
+        unwrap = {1: imagecodecs.zlib_decode, 2: imagecodecs.zstd_decode}[coding.lerc_wrapped]
+        data = bytes(unwrap(data, out=2 * height * row_bytes(coding, width) + 2**16))
+    key, version = struct.unpack_from("<6si", data)
+    if key != b"Lerc2 ":
+        raise Unreadable("the TIFF holds LERC of version 1, which is not read")
+    numbers = list(struct.unpack_from("<6i", data, 14 if version >= 3 else 10))
+    rows, columns = numbers[:2]
+    samples = numbers[2] if version >= 4 else 1
+    blob = numbers[5] if version >= 4 else numbers[4]
+    if (rows, columns, samples) != (height, width, coding.samples) or not 0 < blob <= len(data):
+        raise ValueError("a LERC stream of another size")
+    # A second blob behind this one would be a second band, with memory of its own.
+    values, masks = imagecodecs.lerc_decode(bytes(data[:blob]), masks=True)
+    values = np.asarray(values).reshape(height, width, samples)
+    if masks is None or masks.all():
+        return values
+    nothing = np.nan if values.dtype.kind == "f" else coding.no_data
+    if nothing is None:
+        raise Unreadable("the TIFF holds LERC with invalid pixels, and no GDAL_NODATA for them")
+    filled = np.array(values)
+    filled[~masks.reshape(height, width, -1).all(axis=2)] = nothing
+    return filled
+
+
+def _webp(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]:
+    if webp_size(data) != (width, height) or coding.samples not in (3, 4):
+        raise ValueError("a WebP stream of another size")
+    values = imagecodecs.webp_decode(data, hasalpha=coding.samples == 4)
+    return np.asarray(values).reshape(height, width, coding.samples)
