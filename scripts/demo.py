@@ -60,7 +60,8 @@ def main() -> int:
                 draw(image, features, question.get("bbox")).save(OUT / f"{name}.png")
                 folder = OUT.relative_to(ROOT)
                 print(f"{name}: {len(features)} object(s) in {folder}/{name}.geojson and .png")
-            stack.enter_context(step("server: stopping"))
+            with step("server: stopping"):
+                stack.close()
     except ServerError as error:
         print(f"samserve: {error}", file=sys.stderr)
         return 1

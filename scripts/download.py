@@ -80,7 +80,14 @@ def download(
         part.unlink(missing_ok=True)
         raise
     except (requests.RequestException, HTTPError) as error:
-        raise Unreachable(f"{type(error).__name__}: {error}") from error
+        raise Unreachable(_reason(error)) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return what went wrong first, which requests wraps three times: name, refused, reset …"""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return f"{type(error).__name__}: {error}"
 
 
 @contextlib.contextmanager
