@@ -1,7 +1,8 @@
 """The routes: samapi's API, readiness and the OpenAPI pages.
 
-A body is forwarded to TorchServe as it came, but for a picture that is known there
-(`pictures.py`); of it only `type` and `checkpoint_url` are read, which say the lane.
+A body is forwarded to TorchServe as it came, but for its encodings (`encodings.py`,
+`samserve.json_text`) and a picture that is known there (`pictures.py`); of it only `type` and
+`checkpoint_url` are read, which say the lane.
 TorchServe's answers are passed on as they are, but for the refusals that TorchServe itself
 makes (no such lane, queue full, worker gone): those are put into the one error shape,
 `{"error": {"code", "message", "field"}}`.
@@ -292,7 +293,9 @@ def create_app(settings: Settings) -> ASGIApp:
     async def routed(request: Request) -> tuple[Body, str]:
         """The body and the family of lanes that it asks for, whose type is one we know."""
         content = await _read(request, settings.max_body_bytes)
-        body = body_of(content, request.headers.get("content-type", ""))
+        content_type = request.headers.get("content-type", "")
+        # In a thread: a form made of what nearly are boundaries takes seconds to be taken apart.
+        body = await asyncio.to_thread(body_of, content, content_type)
         asked = RoutedRequest.parse(body.json)
         if asked.type not in MODEL_TYPES:
             raise await _not_loaded(torchserve, asked.type)
