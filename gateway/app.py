@@ -1,7 +1,8 @@
 """The routes: samapi's API, readiness and the OpenAPI pages.
 
-A body is forwarded to TorchServe as it came, but for a picture that is known there
-(`pictures.py`); of it only `type` and `checkpoint_url` are read, which say the lane.
+A body is forwarded to TorchServe as it came, but for its encodings (`encodings.py`,
+`samserve.json_text`) and a picture that is known there (`pictures.py`); of it only `type` and
+`checkpoint_url` are read, which say the lane.
 TorchServe's answers are passed on as they are, but for the refusals that TorchServe itself
 makes (no such lane, queue full, worker gone): those are put into the one error shape,
 `{"error": {"code", "message", "field"}}`.
@@ -297,7 +298,9 @@ def create_app(settings: Settings) -> ASGIApp:
         """The body and the family of lanes that answers it: of the type that it asks for, or of
         the one that stands in for that; then the worker is to be told (`stands_in`)."""
         content = await _read(request, settings.max_body_bytes)
-        body = body_of(content, request.headers.get("content-type", ""))
+        content_type = request.headers.get("content-type", "")
+        # In a thread: a form made of what nearly are boundaries takes seconds to be taken apart.
+        body = await asyncio.to_thread(body_of, content, content_type)
         asked = RoutedRequest.parse(body.json)
         model_type = await weights.answering(asked.type)
         request.state.stands_in = model_type != asked.type
