@@ -56,6 +56,9 @@ from .weights import Weights
 
 EVENTS = "application/x-ndjson"
 
+PAGES = "X-Image-Pages"
+"""The worker's: how many pages the picture has."""
+
 MAX_REGISTRATION_BYTES = 2**16
 
 DRAIN_FACTOR = 4
@@ -237,7 +240,8 @@ def create_app(settings: Settings) -> ASGIApp:
             response = await while_client_waits(request, opened())
             if response.headers.get("Content-Type") == EVENTS:
                 own = stack.pop_all()
-                return StreamingResponse(parts(), media_type=EVENTS)
+                said = {n: response.headers[n] for n in (PAGES,) if n in response.headers}
+                return StreamingResponse(parts(), headers=said, media_type=EVENTS)
             answer = await read(response)
         return await passed_on(request, family, answer)
 
@@ -250,7 +254,7 @@ def create_app(settings: Settings) -> ASGIApp:
             raise TooLarge("The body is larger than TorchServe's max_request_size.")
         if answer.status >= 400 and not is_workers(answer):
             raise TorchServeError(message_of(answer), answer.status)
-        kept = ("Content-Type", "Server-Timing")
+        kept = ("Content-Type", "Server-Timing", PAGES)
         headers = {name: answer.headers[name] for name in kept if name in answer.headers}
         headers["Vary"] = "Accept, Accept-Encoding"
         content, encoding = await compressed(

@@ -105,10 +105,16 @@ def _segmentation(
             200: {
                 "description": "A JSON array of GeoJSON Features; `[]` where nothing was found. "
                 "Other forms by `output_format` or the `Accept` header.",
+                "headers": {
+                    "X-Image-Pages": {
+                        "description": "Pages of the picture, of which `page` chose one.",
+                        "schema": {"type": "integer", "minimum": 1},
+                    }
+                },
                 "content": {
                     "application/json": {"example": answer},
                     "application/geo+json": {
-                        "example": {"type": "FeatureCollection", "features": answer}
+                        "example": {"type": "FeatureCollection", "features": answer, "pages": 1}
                     },
                     "application/vnd.coco-rle+json": {"example": [record]},
                 },
@@ -134,7 +140,7 @@ AUTOMASK = _segmentation(
     "and a queue of its own, so that prompts do not wait behind it. A client that goes away ends "
     "it.\n\n`?stream=1`: the answer is lines of JSON (application/x-ndjson), `event` says of what "
     "kind: `progress` with `done` and `total` points; then every object as a `feature`; at the end "
-    "`done`, or `error`.",
+    "`done` with the picture's `pages`, or `error`.",
     "AutomaskRequest",
     example.automask("vit_t"),
     [_feature(stability_score=0.98, area=1024, bbox=[16, 16, 31, 31], point_coords=[[32.0, 32.0]])],

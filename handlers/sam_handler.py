@@ -28,6 +28,7 @@ from ts.metrics.metric_type_enum import MetricTypes
 
 from samserve import automask, devices, formats, forms, logs, prompts, segmenter
 from samserve.decoder import Image
+from samserve.embeddings import Found
 from samserve.errors import (
     Cancelled,
     InvalidRequest,
@@ -63,6 +64,9 @@ REQUEST_ID_HEADER = "x-request-id"
 RUN_HEADER = "samserve-run"
 # `true`: the answer is a stream of events, the run's progress among them.
 STREAM_HEADER = "samserve-stream"
+
+# In the answer: how many pages the picture has, of which one was asked about.
+PAGES_HEADER = "X-Image-Pages"
 
 
 class SamHandler:
@@ -153,14 +157,16 @@ class SamHandler:
         """
         # One may have sent a reference and another the picture itself, which is longer.
         sent = max((sent for _, sent in requests.values()), key=len)
-        picture = Picture(sent, self.settings.limits.max_image_pixels)
+        [page] = {request.page for request, _ in requests.values()}
+        picture = Picture(sent, self.settings.limits.max_image_pixels, page=page)
         timing = ServerTiming(self.metrics.step)
         with timing.step("embed") as described:
             found = self.segmenter.embeddings.of_picture(picture)
             described.append(found.source)
+        for index in requests:
+            context.set_response_header(index, PAGES_HEADER, str(found.pages))
         if picture.decoding_s is not None:  # as a part of embedding it
             timing.add("decode", picture.decoding_s)
-        size = found.image.embedding.original_size
         prompted: dict[int, list[prompts.LocatedPrompt]] = {}
         for index, (request, _) in requests.items():
             with self.errors_as_answers([index], answers, context):
@@ -170,7 +176,7 @@ class SamHandler:
                     )
                 else:
                     answers[index] = self.every_object(
-                        request, found.image, picture, timing.copy(), index, context
+                        request, found, picture, timing.copy(), index, context
                     )
         if not prompted:
             return
@@ -180,7 +186,7 @@ class SamHandler:
             with self.errors_as_answers([index], answers, context):
                 request, _ = requests[index]
                 own = timing.copy()
-                answers[index] = self.written(masks, request, size, own, index, context)
+                answers[index] = self.written(masks, request, found, own, index, context)
 
     def predicted(
         self,
@@ -204,7 +210,7 @@ class SamHandler:
     def every_object(
         self,
         request: AutomaskRequest,
-        image: Image,
+        found: Found,
         picture: Picture,
         timing: ServerTiming,
         index: int,
@@ -216,7 +222,7 @@ class SamHandler:
             SamserveError: it cannot be done, took too long before anything was found, or
                 nobody wants it any more.
         """
-        size = image.embedding.original_size
+        image, size = found.image, found.image.embedding.original_size
         automask.check_tiles(request, size, self.settings.limits.max_points)
         run_id = _header(context, index, RUN_HEADER)
         if run_id is not None and not is_run_id(run_id):
@@ -249,10 +255,12 @@ class SamHandler:
         error = TimedOut(f"Stopped after {run.done} of {run.total} points: the time was over.")
         if streams:
             self.metrics.masks(len(objects))
-            answered = formats.Answered(objects, size, self.settings.model_type, request.simplify)
-            last = formats.event("error", **error.body(), **done) if late else formats.event("done")
+            answered = self.answered(objects, request, found)
+            last = formats.event("error", **error.body(), **done)
+            if not late:
+                last = formats.event("done", pages=found.pages)
             return 200, formats.EVENTS, formats.lines(answered) + last
-        answer = self.written(objects, request, size, timing, index, context)
+        answer = self.written(objects, request, found, timing, index, context)
         if late:
             partial = {**error.body(), **done, "found": orjson.Fragment(answer[2])}
             return TimedOut.status, JSON, orjson.dumps(partial)
@@ -262,19 +270,28 @@ class SamHandler:
         self,
         masks: Sequence[ObjectMask],
         request: PromptRequest | AutomaskRequest,
-        size: tuple[int, int],
+        found: Found,
         timing: ServerTiming,
         index: int,
         context: Any,
     ) -> Answer:
         """The answer that these masks make, in the form asked for, its timing in a header."""
         form = formats.chosen(request.output_format, _header(context, index, "accept"))
-        answered = formats.Answered(masks, size, self.settings.model_type, request.simplify)
         with timing.step("outline"):
-            body = form.dumps(answered)
+            body = form.dumps(self.answered(masks, request, found))
         self.metrics.masks(len(masks))
         context.set_response_header(index, "Server-Timing", str(timing))
         return 200, form.media_type, body
+
+    def answered(
+        self,
+        masks: Sequence[ObjectMask],
+        request: PromptRequest | AutomaskRequest,
+        found: Found,
+    ) -> formats.Answered:
+        """What there is to write."""
+        size, pages = found.image.embedding.original_size, found.pages
+        return formats.Answered(masks, size, self.settings.model_type, request.simplify, pages)
 
     @contextlib.contextmanager
     def errors_as_answers(
@@ -352,10 +369,10 @@ class SamHandler:
 
 
 def _by_image(requests: Requests) -> list[Requests]:
-    """The requests of each image together, in the order in which the images came."""
-    groups: dict[str, Requests] = {}
+    """The requests of each page of an image together, in the order in which these came."""
+    groups: dict[tuple[str, int], Requests] = {}
     for index, asked in requests.items():
-        groups.setdefault(asked[0].b64img, {})[index] = asked
+        groups.setdefault((asked[0].b64img, asked[0].page), {})[index] = asked
     return list(groups.values())
 
 

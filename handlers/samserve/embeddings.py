@@ -1,8 +1,9 @@
 """Where an image's embedding comes from: memory, this machine, other machines, or the encoder.
 
-An image is known by its content: by the digest of the base64 text first, which costs next to
-nothing, and by the digest of its pixels second, so that the same picture in another file
-format is known too. Embeddings are kept per model, weights and precision.
+An image is known by its content: by the digest of the base64 text and the page first, which costs
+next to nothing, and by the digest of its pixels second, so that the same picture in another file
+format is known too. Embeddings are kept per model, weights and precision; what a text decodes to,
+per version of the rules of decoding, for it outlives an upgrade in the folder and in Redis.
 
 Four places, asked in this order:
 
@@ -22,7 +23,7 @@ import struct
 import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 
 from .decoder import Decoder, Image
 from .encoder import Embedding, Encoder
-from .images import Picture
+from .images import DECODING_RULES, Picture
 from .store import EmbeddingStore
 
 if TYPE_CHECKING:  # it imports Redis's client, which most have no use for
@@ -42,17 +43,46 @@ ENCODING_TIMEOUT_S = 300.0
 
 _SIZES = struct.Struct("<4I")  # input height, width; original height, width
 _FEATURES = (1, 256, 64, 64)
-_DIGEST = re.compile(rb"[0-9a-f]{64}")
+_ALIAS = re.compile(rb"([0-9a-f]{64}) ([1-9][0-9]{0,9})")
 
 Source = Literal["memory", "machine", "redis", "encoder"]
 
 
 @dataclass(frozen=True)
 class Found:
-    """An image ready for prompts, and which place had it."""
+    """An image ready for prompts.
+
+    Attributes:
+        image: ready for prompts.
+        source: the place that had it.
+        pages: how many the picture has, of which this is one.
+    """
 
     image: Image
     source: Source
+    pages: int = 1
+
+
+@dataclass(frozen=True)
+class _Alias:
+    """What a page of a text or file decodes to.
+
+    Attributes:
+        pixels_digest: of its pixels, as `digest_of`.
+        pages: how many the file has.
+    """
+
+    pixels_digest: str
+    pages: int
+
+    def to_bytes(self) -> bytes:
+        return f"{self.pixels_digest} {self.pages}".encode()
+
+    @classmethod
+    def from_bytes(cls, stored: bytes) -> _Alias | None:
+        """None where these are not the bytes of an alias."""
+        found = _ALIAS.fullmatch(stored)
+        return None if found is None else cls(found[1].decode(), int(found[2]))
 
 
 class EmbeddingCache:
@@ -96,16 +126,17 @@ class EmbeddingCache:
         Raises:
             SamserveError: it cannot be decoded, or is too thin to encode.
         """
-        pixels_digest = self._digest_behind(picture.digest)
-        found = None if pixels_digest is None else self._known(self._key(pixels_digest))
-        if pixels_digest is None or found is None or _pixels(found.image) > picture.max_pixels:
-            pixels_digest = digest_of(picture.pixels)
-            found = self._known(self._key(pixels_digest))
-            found = found or self._encode(picture.pixels, self._key(pixels_digest))
-            self._save(_alias(picture.digest), pixels_digest.encode())
-        self._memory.remember_alias(picture.digest, pixels_digest)
+        name = _alias_name(picture)
+        alias = self._alias(name)
+        found = None if alias is None else self._known(self._key(alias.pixels_digest))
+        if alias is None or found is None or _pixels(found.image) > picture.max_pixels:
+            alias = _Alias(digest_of(picture.pixels), picture.pages)
+            key = self._key(alias.pixels_digest)
+            found = self._known(key) or self._encode(picture.pixels, key)
+            self._save(name, alias.to_bytes())
+        self._memory.remember_alias(name, alias)
         self.found[found.source] += 1
-        return found
+        return replace(found, pages=alias.pages)
 
     def of_pixels(self, pixels: NDArray[np.uint8]) -> Found:
         """H×W×3 uint8 RGB.
@@ -128,16 +159,17 @@ class EmbeddingCache:
         self.found["encoder"] += 1
         return self._decoder.prepare(self._encoder.encode(np.ascontiguousarray(pixels)))
 
-    def _digest_behind(self, text_digest: str) -> str | None:
-        """The digest of the pixels that a text of this digest decodes to, if it was seen."""
-        known = self._memory.alias(text_digest)
+    def _alias(self, name: str) -> _Alias | None:
+        """What is remembered under this name of a page, if it was seen."""
+        known = self._memory.alias(name)
         if known is not None:
             return known
         for place in (self._store, self._shared):
-            stored = None if place is None else place.load(_alias(text_digest))
-            # Whatever else lies there is nobody's digest.
-            if stored and _DIGEST.fullmatch(stored):
-                return stored.decode()
+            stored = None if place is None else place.load(name)
+            # Whatever else lies there is nobody's alias.
+            alias = None if stored is None else _Alias.from_bytes(stored)
+            if alias is not None:
+                return alias
         return None
 
     def _known(self, key: str) -> Found | None:
@@ -198,7 +230,7 @@ class _Memory:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._images: OrderedDict[str, Image] = OrderedDict()
-        self._aliases: OrderedDict[str, str] = OrderedDict()
+        self._aliases: OrderedDict[str, _Alias] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: str) -> Image | None:
@@ -214,14 +246,14 @@ class _Memory:
             while sum(image.nbytes for image in self._images.values()) > self._max_bytes:
                 self._images.popitem(last=False)
 
-    def alias(self, text_digest: str) -> str | None:
+    def alias(self, name: str) -> _Alias | None:
         with self._lock:
-            return self._aliases.get(text_digest)
+            return self._aliases.get(name)
 
-    def remember_alias(self, text_digest: str, pixels_digest: str) -> None:
+    def remember_alias(self, name: str, alias: _Alias) -> None:
         with self._lock:
-            self._aliases[text_digest] = pixels_digest
-            self._aliases.move_to_end(text_digest)
+            self._aliases[name] = alias
+            self._aliases.move_to_end(name)
             while len(self._aliases) > self._MAX_ALIASES:
                 self._aliases.popitem(last=False)
 
@@ -233,8 +265,9 @@ def digest_of(pixels: NDArray[np.uint8]) -> str:
     return content.hexdigest()
 
 
-def _alias(text_digest: str) -> str:
-    return f"text-{text_digest}"
+def _alias_name(picture: Picture) -> str:
+    """Under what a page of a sent text or file is remembered, in every place."""
+    return f"text-{picture.digest}-rules-{DECODING_RULES}-page-{picture.page}"
 
 
 def _pixels(image: Image) -> int:

@@ -29,12 +29,14 @@ class Answered:
         size: (height, width) of the image in pixels.
         sam_model: the model type.
         simplify: tolerance of outlines in pixels.
+        pages: how many the picture has, of which this is the answer for one.
     """
 
     masks: Sequence[ObjectMask]
     size: tuple[int, int]
     sam_model: str
     simplify: float
+    pages: int = 1
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,12 @@ def _features(answered: Answered) -> list[dict[str, Any]]:
 
 
 def _feature_collection(answered: Answered) -> dict[str, Any]:
-    return {"type": "FeatureCollection", "features": _features(answered)}
+    # A foreign member (RFC 7946, 6.1).
+    return {
+        "type": "FeatureCollection",
+        "features": _features(answered),
+        "pages": answered.pages,
+    }
 
 
 def _coco_rle(answered: Answered) -> list[dict[str, Any]]:

@@ -190,6 +190,17 @@ class SegmentRequest(RoutedRequest):
         "that base64 text does; 409 where the server no longer knows it.",
         examples=["iVBORw0KGgo…"],
     )
+    page: Integer = Field(
+        0,
+        ge=0,
+        le=2**31 - 1,
+        description="Page of a TIFF, counted from 0: the number of its directory in the file, or "
+        "of its plane in a stack as ImageJ writes it. Each answer says how many pages there are: "
+        "in the header `X-Image-Pages`, in the member `pages` of a FeatureCollection, and in the "
+        "event `done` of a stream. Other formats have page 0 only: of an animation it is the "
+        "first frame.",
+        examples=[0],
+    )
     simplify: float = Field(
         0,
         ge=0,

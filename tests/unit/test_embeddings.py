@@ -21,7 +21,7 @@ from samserve.decoder import Decoder
 from samserve.embeddings import EmbeddingCache
 from samserve.encoder import Embedding, Encoder
 from samserve.errors import InvalidField, InvalidImage, TooLarge, UnknownImage
-from samserve.images import Picture
+from samserve.images import DECODING_RULES, Picture
 from samserve.redis_store import RedisStore
 from samserve.store import EmbeddingStore
 from tests.conftest import base64_png, picture
@@ -95,6 +95,85 @@ def test_a_reference_stands_for_a_text_that_was_sent(parts: Any, store: Embeddin
         worker.of_picture(Picture(reference, max_pixels=1000))
 
 
+def stack(*names: str) -> bytes:
+    """A TIFF of these pictures."""
+    file = io.BytesIO()
+    first, *others = [PillowImage.fromarray(picture(name)) for name in names]
+    first.save(file, "TIFF", save_all=True, append_images=others)
+    return file.getvalue()
+
+
+def page_of(sent: str | bytes, page: int) -> Picture:
+    return Picture(sent, LIMIT, page=page)
+
+
+def reference_to(file: bytes) -> str:
+    return f"sha256:{hashlib.sha256(file).hexdigest()}"
+
+
+def test_each_page_has_an_embedding_of_its_own(parts: Any, store: EmbeddingStore) -> None:
+    file = stack("coins", "coffee", "coins")
+    worker = cache(parts, store)
+    found = [worker.of_picture(page_of(file, page)) for page in range(3)]
+    # The third is the first again.
+    assert [one.source for one in found] == ["encoder", "encoder", "memory"]
+    assert [one.pages for one in found] == [3, 3, 3]
+    sizes = [one.image.embedding.original_size for one in found]
+    assert sizes == [picture(name).shape[:2] for name in ("coins", "coffee", "coins")]
+    # The alone picture is the page's; and it has one page.
+    alone = worker.of_picture(sent())
+    assert (alone.source, alone.pages) == ("memory", 1)
+    # Another worker knows pages and their number by the reference.
+    other = cache(parts, store)
+    for page in range(3):
+        known = other.of_picture(page_of(reference_to(file), page))
+        assert (known.source, known.pages) == ("memory" if page == 2 else "machine", 3)
+        assert torch.equal(known.image.embedding.features, found[page].image.embedding.features)
+
+
+def test_a_page_that_was_not_seen_is_not_known(parts: Any, store: EmbeddingStore) -> None:
+    file = stack("coins", "coffee")
+    worker = cache(parts, store)
+    worker.of_picture(page_of(file, 0))
+    for page in (1, 2, 10):
+        with pytest.raises(UnknownImage):
+            worker.of_picture(page_of(reference_to(file), page))
+    with pytest.raises(InvalidField, match="there are 2 pages"):
+        worker.of_picture(page_of(file, 2))
+    with pytest.raises(UnknownImage):
+        worker.of_picture(page_of(reference_to(file), 2))
+
+
+def test_other_rules_of_decoding_know_nothing(
+    parts: Any, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither of the rules before, nor of what was stored before there were versions."""
+    cache(parts, store).of_picture(sent())
+    store.save(f"text-{sent().digest}", b"0" * 64)
+    assert cache(parts, store).of_picture(sent()).source == "machine"
+    monkeypatch.setattr("samserve.embeddings.DECODING_RULES", 10_000)
+    again = sent()
+    assert cache(parts, store).of_picture(again).source == "machine"
+    assert again.decoding_s is not None
+    reference = f"sha256:{sent().digest}"
+    assert cache(parts, store).of_picture(sent(reference)).source == "machine"
+    monkeypatch.setattr("samserve.embeddings.DECODING_RULES", 10_001)
+    with pytest.raises(UnknownImage):
+        cache(parts, store).of_picture(sent(reference))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [b"0" * 64, b"0" * 64 + b" 0", b"0" * 64 + b" -1", b"0" * 64 + b" 1 ", b"0" * 64 + b" x"],
+)
+def test_what_is_no_alias_is_a_miss(parts: Any, store: EmbeddingStore, payload: bytes) -> None:
+    cache(parts, store).of_picture(sent())
+    store.save(f"text-{sent().digest}-rules-{DECODING_RULES}-page-0", payload)
+    again = sent()
+    assert cache(parts, store).of_picture(again).source == "machine"
+    assert again.decoding_s is not None
+
+
 @pytest.mark.parametrize(
     "text",
     ["sha256:", "sha256:" + "A" * 64, "sha256:" + "0" * 63, "sha256:../" + "0" * 61, "md5:0"],
@@ -108,7 +187,7 @@ def test_a_known_image_is_not_even_decoded(parts: Any, store: EmbeddingStore) ->
     cache(parts, store).of_picture(sent())
     again = sent()
     cache(parts, store).of_picture(again)
-    assert "pixels" not in vars(again)
+    assert again.decoding_s is None
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "BMP", "WEBP"])
@@ -272,6 +351,15 @@ class TestMachinesThatShare:
         assert torch.equal(kept.features, fresh.features)
         assert (kept.input_size, kept.original_size) == (fresh.input_size, fresh.original_size)
         assert second.of_picture(reference).source == "memory"
+        # A page of it, too, and how many there are.
+        file = stack("coffee", "coins")
+        assert first.of_picture(page_of(file, 1)).source == "memory"
+        self.saved(first, 3)
+        fourth = self.worker(parts, tmp_path / "fourth", redis)
+        with pytest.raises(UnknownImage):
+            fourth.of_picture(page_of(reference_to(file), 0))
+        of_page = fourth.of_picture(page_of(reference_to(file), 1))
+        assert (of_page.source, of_page.pages) == ("redis", 2)
         # And now its whole machine has it, without asking.
         third = self.worker(parts, there, redis)
         assert third.of_picture(sent()).source == "machine"

@@ -63,8 +63,8 @@ def test_by_accept(accept: str | None, name: str) -> None:
     assert chosen(None, accept).name == name
 
 
-def written(masks: list[Any], name: str, size: tuple[int, int] = SIZE) -> Any:
-    return json.loads(BY_NAME[name].dumps(Answered(masks, size, "vit_t", 0)))
+def written(masks: list[Any], name: str, size: tuple[int, int] = SIZE, pages: int = 1) -> Any:
+    return json.loads(BY_NAME[name].dumps(Answered(masks, size, "vit_t", 0, pages)))
 
 
 def cut(full: NDArray[np.bool_]) -> ObjectMask:
@@ -77,8 +77,10 @@ def test_a_feature_collection_holds_the_features() -> None:
     full[3:9, 5:7] = True
     masks = [cut(full)] * 2
     collection = written(masks, "feature_collection")
-    assert collection == {"type": "FeatureCollection", "features": written(masks, "features")}
-    assert written([], "feature_collection") == {"type": "FeatureCollection", "features": []}
+    features = written(masks, "features")
+    assert collection == {"type": "FeatureCollection", "features": features, "pages": 1}
+    empty = {"type": "FeatureCollection", "features": [], "pages": 7}
+    assert written([], "feature_collection", pages=7) == empty
     assert written([], "features") == written([], "coco_rle") == []
 
 

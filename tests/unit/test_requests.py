@@ -26,6 +26,7 @@ def test_automask_defaults_are_segment_anythings() -> None:
         "type": "vit_h",
         "b64img": "x",
         "checkpoint_url": None,
+        "page": 0,
         "simplify": 0,
         "output_format": None,
         "points_per_side": 32,
@@ -45,6 +46,19 @@ def test_automask_defaults_are_segment_anythings() -> None:
         "overlap": None,
         "timeout_s": None,
     }
+
+
+@pytest.mark.parametrize("page", [-1, 0.5, "1", None, True, 2**31, 2**70])
+def test_what_is_no_page(page: Any) -> None:
+    for model in (PromptRequest, AutomaskRequest):
+        with pytest.raises(InvalidField) as refused:
+            model.parse(json.dumps({"b64img": "x", "page": page}).encode())
+        assert refused.value.field == "page"
+
+
+def test_a_page() -> None:
+    assert automask(page=7).page == 7
+    assert automask(page=7.0).page == 7
 
 
 @pytest.mark.parametrize("choice", OutputType)
