@@ -72,6 +72,9 @@ STAND_IN_HEADER = "samserve-stand-in"
 # In the answer: how many pages the picture has, of which one was asked about.
 PAGES_HEADER = "X-Image-Pages"
 
+# In the answer: how many pages the picture has, of which one was asked about.
+PAGES_HEADER = "X-Image-Pages"
+
 
 class SamHandler:
     """One worker of one lane."""

@@ -8,9 +8,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-import pytest
-
 from scripts.java import java_home
+from tests.tools import unavailable
 
 JAVA_CLIENT = """
 import java.net.URI;
@@ -40,7 +39,7 @@ def java(source: str, url: str, body: bytes, *arguments: str) -> str:
     """What this program prints, given the address, a file with the body, and these arguments."""
     home = java_home()
     if not _has_compiler(home):
-        pytest.skip(f"no compiler in the Java of {home}: apt-get install default-jdk-headless")
+        unavailable(f"{home} has no Java compiler: `apt-get install default-jdk-headless`")
     with tempfile.TemporaryDirectory() as folder:
         program, sent = Path(folder) / "Client.java", Path(folder) / "body"
         program.write_text(source)
@@ -52,9 +51,9 @@ def curl(url: str, body: bytes, *arguments: str) -> str:
     """What curl prints for this body as JSON, sent with these options."""
     program = shutil.which("curl")
     if program is None:
-        pytest.skip("no curl: apt-get install curl")
+        unavailable("curl missing: `apt-get install curl`")
     if "HTTP2" not in _output([program, "--version"]):
-        pytest.skip("this curl knows no HTTP/2: apt-get install curl")
+        unavailable("this curl has no HTTP/2: `apt-get install curl`")
     with tempfile.NamedTemporaryFile() as sent:
         sent.write(body)
         sent.flush()
