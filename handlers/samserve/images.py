@@ -274,8 +274,8 @@ def _other(kind: str, data: bytes, max_pixels: int, field: str, page: int) -> De
     _check_page(page, pages)
     if page:
         raise InvalidField(
-            f"page: only TIFF's pages can be chosen; of a {kind} that is animated, the first "
-            f"of its {pages} frames is read, page 0.",
+            f"page {page} cannot be chosen: only a TIFF has pages. Of the {pages} frames of this "
+            f"animated {kind}, only the first is read, as page 0.",
             "page",
         )
     pixels = _WIDE[kind](data, max_pixels, field) if kind in _WIDE else None
@@ -291,11 +291,8 @@ def _other(kind: str, data: bytes, max_pixels: int, field: str, page: int) -> De
 
 def _check_page(page: int, pages: int) -> None:
     if page >= pages:
-        there_is = "is 1 page" if pages == 1 else f"are {pages} pages"
-        raise InvalidField(
-            f"page: there {there_is} in the picture, counted from 0; {page} is none of them.",
-            "page",
-        )
+        has = "1 page, page 0" if pages == 1 else f"{pages} pages, 0 to {pages - 1}"
+        raise InvalidField(f"page {page} does not exist: the picture has {has}.", "page")
 
 
 def _kind(data: bytes) -> str | None:

@@ -75,7 +75,7 @@ def test_a_page_that_is_not_there(door: Any, page: int) -> None:
         assert answer.status_code == 422
         error = answer.json()["error"]
         assert error["field"] == "page"
-        assert "there are 3 pages" in error["message"]
+        assert "has 3 pages" in error["message"]
         assert door("prompt", body(stack)).status_code == 200
 
 
@@ -110,7 +110,7 @@ def test_a_page_not_seen_of_a_known_picture_is_sent_in_full(server: Any) -> None
         lost = gateway.post("/sam/", json=body(stack, page=5))
     assert [source(answer) for answer in answers] == ["encoder", "encoder", "memory", "memory"]
     assert [status for _, status in passed] == [200, 409, 200, 200, 200, 409, 422]
-    assert "there are 3 pages" in lost.json()["error"]["message"]
+    assert "has 3 pages" in lost.json()["error"]["message"]
 
 
 def test_a_reference_names_a_page(server: Any, door: Any) -> None:

@@ -138,7 +138,7 @@ def test_a_page_that_was_not_seen_is_not_known(parts: Any, store: EmbeddingStore
     for page in (1, 2, 10):
         with pytest.raises(UnknownImage):
             worker.of_picture(page_of(reference_to(file), page))
-    with pytest.raises(InvalidField, match="there are 2 pages"):
+    with pytest.raises(InvalidField, match="has 2 pages"):
         worker.of_picture(page_of(file, 2))
     with pytest.raises(UnknownImage):
         worker.of_picture(page_of(reference_to(file), 2))

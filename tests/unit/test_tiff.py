@@ -506,7 +506,7 @@ class TestPages:
 
     @pytest.mark.parametrize("page", [3, 4, 2**31 - 1])
     def test_one_that_is_not_there(self, page: int) -> None:
-        with pytest.raises(InvalidField, match="there are 3 pages") as caught:
+        with pytest.raises(InvalidField, match="has 3 pages") as caught:
             decode_image(self.pages(), LIMIT, page=page)
         assert caught.value.field == "page"
 
@@ -550,7 +550,7 @@ class TestPages:
             decoded = decode_page(data, LIMIT, "b64img", page)
             assert decoded.pages == 4
             np.testing.assert_array_equal(decoded.pixels, grey3(stretched(plane)))
-        with pytest.raises(InvalidField, match="there are 4 pages"):
+        with pytest.raises(InvalidField, match="has 4 pages"):
             decode_image(data, LIMIT, page=4)
 
     def test_a_stack_that_is_cut_has_the_planes_that_are_there(self) -> None:
