@@ -10,6 +10,7 @@ Speaks no HTTP/2: `gateway/app.py`'s clients gain nothing from it on one connect
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -26,6 +27,9 @@ MAX_TARGET_BYTES = 2**13
 """RFC 9110 asks for at least 8,000; the longest address here has not a hundred."""
 
 HTTP_VERSIONS = (b"1.0", b"1.1")
+
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+"""What RFC 9110 allows in no header, and h11 does; on to TorchServe nobody would send it."""
 
 _REFUSALS = {
     414: ("uri_too_long", f"The request's address has more than {MAX_TARGET_BYTES} bytes."),
@@ -98,6 +102,9 @@ def _without_offers(request: h11.Request) -> h11.Request:
     size = len(request.target) + fields
     if size > MAX_HEAD_BYTES:
         raise h11.RemoteProtocolError("its head is too long", error_status_hint=431)
+    for name, value in request.headers:
+        if _CONTROL.search(value):
+            raise h11.RemoteProtocolError(f"the header {name.decode()} has control characters")
     kept = [(name, value) for name, value in request.headers if name != b"upgrade"]
     if len(kept) == len(request.headers):
         return request
