@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import requests
+from requests.adapters import HTTPAdapter
 
 
 class LoopbackSession(requests.Session):
@@ -19,6 +20,7 @@ class LoopbackSession(requests.Session):
         super().__init__()
         self.trust_env = False
         self._timeout_s = timeout_s
+        self.mount("http://", _Adapter())
 
     def send(self, request: requests.PreparedRequest, **options: Any) -> requests.Response:
         """Send a request that was prepared, as `requests.Session.send` does."""
@@ -26,13 +28,28 @@ class LoopbackSession(requests.Session):
         return super().send(request, **options)
 
 
+class _Adapter(HTTPAdapter):
+    """Closes its connections when it is closed.
+
+    `HTTPAdapter` leaves them open until the last response is garbage-collected, and a worker that
+    drains waits for open connections.
+    """
+
+    def close(self) -> None:
+        pools = self.poolmanager.pools
+        keys = pools.keys()  # a container that cannot be iterated itself
+        for key in keys:
+            pools[key].close()
+        super().close()
+
+
 def get(url: str, timeout_s: float, **options: Any) -> requests.Response:
-    """Send one GET as a `LoopbackSession` does; the options are `requests.get`'s."""
+    """Send one GET, as `requests.get` does."""
     with LoopbackSession(timeout_s) as http:
         return http.get(url, **options)
 
 
 def post(url: str, timeout_s: float, **options: Any) -> requests.Response:
-    """Send one POST as a `LoopbackSession` does; the options are `requests.post`'s."""
+    """Send one POST, as `requests.post` does."""
     with LoopbackSession(timeout_s) as http:
         return http.post(url, **options)
