@@ -1,4 +1,4 @@
-"""Bodies that a client has compressed, undone within the limit for what comes out.
+"""This module decompresses bodies. The size limit holds for the decompressed bytes.
 
 `Content-Encoding: gzip` and `zstd`, either once. Several members or frames in a row are one body,
 as both formats have it; a body that is cut off, or followed by anything else, is refused.
@@ -30,7 +30,7 @@ gzip's ratio is up to 1032, and four bytes of zstd may stand for 128 KiB."""
 
 
 def encoding_of(header: str) -> str | None:
-    """The one encoding that a body is in, by its Content-Encoding; None for none.
+    """Return the encoding that a Content-Encoding header names; None if it names none.
 
     Raises:
         UnsupportedEncoding: it is another one, or there are several.
@@ -48,7 +48,7 @@ def encoding_of(header: str) -> str | None:
 
 
 def decoded(content: bytes, encoding: str, limit: int) -> bytes:
-    """What was compressed. Takes a while for megabytes, so it is for a thread.
+    """Return the decompressed body. It takes milliseconds a megabyte, so call it in a thread.
 
     Raises:
         TooLarge: it has more bytes than `limit`; not many more were ever made of it.

@@ -1,4 +1,4 @@
-"""multipart/form-data to its parts, each the bytes that were sent.
+"""This module splits a multipart/form-data body into its parts, as bytes.
 
 An incomplete form is refused: what is missing at its end would else look as if it had never been
 asked for. What the parts mean, `samserve.forms` says.
@@ -26,7 +26,7 @@ class _Part:
     content: list[bytes] = field(default_factory=list)
 
     def name(self) -> str:
-        """Raises InvalidRequest where it has none."""
+        """Return the part's name, or raise InvalidRequest if it has none."""
         _, options = parse_options_header(self.headers.get("content-disposition"))
         if b"name" not in options:
             raise InvalidRequest(
@@ -35,7 +35,7 @@ class _Part:
         return options[b"name"].decode(errors="replace")
 
     def value(self, name: str) -> bytes:
-        """Its content; a text in UTF-8.
+        """Return the part's content. A text comes in UTF-8.
 
         Raises:
             UnsupportedMediaType: it is in an encoding that is not read here.
@@ -57,13 +57,13 @@ class _Part:
 
 
 def charset_of(content_type: str) -> str | None:
-    """The charset that a Content-Type names, if it does."""
+    """Return the charset that a Content-Type names; None if it names none."""
     charset = parse_options_header(content_type)[1].get(b"charset")
     return None if charset is None else charset.decode("latin-1")
 
 
 def parts_of(content: bytes, content_type: str) -> dict[str, bytes]:
-    """Each part's content by its name.
+    """Return the content of each part by the part's name.
 
     Raises:
         InvalidRequest: it is no form, is incomplete, has two parts of one name, or too many.
@@ -82,7 +82,7 @@ def parts_of(content: bytes, content_type: str) -> dict[str, bytes]:
 
 
 class _Reader:
-    """Collects what python_multipart's parser tells of."""
+    """Collects the parts that python_multipart's parser reports."""
 
     def __init__(self, boundary: bytes) -> None:
         self._boundary = boundary
@@ -113,7 +113,7 @@ class _Reader:
         return self._parts
 
     def _without_preamble(self, content: bytes) -> bytes:
-        """The form from its first boundary on; RFC 2046 lets a text stand before."""
+        """Return the form from its first boundary on. RFC 2046 allows a text before it."""
         delimiter = b"--" + self._boundary
         if content.startswith(delimiter):
             return content

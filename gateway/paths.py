@@ -1,4 +1,4 @@
-"""The one spelling of each path: with or without its last slash, with single or doubled ones.
+"""Every spelling of a path leads to its route: with or without the last slash, with doubled ones.
 
 samapi's addresses end in a slash, and clients put them together from a base that may end in one,
 too. A redirect would lose bodies, and name the wrong scheme behind a proxy that ends TLS.
@@ -20,7 +20,7 @@ _SLASHES = re.compile("/+")
 
 
 class Paths:
-    """An ASGI application around another, which sees each path as its route spells it.
+    """An ASGI application that gives another one each path as the route spells it.
 
     Args:
         routes: the paths of the routes, as they are spelt there.
@@ -38,7 +38,7 @@ class Paths:
 
 
 def _decoded(raw_path: bytes) -> str:
-    """The path in characters, its encoded slashes left encoded.
+    """Return the path in characters. Encoded slashes stay encoded.
 
     A client that takes us for a proxy sends the whole address, of which this is the path.
     """
@@ -47,5 +47,5 @@ def _decoded(raw_path: bytes) -> str:
 
 
 def _key(path: str) -> str:
-    """What all spellings of a path have in common."""
+    """Return the part that all spellings of a path have in common."""
     return _SLASHES.sub("/", path).rstrip("/")

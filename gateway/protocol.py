@@ -1,4 +1,4 @@
-"""HTTP/1.1 as the gateway speaks it: uvicorn's protocol on h11, with three corrections.
+"""The gateway reads HTTP/1.1 with uvicorn's protocol on h11, and corrects it in three points.
 
 - An offer to speak another protocol (`Upgrade: h2c`, as Java's `HttpClient` makes it by default)
   is ignored, as RFC 9110 allows, and the request is answered like any other.
@@ -41,10 +41,10 @@ _REFUSALS = {
 
 
 class Connection(h11.Connection):
-    """One client's connection, on which nothing is ever upgraded."""
+    """One client's connection, on which the server never changes to another protocol."""
 
     def next_event(self) -> Any:
-        """As h11's; it gives each request without its `Upgrade` header.
+        """Return h11's next event. A request comes without its `Upgrade` header.
 
         Raises:
             h11.RemoteProtocolError: what came is not HTTP, or its head is too long.
@@ -61,7 +61,7 @@ class Connection(h11.Connection):
 
 
 class Protocol(H11Protocol):
-    """What uvicorn runs for each connection."""
+    """uvicorn creates one of these for each connection."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -91,7 +91,7 @@ class Protocol(H11Protocol):
 
 
 def _without_offers(request: h11.Request) -> h11.Request:
-    """The request without `Upgrade`, so that nobody behind h11 thinks of one."""
+    """Return the request without its `Upgrade` header, so that uvicorn sees no offer."""
     if request.http_version not in HTTP_VERSIONS:
         version = request.http_version.decode()
         raise h11.RemoteProtocolError(f"it is HTTP/{version}, and HTTP/1.1 is spoken here")

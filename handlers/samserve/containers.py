@@ -1,4 +1,4 @@
-"""What lies around the pixels of a PNG, JPEG or WebP: found, counted and left out.
+"""This module leaves out what a PNG, JPEG or WebP holds besides its pixels, and counts frames.
 
 Profiles, texts and previews change no pixel here, so a decoder need not see them: however large
 they are, and whatever they decompress to, they cost nothing and are no reason to refuse. One pass
@@ -42,7 +42,7 @@ class Png:
 
 
 def png_pixels(data: bytes) -> Png:
-    """The PNG's critical chunks (PNG 5.4: the first letter of their names is a capital).
+    """Return the PNG's critical chunks (PNG 5.4: the first letter of their names is a capital).
 
     From where it is damaged on it stays as it is, so that the decoder finds that out.
     """
@@ -74,7 +74,7 @@ def png_pixels(data: bytes) -> Png:
 
 
 def jpeg_pixels(data: bytes) -> bytes:
-    """The JPEG without the metadata before its first scan; as it is from where it is damaged on."""
+    """Return the JPEG without the metadata before its first scan. A damaged part stays as it is."""
     kept, at, run = [], 2, 0
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -97,7 +97,7 @@ def jpeg_pixels(data: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class JpegFrame:
-    """What a JPEG stream says of its picture.
+    """The size and kind of picture that a JPEG's frame header declares.
 
     Attributes:
         bits: of a sample.
@@ -112,7 +112,7 @@ class JpegFrame:
 
 
 def jpeg_frame(data: bytes) -> JpegFrame | None:
-    """From the first frame header before the first scan; None where there is none."""
+    """Return the first frame header before the first scan; None if there is none."""
     at = 2
     while at + 10 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
@@ -129,12 +129,12 @@ def jpeg_frame(data: bytes) -> JpegFrame | None:
 
 
 def is_whole_jpeg(data: bytes) -> bool:
-    """Whether a stream has its end mark: of one that is cut, libjpeg makes grey without a word."""
+    """Return whether a stream has its end mark. libjpeg fills up a cut stream with grey."""
     return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") >= 0
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
-    """(width, height) of the canvas, from the first chunk."""
+    """Return (width, height) of the canvas in pixels, from the first chunk."""
     if len(data) < 30:
         return None
     chunk = data[12:16]
@@ -151,7 +151,7 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def webp_frames(data: bytes) -> int:
-    """Pictures that the file holds: more than one where it is animated."""
+    """Return how many frames the file holds: more than one if it is animated."""
     at, frames = 12, 0
     while at + 8 <= len(data):
         name, length = struct.unpack_from("<4sI", data, at)

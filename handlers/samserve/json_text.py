@@ -1,4 +1,4 @@
-"""JSON's bytes: which encoding they are in, and objects back to bytes.
+"""This module finds the encoding of JSON's bytes, and writes objects as JSON.
 
 RFC 8259 wants UTF-8. Windows writes a byte order mark before it, or UTF-16; a Java client may
 declare Latin-1. Python's integers have no bound and orjson's have 64 bits.
@@ -28,7 +28,7 @@ _SINGLE_BYTE = {
 
 
 def to_utf8(content: bytes | bytearray, charset: str | None = None) -> bytes | bytearray:
-    """The same text in UTF-8 without a byte order mark; as it came where it is that already.
+    """Return the text in UTF-8 without a byte order mark.
 
     Args:
         charset: what Content-Type says. JSON begins with an ASCII character, so its first bytes
@@ -58,7 +58,7 @@ def to_utf8(content: bytes | bytearray, charset: str | None = None) -> bytes | b
 
 
 def dumps(fields: Mapping[str, Any]) -> bytes:
-    """An object as JSON that `from_json` gave, whatever its numbers' size."""
+    """Return an object as JSON. Its integers may have any size."""
     try:
         return orjson.dumps(fields)
     except TypeError:  # an integer of more than 64 bits

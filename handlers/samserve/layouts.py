@@ -38,7 +38,7 @@ _DECODER_PARTS = (
 
 @dataclass(frozen=True)
 class Found:
-    """The entries that should be the network's tensors.
+    """The entries of a checkpoint that should be the network's tensors.
 
     Attributes:
         tensors: by the network's own names.
@@ -52,7 +52,7 @@ class Found:
 
 
 def weights_in(content: Mapping[Any, Any]) -> Found:
-    """The network's entries of a checkpoint, whatever layout it has."""
+    """Return the network's entries of a checkpoint in any known layout."""
     notes: list[str] = []
     weights = content
     for _ in range(_MAX_DEPTH):
@@ -77,7 +77,7 @@ def weights_in(content: Mapping[Any, Any]) -> Found:
 
 
 def _container(content: Mapping[Any, Any]) -> str | None:
-    """The entry that holds the state dict, if this is not one itself."""
+    """Return the entry that holds the state dict, if the checkpoint is not one itself."""
     if any(_matched(key) for key in content):
         return None
     return next((name for name in _CONTAINERS if isinstance(content.get(name), dict)), None)
@@ -88,7 +88,7 @@ def _matched(key: object) -> re.Match[str] | None:
 
 
 def _decoder_keys(weights: Mapping[Any, Any]) -> set[Any]:
-    """The entries of a decoder for AIS."""
+    """Return the entries of a decoder for automatic instance segmentation (AIS)."""
     others = [key for key in weights if isinstance(key, str) and not _matched(key)]
     if not any(_top(key) in _DECODER for key in others):
         return set()
@@ -96,7 +96,7 @@ def _decoder_keys(weights: Mapping[Any, Any]) -> set[Any]:
 
 
 def _top(key: str) -> str:
-    """The first part of a name, but for what wrappers put before it."""
+    """Return the first part of a name, without the prefixes of wrappers such as DataParallel."""
     parts = key.split(".")
     while len(parts) > 1 and parts[0] in ("module", "_orig_mod", "model"):
         parts = parts[1:]

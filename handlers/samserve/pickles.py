@@ -1,4 +1,4 @@
-"""The classes that a checkpoint's pickle names, and how the file is read without any of them.
+"""This module reads a checkpoint that names foreign classes, without importing any of them.
 
 A checkpoint that a training program wrote holds the program's own objects beside the weights: its
 data sets, its transforms, NumPy's scalars. PyTorch's `weights_only` unpickler refuses such a file,
@@ -85,7 +85,7 @@ _CONTAINERS: dict[str, Callable[..., object]] = {
 
 
 def strangers_in(path: Path) -> list[str]:
-    """The classes and functions that the checkpoint names and that are not PyTorch's plain ones.
+    """Return the classes and functions that the checkpoint names, except PyTorch's plain ones.
 
     Raises:
         RefusedGlobals: some of them may run code.
@@ -113,13 +113,13 @@ def inert(strangers: Iterable[str]) -> Iterator[None]:
 
 
 def _by_python_3(name: str) -> str:
-    """Python 3's name for this: a pickle of protocol 2 says `commands` for `subprocess`."""
+    """Return Python 3's name: a pickle of protocol 2 says `commands` for `subprocess`."""
     module, dot, rest = name.partition(".")
     return IMPORT_MAPPING.get(module, module) + dot + rest
 
 
 def _may_be_inert(name: str) -> bool:
-    """Whether this is a plain value of Python's library, or of no part of it."""
+    """Return whether this is a plain value of Python's library, or no part of that library."""
     module, _, _ = name.partition(".")
     return name in _PLAIN_VALUES or (
         all(part.isidentifier() for part in name.split("."))

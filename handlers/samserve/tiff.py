@@ -1,4 +1,4 @@
-"""A page of a TIFF -> RGB, whatever its samples are, or the name of what is not read.
+"""This module turns a page of a TIFF into RGB, or refuses its layout by name.
 
 `tiff_directory` says where things stand, `tiff_layout` what the samples are, `tiff_segments`
 decodes strips and tiles, and `tones` makes 8 bits of samples; here they are put together.
@@ -109,7 +109,7 @@ class TiffPage:
         return self._tags.integer(_WIDTH, 0), self._tags.integer(_HEIGHT, 0)
 
     def said(self) -> str:
-        """What the directory says of the pixels, as the end of a sentence."""
+        """Return what the directory says about the pixels, as the end of a sentence."""
         return self._layout.said()
 
     def rgb(self, max_pixels: int) -> NDArray[np.uint8]:
@@ -135,7 +135,7 @@ class TiffPage:
             raise Unreadable(f"the TIFF is not read: {exc}") from exc
 
     def _planes(self) -> tuple[int, int]:
-        """How many pages a file of one directory has, and the bytes from one to the next.
+        """Return how many pages a file with one directory has, and the bytes between two of them.
 
         ImageJ, MetaMorph and tifffile write a stack as one directory, whose planes lie one
         behind the other; how many there are stands in a text of their own.
@@ -203,7 +203,7 @@ class TiffPage:
         return grid
 
     def _places(self, grid: _Grid, coding: Coding) -> list[tuple[int, int]]:
-        """(offset, length) of every segment."""
+        """Return (offset, length) of every segment in bytes."""
         tags, planes = self._tags, self._layout.samples if self._layout.separate else 1
         count = grid.down * grid.across * planes
         if count > _MAX_SEGMENTS:
@@ -255,7 +255,7 @@ class TiffPage:
         )
 
     def _decoded(self, meant: list[int], max_pixels: int) -> NDArray[Any]:
-        """H×W×len(meant): these samples of the page, as they are stored."""
+        """Return these samples of the page as they are stored: H×W×len(meant)."""
         (width, height), grid = self.size, self._grid(max_pixels)
         coding = self._coding(grid)
         places = self._places(grid, coding)
@@ -280,7 +280,7 @@ class TiffPage:
     def _targets(
         self, stored: NDArray[Any], meant: list[int]
     ) -> Iterator[tuple[NDArray[Any], int]]:
-        """Where each plane's segments go, and which of the file's planes that is."""
+        """Yield each plane's place in the output, and its number in the file."""
         if not self._layout.separate:
             yield stored, 0
             return
@@ -290,7 +290,7 @@ class TiffPage:
     def _segment(
         self, place: tuple[int, int], grid: _Grid, coding: Coding, rows: int
     ) -> NDArray[Any]:
-        """The samples of a strip or tile."""
+        """Return the samples of a strip or tile."""
         offset, length = place
         height = grid.height if grid.tiled else rows
         if not offset and not length:
@@ -342,7 +342,7 @@ class TiffPage:
         return toned
 
     def _palette(self) -> NDArray[np.uint8]:
-        """2^bits × 3: what colour each index is."""
+        """Return the colour of each index: 2^bits × 3."""
         stored = self._tags.integers(_COLOUR_MAP, 3 * 2**16) or ()
         if len(stored) != 3 * 2**self._layout.bits:
             raise ValueError("its colour map is not of three values for each index")
@@ -352,7 +352,7 @@ class TiffPage:
 
 
 def _unmultiplied(colour: NDArray[Any], alpha: NDArray[Any], most: int) -> NDArray[Any]:
-    """What was there before it was multiplied by alpha; where that is 0, as it is stored."""
+    """Divide the colours by alpha. Where alpha is 0, the stored colour stays."""
     if colour.dtype.kind == "f":
         divisor = np.where(alpha > 0, alpha, 1)
         return np.asarray(colour / divisor, colour.dtype)

@@ -1,4 +1,4 @@
-"""Where a TIFF says what: its chain of directories, and their tags, within bounds.
+"""This module reads a TIFF's chain of directories and their tags, within bounds.
 
 TIFF and BigTIFF of both byte orders. Reads the integers and texts that it is asked for, each
 checked against the file's length; whatever else a directory holds is passed over unread, however
@@ -36,7 +36,7 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class _Form:
-    """What differs between TIFF and BigTIFF, each in `struct`'s letters."""
+    """The fields that differ between TIFF and BigTIFF, as `struct` formats."""
 
     order: ByteOrder
     first: int  # where the offset of the first directory lies
@@ -45,12 +45,12 @@ class _Form:
 
     @property
     def entry(self) -> struct.Struct:
-        """tag, type, number of values; the value or where it lies comes behind."""
+        """Return the format of an entry's tag, type and count. The value or its offset follows."""
         return struct.Struct(self.order + "HH" + self.offset)
 
     @property
     def inline(self) -> int:
-        """Bytes of a value that stands in the directory itself."""
+        """Return how many bytes of a value fit into the directory itself."""
         return struct.calcsize("=" + self.offset)
 
     @property
@@ -58,7 +58,7 @@ class _Form:
         return self.entry.size + self.inline
 
     def number(self, letter: str, data: bytes, at: int) -> int | None:
-        """None where the file ends before it."""
+        """Return a number; None if the file ends before it."""
         try:
             return int(struct.unpack_from(self.order + letter, data, at)[0])
         except struct.error:
@@ -99,11 +99,11 @@ class Directory:
         return tag in self._values
 
     def count(self, tag: int) -> int:
-        """How many values a tag has."""
+        """Return how many values a tag has."""
         return self._values.get(tag, (0, 0, 0))[1]
 
     def integers(self, tag: int, most: int = 64) -> tuple[int, ...] | None:
-        """The values of a tag; None where there is none.
+        """Return the values of a tag; None if the tag is missing.
 
         Raises:
             Unreadable: no integers, more than `most`, or beyond the end of the file.
@@ -121,24 +121,24 @@ class Directory:
         return tuple(np.frombuffer(self._data, dtype, count, where).tolist())
 
     def integer(self, tag: int, default: int) -> int:
-        """The first value of a tag."""
+        """Return the first value of a tag."""
         values = self.integers(tag, 2**20)
         return values[0] if values else default
 
     def bytes_of(self, tag: int, most: int = 2**20) -> bytes | None:
-        """What a tag of bytes or of text holds; None where it holds none of these, or more."""
+        """Return the content of a tag of bytes or text; None if it is missing or too long."""
         kind, count, where = self._values.get(tag, (0, 0, 0))
         if kind not in _TEXTS or count > most or where + count > len(self._data):
             return None
         return self._data[where : where + count]
 
     def text(self, tag: int) -> str:
-        """A text, up to its end mark; empty where there is none."""
+        """Return a text up to its end mark; an empty text if the tag is missing."""
         return (self.bytes_of(tag) or b"").split(b"\0")[0].decode("latin-1").strip()
 
 
 def directories(data: bytes) -> tuple[_Form, list[int]]:
-    """How the file is written, and where each directory begins, in order.
+    """Return the file's form, and the offset of each directory in order.
 
     The chain ends where it leads out of the file or to where it has been.
 

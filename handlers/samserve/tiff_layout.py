@@ -1,4 +1,4 @@
-"""What the samples of a TIFF's page are, and which are not read.
+"""This module says what the samples of a TIFF's page mean, and refuses those that are not read.
 
 Every refusal names what it refuses and says what the user can do, or what the directory says.
 Decodes nothing. `docs/pictures.md` has the whole table.
@@ -50,7 +50,7 @@ _MAX_SAMPLES = 64
 
 
 class Layout:
-    """What one page is made of.
+    """The layout of one page: its samples, their kind and their compression.
 
     Args:
         tags: the page's directory.
@@ -60,7 +60,7 @@ class Layout:
         self._tags = tags
 
     def check(self) -> None:
-        """Refuse what is not read.
+        """Raise Unreadable if pages of this layout are not read.
 
         Raises:
             Unreadable: says what it is.
@@ -74,12 +74,12 @@ class Layout:
 
     @cached_property
     def photometric(self) -> int:
-        """The tag's value; what the samples are once they are decoded, for JPEG's are RGB then."""
+        """Return the photometric interpretation after decoding, which turns JPEG YCbCr to RGB."""
         return RGB if self.is_ycbcr_jpeg else self._tags.integer(_PHOTOMETRIC, -1)
 
     @property
     def is_ycbcr_jpeg(self) -> bool:
-        """Whether the samples are YCbCr, of which JPEG's decoder makes RGB."""
+        """Return whether the samples are YCbCr that JPEG's decoder turns into RGB."""
         return self.compression == JPEG and self._tags.integer(_PHOTOMETRIC, -1) == YCBCR
 
     @cached_property
@@ -107,7 +107,7 @@ class Layout:
 
     @cached_property
     def channels(self) -> list[int]:
-        """The samples that make the picture, in order."""
+        """Return the indices of the samples that make the picture, in order."""
         if self.photometric not in GREYS:
             return list(range(_COLOURS[self.photometric]))
         first = self.samples - len(self.extras)
@@ -119,14 +119,14 @@ class Layout:
 
     @cached_property
     def multiplied_by(self) -> int | None:
-        """The sample by which the picture's are multiplied."""
+        """Return the index of the alpha that the colours are multiplied by, or None."""
         if _MULTIPLIED not in self.extras or self.photometric not in (*GREYS, RGB):
             return None
         return self.samples - len(self.extras) + self.extras.index(_MULTIPLIED)
 
     @cached_property
     def dtype(self) -> np.dtype[Any]:
-        """Of a sample.
+        """Return a sample's dtype.
 
         Raises:
             Unreadable: of a kind that is not read.
@@ -147,12 +147,12 @@ class Layout:
 
     @property
     def most(self) -> int:
-        """The largest value of unsigned integers."""
+        """Return the largest value of these unsigned integers."""
         return (1 << self.bits) - 1
 
     @cached_property
     def narrow(self) -> bool:
-        """Whether the samples have a range of their own: unsigned, of no more than 8 bits."""
+        """Return whether the samples are unsigned and have at most 8 bits."""
         return self.dtype == np.uint8
 
     @cached_property
@@ -160,7 +160,7 @@ class Layout:
         return tones.rounded_to(self.dtype, self._tags.text(_NO_DATA).replace(",", "."))
 
     def said(self) -> str:
-        """What the directory says of the pixels, as the end of a sentence."""
+        """Return what the directory says about the pixels, as the end of a sentence."""
         found = {
             "samples": self._tags.integer(_SAMPLES, 1),
             "bits": self._tags.integers(_BITS, 2**16),
@@ -201,7 +201,7 @@ class Layout:
         self._check_colours()
 
     def _check_compression_fits(self) -> None:
-        """What goes with which compression."""
+        """Raise Unreadable if the compression does not fit the samples."""
         compression, samples = self.compression, 1 if self.separate else self.samples
         fits = {
             JPEG: samples in (1, 3, 4) and self.bits in (8, 12),

@@ -1,4 +1,4 @@
-"""One strip or tile of a TIFF: its bytes -> its samples.
+"""This module decodes one strip or tile of a TIFF into its samples.
 
 `imagecodecs` decompresses. Before it does, what comes out is known: a lossless codec gets a buffer
 of just the segment's size, and an image codec (JPEG, WebP, LERC) only bytes whose own header tells
@@ -86,7 +86,7 @@ _ORDINARY_BITS = (8, 16, 32, 64)
 
 @dataclass(frozen=True)
 class Coding:
-    """How the samples of a page are written, the same in each of its segments.
+    """How the samples of a page are written. It is the same in each of its strips or tiles.
 
     Attributes:
         compression, predictor, fill_order, photometric: the tags' values; see `Layout`.
@@ -117,7 +117,7 @@ class Coding:
 
 
 def decode(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]:
-    """height × width × samples; `height` and `width` are the segment's own.
+    """Return height × width × samples of one segment.
 
     Raises:
         Unreadable: it is of a kind that is not read.
@@ -139,7 +139,7 @@ def decode(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]
 
 
 def row_bytes(coding: Coding, width: int) -> int:
-    """Bytes of a row: it ends with a whole one."""
+    """Return the bytes of a row. A row ends at a whole byte."""
     return math.ceil(width * coding.samples * coding.bits / 8)
 
 
@@ -177,7 +177,7 @@ def _unpacked(raw: bytes | bytearray, coding: Coding, shape: tuple[int, int, int
 
 
 def _ccitt(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]:
-    """By Pillow's libtiff: a TIFF of this one strip."""
+    """Decode CCITT with Pillow's libtiff, from a TIFF that holds this one strip."""
     tags = {
         256: width,
         257: height,

@@ -1,4 +1,4 @@
-"""Samples of any kind -> 8 bits, by rules that are stated here and nowhere else.
+"""This module turns samples of any kind into 8 bits. docs/pictures.md states the rules.
 
     stretch  grey, and channels that have no common unit: the smallest value becomes 0, the
              largest 255
@@ -25,7 +25,7 @@ _BLOCK = 2**20
 def stretch(
     values: NDArray[Any], no_data: float | int | None = None, *, inverted: bool = False
 ) -> NDArray[np.uint8]:
-    """The range of all values over 0..255, to the nearest integer, ties to even.
+    """Stretch the range of all values over 0..255, to the nearest integer, ties to even.
 
     A picture without a range, of one value only, becomes 0.
 
@@ -37,7 +37,7 @@ def stretch(
 
 
 def scale(colour: NDArray[Any], no_data: float | int | None = None) -> NDArray[np.uint8]:
-    """Zero to the largest value of any channel over 0..255; negative values become 0.
+    """Scale zero to the largest value of all channels to 0..255. Negative values become 0.
 
     Raises:
         ValueError: there are values, and none is above zero although some are below.
@@ -49,12 +49,12 @@ def scale(colour: NDArray[Any], no_data: float | int | None = None) -> NDArray[n
 
 
 def share(values: NDArray[Any], most: int) -> NDArray[np.uint8]:
-    """0..`most` over 0..255."""
+    """Scale 0..`most` to 0..255."""
     return values if most == 255 else _mapped(values, None, 0.0, float(most))
 
 
 def rounded_to(dtype: np.dtype[Any], text: str) -> float | int | None:
-    """The number in `text` as samples of this kind hold it; None where they cannot.
+    """Return the number in `text` as samples of this kind hold it; None if they cannot hold it.
 
     What is no number, or beyond the range of the samples, can be no sample's value.
     """
@@ -74,7 +74,7 @@ def rounded_to(dtype: np.dtype[Any], text: str) -> float | int | None:
 
 
 def _measured(block: NDArray[Any], no_data: float | int | None) -> NDArray[np.bool_] | None:
-    """Where there is a measurement; None for everywhere."""
+    """Return a mask of the values that are measurements; None if all of them are."""
     valid = np.isfinite(block) if block.dtype.kind == "f" else None
     if no_data is not None:
         same = block == no_data
