@@ -69,10 +69,7 @@ STREAM_HEADER = "samserve-stream"
 # `type` and `checkpoint_url` are not this worker's.
 STAND_IN_HEADER = "samserve-stand-in"
 
-# In the answer: how many pages the picture has, of which one was asked about.
-PAGES_HEADER = "X-Image-Pages"
-
-# In the answer: how many pages the picture has, of which one was asked about.
+# In the answer: how many pages the picture has.
 PAGES_HEADER = "X-Image-Pages"
 
 
