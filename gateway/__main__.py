@@ -6,12 +6,13 @@ import logging
 import sys
 
 import uvicorn
+from pydantic import ValidationError
 
 from samserve.logs import JsonFormatter
 
 from .app import create_app
 from .protocol import Protocol
-from .settings import Settings
+from .settings import PREFIX, Settings
 
 KEEP_ALIVE_S = 75
 """Longer than clients and proxies keep an idle connection, so that it is they who end it: a body
@@ -20,7 +21,13 @@ sent while we do is lost. uvicorn's own five seconds are the pace at which peopl
 
 def main() -> None:
     """Serve until SIGINT or SIGTERM."""
-    settings = Settings.from_environ()
+    try:
+        settings = Settings.from_environ()
+    except ValidationError as exc:
+        for error in exc.errors(include_url=False, include_input=False):
+            name = PREFIX + "_".join(map(str, error["loc"])).upper() if error["loc"] else "settings"
+            print(f"{name}: {error['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        sys.exit(2)
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[console], level=settings.log_level.upper())

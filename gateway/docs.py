@@ -217,7 +217,9 @@ REGISTER: dict[str, Any] = {
                 "text/plain": {
                     "examples": {
                         "registered": {"value": "nuclei (nuclei.pt) is registered."},
-                        "cancelled": {"value": "Cancelled to register nuclei (nuclei.pt)."},
+                        "cancelled": {
+                            "value": "The registration of nuclei (nuclei.pt) was cancelled."
+                        },
                     }
                 }
             }

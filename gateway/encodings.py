@@ -63,7 +63,7 @@ def decoded(content: bytes, encoding: str, limit: int) -> bytes:
                 raise TooLarge(f"Decompressed, the body is larger than {limit} bytes, the limit.")
             parts.append(part)
     except (zlib.error, zstandard.ZstdError) as exc:
-        raise InvalidRequest(f"The body is no sound {encoding}: {exc}.") from exc
+        raise InvalidRequest(f"The body is not valid {encoding}: {exc}.") from exc
     return b"".join(parts)
 
 

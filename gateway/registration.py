@@ -148,7 +148,7 @@ class Registration:
         try:
             await asyncio.wait({self._work})
             if self._work.cancelled():
-                return f"Cancelled to register {asked.name} ({asked.url})."
+                return f"The registration of {asked.name} ({asked.url}) was cancelled."
             self._work.result()
             return f"{asked.name} ({asked.url}) is registered."
         finally:

@@ -22,6 +22,7 @@ from samserve.model_types import (
     DEFAULT_WEIGHTS,
     KNOWN_TYPES,
     MODEL_TYPES,
+    NOT_LOADED,
     UNSUPPORTED_TYPES,
     is_default_address,
 )
@@ -99,7 +100,7 @@ class Weights:
         where = "not loaded" if model_type in MODEL_TYPES else "not on this server"
         what = f"choose {_either(loaded)}" if loaded else "nothing is loaded"
         # The address leads to no weights, so that a request that names it gets 404, which explains.
-        return [{"type": model_type, "name": f"{where}: {what}", "url": f"not-loaded:{model_type}"}]
+        return [{"type": model_type, "name": f"{where}: {what}", "url": NOT_LOADED + model_type}]
 
     async def answering(self, model_type: str) -> str:
         """The type that answers a request for this one: itself, or its stand-in.
@@ -167,7 +168,7 @@ class Weights:
         """The refusal of a request for this type.
 
         Raises:
-            TorchServeError: TorchServe does not tell what is loaded.
+            TorchServeError: TorchServe does not tell what is loaded, or the type should be loaded.
         """
         loaded = await self.loaded()
         names = f"Loaded: {' '.join(loaded) or 'none'}."
@@ -187,6 +188,12 @@ class Weights:
             )
         if model_type in loaded:
             return NotFound("These weights are registered no longer.", "checkpoint_url")
+        if model_type in self._must_be_loaded:
+            raise TorchServeError(
+                f"Model type {model_type} is not loaded although this server should have it. It is "
+                "starting, or it failed, and then its log says why.",
+                503,
+            )
         models = " ".join([*loaded, model_type])
         return NotFound(
             f"Model type {model_type} is not loaded. {names} "

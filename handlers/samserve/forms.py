@@ -48,6 +48,8 @@ def to_json(parts: Mapping[str, bytes | bytearray]) -> tuple[bytes, bytes | None
     if "mask" in parts:
         _put(fields, "b64mask", pybase64.b64encode(parts["mask"]).decode(), "mask")
     image = None
+    if "image" not in parts and "b64img" not in fields:
+        raise InvalidField("Send the picture as the file part image, or as b64img.", "image")
     if "image" in parts:
         image = bytes(parts["image"])
         reference = reference_to(image)
@@ -71,13 +73,22 @@ def _request_part(value: bytes | bytearray | None) -> dict[str, Any]:
 def _value(name: str, value: bytes | bytearray) -> Any:
     try:
         text = to_utf8(value).decode()
-        return text if name in _TEXTS else from_json(text, allow_inf_nan=False)
+        if name in _TEXTS:
+            return text
+        # Python's requests and R write True and False.
+        return from_json({"True": "true", "False": "false"}.get(text, text), allow_inf_nan=False)
+    except UnicodeDecodeError as exc:
+        raise InvalidField(f"{name} is not text in UTF-8: {exc.reason}.", name) from exc
     except ValueError as exc:
-        kind = "text" if name in _TEXTS else "JSON"
-        raise InvalidField(f"{name}: not {kind}: {exc}.", name) from exc
+        raise InvalidField(
+            f"{name} is not JSON: {exc}. Write a box as [10,20,200,180], true and false as they "
+            "stand here, a number as 0.5.",
+            name,
+        ) from exc
 
 
 def _put(fields: dict[str, Any], name: str, value: Any, part: str) -> None:
     if name in fields:
-        raise InvalidField(f"{part}: {name} is said twice.", name)
+        both = f"both {part} and {name}" if part != name else f"{name} twice"
+        raise InvalidField(f"The form has {both}; send one.", name)
     fields[name] = value

@@ -99,12 +99,21 @@ _DEFAULT_ADDRESSES: dict[str, re.Pattern[str]] = {
 }
 
 
-def is_default_address(model_type: str, address: str) -> bool:
-    """Whether the weights that samapi takes by default for this type are published there.
+NOT_LOADED = "not-loaded:"
+"""With a model type behind it, the address of the entry that says that the type is not loaded."""
 
-    Scripts and QuPath's workflows that were recorded with samapi name it in `checkpoint_url`. All
-    spellings of the address count that lead to the same file.
+
+def is_default_address(model_type: str, address: str) -> bool:
+    """Return whether this address stands for the type's own weights.
+
+    Scripts and QuPath's workflows that were recorded with samapi name, in `checkpoint_url`, the
+    address where samapi downloads the type's weights. All spellings count that lead to that file.
+
+    QuPath keeps its list of weights while the server restarts. So the address of the entry that
+    said "not loaded" stands for the type's weights as soon as the type is loaded.
     """
+    if address == NOT_LOADED + model_type:
+        return True
     pattern = _DEFAULT_ADDRESSES.get(model_type)
     return pattern is not None and pattern.fullmatch(address.strip()) is not None
 

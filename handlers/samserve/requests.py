@@ -190,6 +190,8 @@ class JsonBody(_Model):
         except ValidationError as exc:
             first = exc.errors(include_url=False, include_context=False, include_input=False)[0]
         message = first["msg"].removeprefix("Value error, ").removeprefix("Invalid JSON: ")
+        if first["type"] == "json_invalid" and not text.strip():
+            raise InvalidRequest("The body is empty.")
         if first["type"] == "json_invalid":
             raise InvalidRequest(f"The body is not JSON: {message}.")
         path = ".".join(str(part) for part in first["loc"])

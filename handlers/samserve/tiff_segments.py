@@ -56,6 +56,7 @@ REFUSED = {
     32908: "PixarFilm",
     32909: "PixarLog",
     33003: "Aperio's JPEG 2000",
+    33004: "Aperio's JPEG 2000",
     33005: "Aperio's JPEG 2000",
     33007: "Alternative JPEG",
     34661: "JBIG",

@@ -44,7 +44,7 @@ def scale(colour: NDArray[Any], no_data: float | int | None = None) -> NDArray[n
     """
     low, high = _range(colour, no_data)
     if low < 0 and high <= 0:
-        raise ValueError("its colours are all zero or negative, which is no light at all")
+        raise ValueError("its colours are all zero or negative")
     return _mapped(colour, no_data, 0.0, high)
 
 

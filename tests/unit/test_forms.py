@@ -55,6 +55,24 @@ def test_the_image_and_its_reference() -> None:
     assert read(image=FILE, request=said) == ({"b64img": REFERENCE}, FILE)
 
 
+def test_no_image_at_all() -> None:
+    with pytest.raises(InvalidField, match="file part image") as refused:
+        read(bbox=b"[1, 2, 3, 4]")
+    assert refused.value.field == "image"
+
+
+@pytest.mark.parametrize(("written", "meant"), [(b"True", True), (b"False", False)])
+def test_pythons_true_and_false(written: bytes, meant: bool) -> None:
+    asked, _ = read(image=FILE, multimask_output=written)
+    assert asked["multimask_output"] is meant
+
+
+def test_a_box_without_brackets_is_told_how_to_write_it() -> None:
+    with pytest.raises(InvalidField, match=r"\[10,20,200,180\]") as refused:
+        read(image=FILE, bbox=b"10,10,70,70")
+    assert refused.value.field == "bbox"
+
+
 def test_a_mask_is_a_file_too() -> None:
     asked, _ = read(image=FILE, mask=b"mask")
     assert base64.b64decode(asked["b64mask"]) == b"mask"

@@ -108,14 +108,14 @@ LAYOUTS: dict[str, tuple[Callable[[Tensors], Any], list[str]]] = {
     "DataParallel": (lambda t: prefixed("module.", t), []),
     "DataParallel of a wrapper": (lambda t: prefixed("module.sam.", t), []),
     "torch.compile": (lambda t: prefixed("_orig_mod.", t), []),
-    "training": (training_checkpoint, ["11 entries: iteration, epoch", "classes were not loaded"]),
+    "training": (training_checkpoint, ["11 entries: iteration, epoch", "classes were ignored"]),
     "training with a decoder": (
         lambda t: training_checkpoint(t, decoder_state=decoder_state()),
         ["11 entries", "a decoder for AIS, 1 entries: decoder_state", "classes"],
     ),
     "training in parallel": (
         lambda t: training_checkpoint({}, model_state=prefixed("module.sam.", t)),
-        ["11 entries", "classes were not loaded"],
+        ["11 entries", "classes were ignored"],
     ),
     "export with a decoder": (
         lambda t: {**t, "decoder_state": decoder_state()},
@@ -216,7 +216,7 @@ def test_foreign_objects_are_passed_over(tmp_path: Path, plain: Tensors) -> None
     checkpoint = opened(path)
     assert checkpoint.tensors.keys() == plain.keys()
     assert "torch_em" not in sys.modules
-    [line] = [note for note in checkpoint.notes if "classes were not loaded" in note]
+    [line] = [note for note in checkpoint.notes if "classes were ignored" in note]
     assert int(line.split()[0]) > 5
 
 

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -329,6 +329,39 @@ def test_other_checkpoints(request_of: Request, content: object, said: str) -> N
         check(asked, path)
     assert refused.value.message.startswith("http://x/other.pt")
     assert str(path) not in refused.value.message
+
+
+KINDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "sparse": lambda t: t.to_sparse(),
+    "sparse rows": lambda t: t.to_sparse_csr(),
+    "quantized": lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+    "complex": lambda t: t.to(torch.complex64),
+    "meta": lambda t: t.to("meta"),
+    "bool": lambda t: t.bool(),
+    "int64": lambda t: t.long(),
+    "NaN": lambda t: torch.full_like(t, float("nan")),
+    "infinity": lambda t: t.index_fill(0, torch.tensor([0]), float("inf")),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's sparse tensors are in beta
+def test_tensors_that_are_no_plain_numbers(request_of: Request, kind: str) -> None:
+    tensors = torch.load(ROOT / "weights" / "vit_t.pt", weights_only=True)
+    key = next(name for name, tensor in tensors.items() if tensor.dim() == 2)
+    tensors[key] = KINDS[kind](tensors[key])
+    path = Path(request_of.weights_dir, "odd.pt")
+    torch.save({"model_state": {f"sam.{name}": tensor for name, tensor in tensors.items()}}, path)
+    with pytest.raises(InvalidWeights, match=re.escape(key)):
+        check(replace(request_of, max_bytes=2**30), path)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floats_of_any_precision(request_of: Request, dtype: torch.dtype) -> None:
+    tensors = torch.load(ROOT / "weights" / "vit_t.pt", weights_only=True)
+    path = Path(request_of.weights_dir, "other.pt")
+    torch.save({k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}, path)
+    check(replace(request_of, max_bytes=2**30), path)
 
 
 def test_the_job_tells_of_malice_and_does_not_run_it(request_of: Request, tmp_path: Path) -> None:

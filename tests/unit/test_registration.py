@@ -254,7 +254,7 @@ def test_cancelling_ends_every_process(bench: Bench) -> None:
         return await work, pids
 
     said, pids = asyncio.run(cancelled())
-    assert said == "Cancelled to register mine (mine.pt)."
+    assert said == "The registration of mine (mine.pt) was cancelled."
     assert gone(pids)
     assert bench.left() == set()
     bench.job(PLACES_ALL)
@@ -272,7 +272,7 @@ def test_cancelling_while_a_lane_is_being_made(bench: Bench) -> None:
         await asyncio.sleep(0.2)
         return said
 
-    assert asyncio.run(cancelled()) == "Cancelled to register mine (mine.pt)."
+    assert asyncio.run(cancelled()) == "The registration of mine (mine.pt) was cancelled."
     assert bench.left() == set()
 
 
@@ -485,6 +485,9 @@ def test_every_type_that_qupath_offers_has_an_entry(
     assert url
     assert url not in PUBLISHED.values()
     bench.torchserve.there["vit_t"] = {}
+    if model_type == "vit_t":  # it has been loaded since, and QuPath still has the address
+        assert asyncio.run(bench.weights.family("vit_t", url)) == "vit_t"
+        return
     with pytest.raises(NotFound):  # whoever asks another type with that address
         asyncio.run(bench.weights.family("vit_t", url))
 
@@ -592,3 +595,23 @@ def test_weights_that_are_being_registered_are_not_chosen(bench: Bench) -> None:
     assert asyncio.run(bench.weights.registered(["vit_t"])) == [DEFAULT]
     bench.weights.joining.clear()
     assert asyncio.run(bench.weights.family("vit_t", "mine")) == "vit_t.mine"
+
+
+def test_after_a_restart_with_a_stand_in_qupaths_old_list_still_works(bench: Bench) -> None:
+    """QuPath asks for the list when a model is chosen, not when the server is started again."""
+    bench.torchserve.there = {lane: {} for lane in ("vit_t", "vit_t-automask")}
+    [entry] = asyncio.run(bench.weights.choices("vit_l"))
+    restarted = Weights(bench.torchserve, "vit_t", ["vit_t"])
+    assert asyncio.run(restarted.answering("vit_l")) == "vit_t"
+    assert asyncio.run(restarted.family("vit_t", entry["url"], "vit_l")) == "vit_t"
+
+
+def test_a_type_that_should_be_loaded_is_the_servers_fault(bench: Bench) -> None:
+    """While the server starts, or its model failed, "start it with MODELS=…" would be wrong."""
+    bench.torchserve.there = {}
+    weights = Weights(bench.torchserve, None, ["vit_t"])
+    with pytest.raises(TorchServeError, match="should have it") as failed:
+        raise asyncio.run(weights.not_loaded("vit_t"))
+    assert failed.value.status == 503
+    with pytest.raises(NotFound, match="make serve MODELS"):
+        raise asyncio.run(weights.not_loaded("vit_b"))

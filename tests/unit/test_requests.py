@@ -250,6 +250,13 @@ def test_samapis_own_addresses_mean_the_types_own_weights(model_type: str) -> No
                 prompt(checkpoint_url=address).check_weights(other, WEIGHTS)
 
 
+def test_the_entry_of_a_type_that_was_not_loaded_means_its_own_weights_later() -> None:
+    """QuPath keeps its list of weights, and with it this address, while the server restarts."""
+    prompt(type="vit_t", checkpoint_url="not-loaded:vit_t").check_weights("vit_t", WEIGHTS)
+    with pytest.raises(NotFound):
+        prompt(checkpoint_url="not-loaded:vit_b").check_weights("vit_t", WEIGHTS)
+
+
 @pytest.mark.parametrize(
     "address",
     [
