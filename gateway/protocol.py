@@ -76,7 +76,8 @@ class Protocol(H11Protocol):
         status = getattr(error, "error_status_hint", 400)
         if status not in _REFUSALS:
             status = 400  # h11 has 501, too, as if it were our fault
-        unread = ("bad_request", f"This is no HTTP/1.1 that can be read: {error or msg}.")
+        reason = str(error or msg).partition(": bytearray")[0]  # h11 quotes what came
+        unread = ("bad_request", f"This is not valid HTTP/1.1: {reason}.")
         body = orjson.dumps(error_body(*_REFUSALS.get(status, unread)))
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # no answer has begun
             headers = [

@@ -207,8 +207,8 @@ def doors_of(server: Any) -> list[tuple[str, dict[str, str]]]:
 @pytest.mark.parametrize(
     ("parts", "status", "field"),
     [
-        ({"type": (None, "vit_t"), "bbox": (None, "[5,5,30,30]")}, 422, "b64img"),
-        ({"image": ("x", b"no image")}, 422, "b64img"),
+        ({"type": (None, "vit_t"), "bbox": (None, "[5,5,30,30]")}, 422, "image"),
+        ({"image": ("x", b"no image")}, 422, "image"),
         ({"bbox": (None, "5,5,30,30")}, 422, "bbox"),
         ({"request": (None, "[]")}, 400, None),
         ({"request": (None, '{"bbox": [1, 1, 9, 9]}')}, 422, "bbox"),
