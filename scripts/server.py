@@ -97,7 +97,7 @@ def torchserve_running(options: Options, worker_host: str | None = None) -> Iter
     """
     check_archives(options)
     check_ports(options)
-    (options.run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    options.run_root.mkdir(parents=True, exist_ok=True)
     config = options.run_dir / "config.properties"
     children: Children = {}
     with (
@@ -106,6 +106,7 @@ def torchserve_running(options: Options, worker_host: str | None = None) -> Iter
         tempfile.TemporaryDirectory(prefix="samserve-", ignore_cleanup_errors=True) as scratch,
     ):
         unpack_archives(options)
+        (options.run_dir / "logs").mkdir(parents=True, exist_ok=True)
         config.write_text(configuration(options, worker_host))
         try:
             alone = worker_host is not None

@@ -25,6 +25,7 @@ PACKAGES = {
     "base64": "coreutils",
     "curl": "curl",
     "dnsmasq": "dnsmasq-base",
+    "g++": "g++",
     "haproxy": "haproxy",
     "ip": "iproute2",
     "java": "default-jdk-headless",

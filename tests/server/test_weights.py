@@ -206,6 +206,7 @@ def test_what_may_not_be_fetched(own: Own, url: str) -> None:
     assert (own.files(), own.lanes()) == (before, OWN)
 
 
+@pytest.mark.needs("curl")
 def test_the_readmes_request(own: Own) -> None:
     """As it stands there, but that nobody has put the file there."""
     [block] = re.findall(r"^```sh\n(curl [^`]*/sam/weights/.*?)^```", README, re.M | re.S)

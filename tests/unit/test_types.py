@@ -101,6 +101,7 @@ def test_half_precision_moves_the_embedding_a_little(
     assert least < difference < most
 
 
+@pytest.mark.needs("g++")  # PyTorch's inductor compiles C++
 def test_compiling_changes_nothing(model: Any) -> None:
     """As for a GPU, on the CPU."""
     small = with_small_vit(model)
