@@ -168,7 +168,7 @@ def cpu_torch(lock: Path) -> Path | None:
                 show=show,
             )
     except PipError as exc:
-        print(f".venv: no CPU build from there ({exc}); taking PyPI's build instead", flush=True)
+        print(f".venv: no CPU build from there ({exc}). Taking PyPI's build instead", flush=True)
         return None
     return fitting
 
@@ -234,6 +234,7 @@ def pip(*arguments: str, packages: int = 0, show: Show | None = None) -> None:
     command = [str(python_in(VENV)), "-m", "pip", *arguments]
     command += ["--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
     error = ""
+    unreachable = False
     collected = 0
     with (
         LOG.open("a") as log,
@@ -247,12 +248,15 @@ def pip(*arguments: str, packages: int = 0, show: Show | None = None) -> None:
             log.flush()
             if line.startswith("ERROR:"):
                 error = line.removeprefix("ERROR:").strip()
+            # pip tries again, and at last says only that it found no such version.
+            unreachable = unreachable or "connection broken by" in line
             if line.startswith("Collecting "):
                 collected += 1
             if show is not None and line.startswith(("Collecting ", "Installing ")):
                 show.done(collected, max(collected, packages), line.split()[0].lower())
     if process.returncode != 0:
-        raise PipError(error or f"pip ended with status {process.returncode}")
+        error = error or f"pip ended with status {process.returncode}"
+        raise PipError(f"the index cannot be reached; {error}" if unreachable else error)
 
 
 def end_of_log() -> str:
