@@ -45,7 +45,7 @@ _ERRORS: dict[int, str] = {
     "`gzip` or `zstd`.",
     422: "A field's value is wrong; `field` says which.",
     431: "The `Accept` header is too long.",
-    503: "No worker is free and the queue is full, none is up, or a GPU's memory did not do. "
+    503: "No worker is free and the queue is full, none is up, or the GPU ran out of memory. "
     "Try again.",
     504: "No answer in time.",
 }
@@ -191,14 +191,16 @@ _TOKEN_ERRORS: dict[int | str, dict[str, Any]] = {
 
 REGISTER: dict[str, Any] = {
     "summary": "Register weights of your own",
-    "description": "Answers once `checkpoint_url` can choose them, or they were cancelled; "
-    "`GET /sam/progress/` tells of it meanwhile. They are downloaded, checked against the type "
-    "(a file that holds code is refused, and that never run; of a training checkpoint the "
-    "network's tensors are taken and the rest is left out), and get lanes and workers of their "
-    "own. Where any of it fails, or the client goes away, nothing is left; of a "
-    "download that broke off the beginning is kept for the next try.\n\nUnlike samapi's: only for "
-    "who sends the administrator's token, only from allowed addresses, and what is registered "
-    "already is an error.",
+    "description": "The answer comes when `checkpoint_url` can choose the weights, or when the registration "
+    "was cancelled. `GET /sam/progress/` shows the progress meanwhile.\n\nThe server "
+    "downloads the file and checks that it holds the tensors of the model type. Only tensors "
+    "are read: no code in the file ever runs, and a file that names functions of Python's own"
+    " library is refused. Of a training checkpoint the network's tensors are taken, and the "
+    "rest is left out. Then the weights get lanes and workers of their own. If a step fails, "
+    "or the client goes away, nothing is left, except the beginning of a download that broke "
+    "off: the next request continues it.\n\nThis differs from samapi: only an administrator "
+    "with a token may register weights, only from allowed addresses, and a name or address "
+    "that is registered already is an error.",
     "openapi_extra": {
         "security": _TOKEN,
         "requestBody": {
