@@ -191,8 +191,8 @@ _TOKEN_ERRORS: dict[int | str, dict[str, Any]] = {
 
 REGISTER: dict[str, Any] = {
     "summary": "Register weights of your own",
-    "description": "The answer comes when `checkpoint_url` can choose the weights, or when the registration "
-    "was cancelled. `GET /sam/progress/` shows the progress meanwhile.\n\nThe server "
+    "description": "The answer comes when `checkpoint_url` can choose the weights, or when the "
+    "registration was cancelled. `GET /sam/progress/` shows the progress meanwhile.\n\nThe server "
     "downloads the file and checks that it holds the tensors of the model type. Only tensors "
     "are read: no code in the file ever runs, and a file that names functions of Python's own"
     " library is refused. Of a training checkpoint the network's tensors are taken, and the "
