@@ -1,8 +1,8 @@
 """The routes: samapi's API, readiness and the OpenAPI pages.
 
-A body is forwarded to TorchServe as it came, but for its encodings (`encodings.py`,
-`samserve.json_text`) and a picture that is known there (`pictures.py`); of it only `type` and
-`checkpoint_url` are read, which say the lane.
+A body is decompressed (`encodings.py`) and turned into UTF-8 (`samserve.json_text`). A picture that
+the workers know is replaced by its digest (`pictures.py`). The rest is forwarded unchanged. Only
+`type` and `checkpoint_url` are read, because they choose the lane.
 TorchServe's answers are passed on as they are, but for the refusals that TorchServe itself
 makes (no such lane, queue full, worker gone): those are put into the one error shape,
 `{"error": {"code", "message", "field"}}`.
@@ -145,7 +145,7 @@ def create_app(settings: Settings) -> ASGIApp:
         code = phrase.lower().replace(" ", "_")
         headers = dict(error.headers or {})
         if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
-            # The framework names those of one route, and a path may have two.
+            # The framework lists the methods of one route, but a path may have several routes.
             headers["Allow"] = ", ".join(_methods(app, request.scope["path"]))
         return JSONResponse(error_body(code, f"{phrase}."), error.status_code, headers)
 

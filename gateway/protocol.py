@@ -21,7 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from samserve.errors import error_body
 
 MAX_HEAD_BYTES = 2**16
-"""Request line and headers together. A browser sends all cookies of its host, whoever set them."""
+"""Bytes of the request line and the headers together. A browser may send many cookies."""
 
 MAX_TARGET_BYTES = 2**13
 """RFC 9110 asks for at least 8,000; the longest address here has not a hundred."""

@@ -111,7 +111,7 @@ def serving_form(
 
 
 def alone(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same tensors, each with memory of its own.
+    """Return the same tensors, each in separate memory.
 
     A file has the whole memory of every tensor that is written to it, and a tensor cut from a
     larger one shares that one's.
@@ -180,7 +180,7 @@ def read(path: Path) -> dict[str, torch.Tensor]:
 
 
 def opened(path: Path) -> Checkpoint:
-    """A checkpoint's tensors and what is to be said of the rest.
+    """Return a checkpoint's tensors, and notes about the entries that are left out.
 
     Raises:
         CheckpointError: the file is unreadable, holds code, or holds no named tensors.
@@ -250,10 +250,12 @@ def _refuse_other_keys(
 
 def _is_loadable(given: torch.Tensor, expected: torch.Tensor) -> bool:
     """Return whether the tensor holds plain numbers of the expected kind, in any precision."""
-    plain = given.layout == torch.strided and not (given.is_quantized or given.is_meta)
-    same = given.is_floating_point() == expected.is_floating_point()
-    integers = not given.is_floating_point() and given.dtype != torch.bool
-    return plain and same and (given.is_floating_point() or (integers and not given.is_complex()))
+    if given.layout != torch.strided or given.is_quantized or given.is_meta:
+        return False
+    if expected.is_floating_point():
+        return given.is_floating_point()
+    is_integer = not (given.is_floating_point() or given.is_complex())
+    return is_integer and given.dtype != torch.bool
 
 
 def _kind_of(tensor: torch.Tensor) -> str:

@@ -44,7 +44,7 @@ class Png:
 def png_pixels(data: bytes) -> Png:
     """Return the PNG's critical chunks (PNG 5.4: the first letter of their names is a capital).
 
-    From where it is damaged on it stays as it is, so that the decoder finds that out.
+    A damaged part and everything behind it stay as they are: the decoder reports the damage.
     """
     kept = [data[:_PNG_START]]
     at, frames, animated, still = _PNG_START, 0, False, 0
@@ -131,6 +131,11 @@ def jpeg_frame(data: bytes) -> JpegFrame | None:
 def is_whole_jpeg(data: bytes) -> bool:
     """Return whether a stream has its end mark. libjpeg fills up a cut stream with grey."""
     return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") >= 0
+
+
+def has_too_many_scans(jpeg: bytes) -> bool:
+    """Return whether a JPEG has more than `MAX_JPEG_SCANS` scans."""
+    return jpeg.count(b"\xff\xda") > MAX_JPEG_SCANS
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:

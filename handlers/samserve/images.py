@@ -238,7 +238,7 @@ def decode_page(data: bytes, max_pixels: int, field: str, page: int) -> Decoded:
             raise InvalidImage(str(exc), field) from exc
         # Damaged bytes reach deep into parsers and codecs, which promise nothing about
         # what they raise: fuzzing met OSError, SyntaxError, ValueError, TypeError,
-        # OverflowError and a class of each codec. Whatever it is, these bytes are no picture.
+        # OverflowError and a class of each codec. Each of them means that the bytes are no picture.
         except Exception as exc:
             raise InvalidImage(
                 f"the {kind} is truncated or damaged, or of a kind we do not read", field
@@ -328,9 +328,9 @@ def _check_size(size: tuple[int, int], max_pixels: int, field: str) -> None:
 def _wide_png(data: bytes, max_pixels: int, field: str) -> NDArray[np.uint8] | None:
     """A PNG of 16-bit colour, or of such grey with alpha; None where it is another.
 
-    Pillow makes 8 bits of these. Its decoder gives either half of each number, so two runs of it
-    give all. Others were tried: imagecodecs' broke the heap, OpenCV's took memory for sizes
-    that the header does not say.
+    Pillow keeps only 8 of the 16 bits. It can be told to keep the high or the low byte, so two runs
+    give both. Two other decoders were tried: imagecodecs damaged the heap, and OpenCV allocated
+    more memory than the header's size needs.
     """
     depth, colour_type = data[24:25], data[25:26]
     if data[12:16] != b"IHDR" or depth != b"\x10" or colour_type not in (b"\2", b"\4", b"\6"):
@@ -354,7 +354,7 @@ def _wide_png(data: bytes, max_pixels: int, field: str) -> NDArray[np.uint8] | N
 
 
 def _opened_png(data: bytes, rawmode: str, max_pixels: int, field: str) -> NDArray[np.uint8]:
-    """H×W×n, as Pillow unpacks a pixel's bytes by this of its raw modes."""
+    """Return H×W×n uint8, unpacked by Pillow in this raw mode."""
     with Image.open(BytesIO(data), formats=["PNG"]) as image:
         _check_size(image.size, max_pixels, field)
         image.tile = [tile._replace(args=rawmode) for tile in image.tile]
@@ -374,7 +374,7 @@ def _wide_jpeg(data: bytes, max_pixels: int, field: str) -> NDArray[np.uint8] | 
         raise Unreadable("JPEG of 12 bits is read in grey or colour only, of the usual processes")
     if not containers.is_whole_jpeg(data):
         raise ValueError("it has no end")
-    if data.count(b"\xff\xda") > containers.MAX_JPEG_SCANS:
+    if containers.has_too_many_scans(data):
         raise Unreadable(f"the JPEG has more than {containers.MAX_JPEG_SCANS} scans")
     values = np.asarray(imagecodecs.jpeg8_decode(data))
     if values.ndim == 2:
@@ -390,7 +390,7 @@ def _refusal(image: ImageFile, data: bytes) -> str | None:
     # Decoded in Python byte by byte, before Pillow 13 without a bound on memory.
     if image.format == "BMP" and image.tile[0][0] == "bmp_rle":
         return "run-length encoded BMP is not read"
-    if image.info.get("progressive") and data.count(b"\xff\xda") > containers.MAX_JPEG_SCANS:
+    if image.info.get("progressive") and containers.has_too_many_scans(data):
         return f"the JPEG has more than {containers.MAX_JPEG_SCANS} scans"
     return None
 

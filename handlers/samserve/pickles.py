@@ -105,7 +105,7 @@ def strangers_in(path: Path) -> list[str]:
 
 @contextmanager
 def inert(strangers: Iterable[str]) -> Iterator[None]:
-    """Within the block, `torch.load` puts an inert object wherever one of these is named."""
+    """Let `torch.load` create an inert object for each of these names, within the block."""
     stands_for: dict[str, Callable[..., object]] = {name: Inert for name in strangers}
     stands_for |= {name: make for name, make in _CONTAINERS.items() if name in stands_for}
     with torch.serialization.safe_globals([(stub, name) for name, stub in stands_for.items()]):

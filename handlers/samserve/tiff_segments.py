@@ -24,7 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from .containers import MAX_JPEG_SCANS, is_whole_jpeg, jpeg_frame, webp_size
+from .containers import (
+    MAX_JPEG_SCANS,
+    has_too_many_scans,
+    is_whole_jpeg,
+    jpeg_frame,
+    webp_size,
+)
 from .tiff_directory import ByteOrder, Unreadable
 
 NONE, JPEG, LERC, WEBP = 1, 7, 34887, 50001
@@ -218,7 +224,7 @@ def _jpeg(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]:
         raise ValueError("JPEG tables with a picture of their own")
     if not is_whole_jpeg(data):
         raise ValueError("a JPEG stream without an end")
-    if data.count(b"\xff\xda") > MAX_JPEG_SCANS:
+    if has_too_many_scans(data):
         raise Unreadable(f"the TIFF holds a JPEG of more than {MAX_JPEG_SCANS} scans")
     stored: str | None = None
     wanted = "YCBCR"

@@ -13,21 +13,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import torch
-from mobile_sam import SamPredictor
 
-from samserve.checkpoints import model_from
 from scripts.options import Options, free_ports
 from scripts.server import ServerError, running
 from tests.addresses import serving
+from tests.changed_weights import BOX, changed_weights, reference_mask
 from tests.conftest import ROOT, base64_png, picture
 from tests.geometry import rasterise, same_mask
 from tests.server.test_cache import new_picture
 from tests.server.test_types import mapped_weights
-from tests.server.test_weights import ADMIN, BOX, TOKEN, Own, error_of
+from tests.server.test_weights import ADMIN, TOKEN, Own, error_of
 from tests.unit.test_checkpoints import Malice
 from tests.unit.test_layouts import decoder_state, foreign, prefixed, training_checkpoint
 
@@ -173,19 +171,12 @@ def test_automask_does_what_samapi_does(own: Own, model_type: str) -> None:
 
 @pytest.fixture(scope="module")
 def changed() -> dict[str, torch.Tensor]:
-    """vit_t's weights, but for what moves the outlines."""
-    state: dict[str, torch.Tensor] = torch.load(ROOT / "weights" / "vit_t.pt", weights_only=True)
-    key = "mask_decoder.output_upscaling.3.bias"
-    return {**state, key: state[key] + 0.1}
+    return changed_weights()
 
 
 @pytest.fixture(scope="module")
 def expected(changed: dict[str, torch.Tensor]) -> Any:
-    """The reference's mask of the first coin, by those weights."""
-    predictor = SamPredictor(model_from("vit_t", changed, "changed"))
-    predictor.set_image(picture("coins"))
-    masks, _, _ = predictor.predict(box=np.array(BOX), multimask_output=False)
-    return masks[0]
+    return reference_mask(changed)
 
 
 def trained(tensors: dict[str, torch.Tensor], **more: Any) -> bytes:

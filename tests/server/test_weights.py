@@ -20,21 +20,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 import requests
 import torch
 from fastapi.testclient import TestClient
-from mobile_sam import SamPredictor
 
 from gateway.app import create_app
 from gateway.settings import Settings
-from samserve.checkpoints import model_from
 from scripts.loopback import LoopbackSession
 from scripts.options import Options, free_ports
 from scripts.server import running
 from tests.addresses import Address, serving
+from tests.changed_weights import BOX, changed_weights, reference_mask
 from tests.conftest import ROOT, Server, base64_png, picture
 from tests.geometry import rasterise, same_mask
 from tests.server.test_cache import new_picture
@@ -43,7 +41,6 @@ from tests.unit.test_checkpoints import Malice
 TOKEN = "the administrator's own"
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}
 README = (ROOT / "README.md").read_text()
-BOX = [20, 30, 70, 78]
 OWN = {"vit_t", "vit_t-automask"}
 
 
@@ -112,10 +109,7 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
 
 @pytest.fixture(scope="module")
 def changed() -> dict[str, torch.Tensor]:
-    """vit_t's weights, but for what moves the outlines."""
-    state: dict[str, torch.Tensor] = torch.load(ROOT / "weights" / "vit_t.pt", weights_only=True)
-    key = "mask_decoder.output_upscaling.3.bias"
-    return {**state, key: state[key] + 0.1}
+    return changed_weights()
 
 
 @pytest.fixture
@@ -283,11 +277,7 @@ def registered(own: Own, published: Address) -> str:
 
 @pytest.fixture(scope="module")
 def expected(changed: dict[str, torch.Tensor]) -> Any:
-    """The reference's mask of the first coin, by those weights."""
-    predictor = SamPredictor(model_from("vit_t", changed, "changed"))
-    predictor.set_image(picture("coins"))
-    masks, _, _ = predictor.predict(box=np.array(BOX), multimask_output=False)
-    return masks[0]
+    return reference_mask(changed)
 
 
 def body(image: str, **fields: Any) -> dict[str, Any]:
