@@ -26,9 +26,10 @@ from ts.handler_utils.utils import send_intermediate_predict_response
 from ts.metrics.caching_metric import CachingMetric
 from ts.metrics.metric_type_enum import MetricTypes
 
-from samserve import automask, devices, formats, forms, logs, prompts, segmenter
-from samserve.decoder import Image
-from samserve.embeddings import Found
+from samserve import automask, prompts, segmenter
+from samserve.answers import formats
+from samserve.answers.features import ObjectMask, PromptMask
+from samserve.embeddings.cache import Found
 from samserve.errors import (
     Cancelled,
     InvalidRequest,
@@ -39,14 +40,17 @@ from samserve.errors import (
     UnsupportedEncoding,
     error_body,
 )
-from samserve.features import ObjectMask, PromptMask
-from samserve.images import Picture
-from samserve.lanes import mode_of
-from samserve.metrics import METRICS, Tell, WorkerMetrics
-from samserve.requests import AutomaskRequest, PromptRequest
-from samserve.runs import Progress, Run, RunFolder, is_run_id
-from samserve.settings import ModelSettings
-from samserve.timing import ServerTiming
+from samserve.network import devices
+from samserve.network.decoder import Image
+from samserve.pictures.picture import Picture
+from samserve.progress import Job
+from samserve.serving import forms, logs
+from samserve.serving.jobs import JobFolder, JobProgress, is_job_id
+from samserve.serving.lanes import mode_of
+from samserve.serving.metrics import METRICS, Tell, WorkerMetrics
+from samserve.serving.model_settings import ModelSettings
+from samserve.serving.requests import AutomaskRequest, PromptRequest
+from samserve.serving.timing import ServerTiming
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +66,7 @@ JSON = "application/json"
 # Sent by the gateway, in lower case. What the client calls the request, for the logs.
 REQUEST_ID_HEADER = "x-request-id"
 # An automask's run: to be known by, and to be cancelled by.
-RUN_HEADER = "samserve-run"
+JOB_HEADER = "samserve-job"
 # `true`: the answer is a stream of events, the run's progress among them.
 STREAM_HEADER = "samserve-stream"
 # `true`: the gateway has chosen this worker in place of a type that is not loaded, so the body's
@@ -96,8 +100,8 @@ class SamHandler:
         cv2.setNumThreads(1)  # its work is small, and done in threads already
         device = devices.assigned(properties.get("gpu_id"), context.model_yaml_config)
         devices.bound_memory(device, lane.gpu_memory)
-        folder = os.environ.get("SAMSERVE_RUNS_DIRECTORY")
-        self.runs = RunFolder(Path(folder)) if folder else None
+        folder = os.environ.get("SAMSERVE_JOBS_DIRECTORY")
+        self.jobs = JobFolder(Path(folder)) if folder else None
         self.weights = json.loads((model_dir / "weights.json").read_text())
         self.segmenter = segmenter.load(
             self.settings.model_type,
@@ -235,35 +239,35 @@ class SamHandler:
         """
         image, size = found.image, found.image.embedding.original_size
         automask.check_tiles(request, size, self.settings.limits.max_points)
-        run_id = _header(context, index, RUN_HEADER)
-        if run_id is not None and not is_run_id(run_id):
-            raise InvalidRequest(f"{RUN_HEADER} must be 32 hexadecimal digits.")
+        job_id = _header(context, index, JOB_HEADER)
+        if job_id is not None and not is_job_id(job_id):
+            raise InvalidRequest(f"{JOB_HEADER} must be 32 hexadecimal digits.")
         # A part of an answer goes to every request of a batch.
         streams = _header(context, index, STREAM_HEADER) == "true" and len(context.request_ids) == 1
         started = time.time()
 
         def report(done: int, total: int) -> None:
-            if run_id is not None and self.runs is not None:
-                self.runs.write(run_id, Progress(context.model_name, done, total, started))
+            if job_id is not None and self.jobs is not None:
+                self.jobs.write(job_id, JobProgress(context.model_name, done, total, started))
             if streams:
                 _send(formats.event("progress", done=done, total=total), context)
 
-        run = Run(
+        job = Job(
             deadline_s=request.timeout_s or self.settings.limits.max_automask_s,
-            cancelled=lambda: bool(run_id and self.runs and self.runs.is_cancelled(run_id)),
+            cancelled=lambda: bool(job_id and self.jobs and self.jobs.is_cancelled(job_id)),
             report=report,
         )
         try:
             with timing.step("masks"):
-                objects = automask.generate(self.segmenter, image, picture, request, run)
+                objects = automask.generate(self.segmenter, image, picture, request, job)
         finally:
-            if run_id is not None and self.runs is not None:
-                self.runs.forget(run_id)
-        if run.stopped == "cancelled":
+            if job_id is not None and self.jobs is not None:
+                self.jobs.forget(job_id)
+        if job.stopped == "cancelled":
             raise Cancelled("Cancelled: nobody waits for this answer any more.")
-        late = run.stopped == "timeout"
-        done = {"done": run.done, "total": run.total}
-        error = TimedOut(f"Stopped after {run.done} of {run.total} points: the time was over.")
+        late = job.stopped == "timeout"
+        done = {"done": job.done, "total": job.total}
+        error = TimedOut(f"Stopped after {job.done} of {job.total} points: the time was over.")
         if streams:
             self.metrics.masks(len(objects))
             answered = self.answered(objects, request, found)

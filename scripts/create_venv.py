@@ -28,9 +28,10 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "handlers"))
 
-from scripts.java import MINIMUM_MAJOR, system_java_home
-from scripts.steps import Show, step
+from samserve.weights.steps import Show, step
+from samserve_launcher.java import MINIMUM_MAJOR, system_java_home
 
 ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"

@@ -18,12 +18,13 @@ from typing import Any
 import skimage.data
 from PIL import Image, ImageChops, ImageDraw, ImageStat
 
-from . import loopback
-from .options import ROOT, free_ports, parse_options
-from .server import ServerError, running
-from .steps import step
+from samserve import places
+from samserve.weights.steps import step
+from samserve_launcher import loopback
+from samserve_launcher.options import free_ports, parse_options
+from samserve_launcher.server import ServerError, running
 
-OUT = ROOT / "out" / "demo"
+OUT = places.state_folder() / "out" / "demo"
 SCALE = 2  # of the overlays
 
 # (name, path, picture, what is asked): a gland in a stained section, and a tray of coins.
@@ -58,7 +59,7 @@ def main() -> int:
                 features = json.loads(answer)
                 (OUT / f"{name}.geojson").write_bytes(answer)
                 draw(image, features, question.get("bbox")).save(OUT / f"{name}.png")
-                folder = OUT.relative_to(ROOT)
+                folder = OUT.relative_to(places.state_folder())
                 print(f"{name}: {len(features)} object(s) in {folder}/{name}.geojson and .png")
             with step("server: stopping"):
                 stack.close()
@@ -66,7 +67,7 @@ def main() -> int:
         print(f"samserve: {error}", file=sys.stderr)
         return 1
     shutil.rmtree(options.run_dir)  # of no use to anyone, since all went well
-    print(f"Done. Look at {OUT.relative_to(ROOT)}/. Next: make serve")
+    print(f"Done. Look at {OUT.relative_to(places.state_folder())}/. Next: make serve")
     return 0
 
 

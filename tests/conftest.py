@@ -22,16 +22,16 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from samserve.checkpoints import load_model
-from samserve.decoder import Decoder
-from samserve.embeddings import EmbeddingCache
-from samserve.encoder import Encoder
+from samserve.embeddings.cache import EmbeddingCache
+from samserve.network.checkpoints import load_model
+from samserve.network.decoder import Decoder
+from samserve.network.encoder import Encoder
+from samserve.network.threads import Threads
 from samserve.segmenter import Segmenter
-from samserve.threads import Threads
-from scripts.loopback import LoopbackSession
-from scripts.options import Options, free_ports
-from scripts.server import running
-from tests import random_weights, tools
+from samserve_launcher.loopback import LoopbackSession
+from samserve_launcher.options import Options, free_ports
+from samserve_launcher.server import running
+from tests.support import random_weights, tools
 
 ROOT = Path(__file__).resolve().parent.parent
 

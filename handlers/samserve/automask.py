@@ -20,17 +20,18 @@ import torch
 from numpy.typing import NDArray
 from torchvision.ops.boxes import batched_nms
 
+from samserve.answers.features import AutoMask
+from samserve.masks.full_size import FoundMask, FullSize, Logits
+from samserve.masks.on_gpu import masks_at_once, scored
+from samserve.network.decoder import Image, Masks, single_or_three
+from samserve.network.devices import in_halves
+from samserve.network.originals import build_point_grid, generate_crop_boxes, remove_small_regions
+from samserve.pictures.picture import Picture
+from samserve.progress import Job
+from samserve.serving.requests import AutomaskRequest, OutputType, Tiling
+
 from . import tiles
-from .decoder import Image, Masks, single_or_three
-from .device_masks import masks_at_once, scored
-from .devices import in_halves
 from .errors import InvalidField
-from .features import AutoMask
-from .images import Picture
-from .masks import FoundMask, FullSize, Logits
-from .reference import build_point_grid, generate_crop_boxes, remove_small_regions
-from .requests import AutomaskRequest, OutputType, Tiling
-from .runs import Run
 from .segmenter import Segmenter
 
 IMAGE_EDGE_TOLERANCE = 20
@@ -63,13 +64,13 @@ def generate(
     image: Image,
     picture: Picture,
     request: AutomaskRequest,
-    run: Run | None = None,
+    job: Job | None = None,
 ) -> list[AutoMask]:
     """Masks of every object, in the reference's order.
 
     Args:
         image: the picture's; its pixels are decoded only if crops are asked for.
-        run: told how far this is, and asked whether to go on; where it is stopped, the masks
+        job: told how far this is, and asked whether to go on; where it is stopped, the masks
             are those of the points done until then.
 
     Raises:
@@ -77,12 +78,12 @@ def generate(
             crop is too thin to encode.
     """
     height, width = image.embedding.original_size
-    run = run or Run()
+    job = job or Job()
     tiling = request.tiling(height, width)
     if tiling is not None:
-        masks = _tiled(segmenter, picture.pixels, request, tiling, run)
+        masks = _tiled(segmenter, picture.pixels, request, tiling, job)
     else:
-        masks = _whole_and_crops(segmenter, image, picture, request, run)
+        masks = _whole_and_crops(segmenter, image, picture, request, job)
     if request.min_mask_region_area > 0:
         masks = _without_small_regions(masks, (height, width), request)
     return masks
@@ -111,7 +112,7 @@ def check_tiles(request: AutomaskRequest, size: tuple[int, int], max_points: int
 
 
 def _whole_and_crops(
-    segmenter: Segmenter, image: Image, picture: Picture, request: AutomaskRequest, run: Run
+    segmenter: Segmenter, image: Image, picture: Picture, request: AutomaskRequest, job: Job
 ) -> list[AutoMask]:
     """As segment-anything: the whole image, and the crops that were asked for."""
     height, width = image.embedding.original_size
@@ -126,14 +127,14 @@ def _whole_and_crops(
             "crop_n_layers",
         )
     pixels = picture.pixels if request.crop_n_layers else None  # or refused before it begins
-    run.begin(sum(sides[layer] ** 2 for layer in layers))
+    job.begin(sum(sides[layer] ** 2 for layer in layers))
     found: list[_Candidate] = []
     for (x0, y0, x1, y1), layer in zip(crops, layers, strict=True):
-        if not run.may_go_on():
+        if not job.may_go_on():
             break
         if pixels is not None and layer > 0:
             image = segmenter.embeddings.of_pixels(pixels[y0:y1, x0:x1]).image
-        crop = _Crop(segmenter, image, (x0, y0), (height, width), request, run)
+        crop = _Crop(segmenter, image, (x0, y0), (height, width), request, job)
         found += crop.masks(build_point_grid(sides[layer]) * [[x1 - x0, y1 - y0]])
     if len(crops) > 1:
         # Smaller crops see more detail, so their masks win.
@@ -147,22 +148,22 @@ def _tiled(
     pixels: NDArray[np.uint8],
     request: AutomaskRequest,
     tiling: Tiling,
-    run: Run,
+    job: Job,
 ) -> list[AutoMask]:
     """Tile by tile, objects cut by a seam made one again; best predicted IoU first."""
     height, width = pixels.shape[:2]
     windows = tiles.tiles(width, height, tiling.tile_size, tiling.overlap)
     [side] = request.points_a_side()
-    run.begin(len(windows) * side**2)
+    job.begin(len(windows) * side**2)
     whole: list[tiles.Piece] = []
     fragments: list[tiles.Piece] = []
     for window in windows:
-        if not run.may_go_on():
+        if not job.may_go_on():
             break
         x0, y0, x1, y1 = window
         image = segmenter.embeddings.of_tile(pixels[y0:y1, x0:x1])
         crop = _Crop(
-            segmenter, image, (x0, y0), (height, width), request, run, keeps_fragments=True
+            segmenter, image, (x0, y0), (height, width), request, job, keeps_fragments=True
         )
         for candidate in crop.masks(build_point_grid(side) * [[x1 - x0, y1 - y0]]):
             piece = _piece(candidate, window)
@@ -197,7 +198,7 @@ class _Crop:
     origin: tuple[int, int]
     image_size: tuple[int, int]
     request: AutomaskRequest
-    run: Run
+    job: Job
     keeps_fragments: bool = False
 
     def masks(self, points: NDArray[np.float64]) -> list[_Candidate]:
@@ -213,12 +214,12 @@ class _Crop:
         full_size = FullSize(self.image.embedding)
 
         def masks_of(batch: NDArray[np.float64]) -> list[_Candidate]:
-            if not self.run.may_go_on():
+            if not self.job.may_go_on():
                 return []
             candidates = in_halves(
                 lambda points: list(self._masks_of_points(np.stack(points), full_size)), list(batch)
             )
-            self.run.advance(len(batch))
+            self.job.advance(len(batch))
             return candidates
 
         per_batch = self.segmenter.threads.map(masks_of, batches)

@@ -10,12 +10,16 @@ import re
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 COMPILED_FILES = ("encoder.xml", "encoder.bin", "upscaler.xml", "upscaler.bin")
 """What `compiled.export` leaves, and an archive carries."""
 
 MADE_FROM_WEIGHTS = ("compiled", "float32", "bfloat16", "float16")
 """Ends of the names of folders that an archive's making leaves beside the weights' file."""
+
+Precision = Literal["float32", "bfloat16", "float16"]
+"""What the image encoder computes in, by PyTorch's names."""
 
 _CHUNK = 1 << 20
 

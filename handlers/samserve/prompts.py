@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from .decoder import Decoder, Image, single_or_three
-from .devices import in_halves
-from .encoder import Embedding
+from samserve.answers.features import PromptMask
+from samserve.masks.full_size import FullSize
+from samserve.network.decoder import Decoder, Image, single_or_three
+from samserve.network.devices import in_halves
+from samserve.network.encoder import Embedding
+from samserve.pictures.drawn_masks import mask_input
+from samserve.serving.requests import Prompt, PromptRequest
+
 from .errors import InvalidField
-from .features import PromptMask
-from .mask_prompts import mask_input
-from .masks import FullSize
-from .requests import Prompt, PromptRequest
 from .segmenter import Segmenter
 
 

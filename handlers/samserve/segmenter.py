@@ -17,20 +17,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from . import __version__, compiled
-from .checkpoints import load_model
-from .decoder import Decoder
-from .device_masks import masks_at_once
-from .devices import CPU, DeviceError
-from .embeddings import EmbeddingCache
-from .encoder import Encoder, compiled_by_inductor
+from samserve.embeddings.cache import EmbeddingCache
+from samserve.embeddings.folder_store import EmbeddingStore
+from samserve.embeddings.settings import CacheSettings
+from samserve.masks.on_gpu import masks_at_once
+from samserve.model_types import Precision
+from samserve.network import openvino_parts
+from samserve.network.checkpoints import load_model
+from samserve.network.decoder import Decoder
+from samserve.network.devices import CPU, DeviceError
+from samserve.network.encoder import Encoder, compiled_by_inductor
+from samserve.network.threads import Threads
+
+from . import __version__
 from .model_types import sha256_of
-from .settings import CacheSettings, Precision
-from .store import EmbeddingStore
-from .threads import Threads
 
 if TYPE_CHECKING:
-    from .redis_store import RedisStore
+    from samserve.embeddings.redis_store import RedisStore
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +73,7 @@ def load(
     Args:
         weights: a checkpoint of this type, as `make weights` fetches it.
         precision: what the image encoder computes in.
-        compiled_parts: the folder in which `compiled.export` put this model's heavy parts;
+        compiled_parts: the folder in which `openvino_parts.export` put this model's heavy parts;
             on a CPU, OpenVINO then runs them.
         gpu_compile: on a GPU, compile the encoder, before this returns.
         sha256: what these weights are known by to the embeddings that are kept; the file's
@@ -85,7 +88,7 @@ def load(
     network = upscale = None
     if compiled_parts is not None and device.type == "cpu":
         try:
-            network, upscale = compiled.load(compiled_parts, torch.get_num_threads())
+            network, upscale = openvino_parts.load(compiled_parts, torch.get_num_threads())
         except (ImportError, OSError, RuntimeError) as exc:
             logger.warning("All runs in PyTorch, slower, for OpenVINO cannot: %s", exc)
     runtime = "pytorch" if network is None else "openvino"
@@ -158,6 +161,8 @@ def _work_once(encoder: Encoder, decoder: Decoder, n_prompts: int, reserved: int
 def _shared(cache: CacheSettings) -> RedisStore | None:
     if not cache.enabled or cache.redis_url is None:
         return None
-    from .redis_store import RedisStore  # takes a moment, and most have no use for it
+    from samserve.embeddings.redis_store import (
+        RedisStore,  # takes a moment, and most have no use for it
+    )
 
     return RedisStore(cache.redis_url)

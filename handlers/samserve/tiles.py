@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .features import AutoMask
+from samserve.answers.features import AutoMask
 
 FRAGMENT_MARGIN = 1 / 128
 """Share of a tile's long side within which, from an inner edge, a mask counts as cut: two cells of

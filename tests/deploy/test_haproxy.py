@@ -20,8 +20,8 @@ from typing import Any
 import pytest
 import requests
 
-from scripts.hosts import Network, hosts
-from scripts.loopback import LoopbackSession
+from bench.hosts import Network, hosts
+from samserve_launcher.loopback import LoopbackSession
 from tests.conftest import ROOT
 
 CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"

@@ -1,6 +1,6 @@
 """Several machines without a cluster: real workers on hosts of their own, one of which is cut off.
 
-`python -m scripts.bench_cluster` is the same for longer, and tells times.
+`python -m bench.cluster` is the same for longer, and tells times.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from urllib.parse import urlencode
 import pytest
 import yaml
 
-from gateway.example import automask
-from scripts import bench_cluster, loopback
-from scripts.bench_cluster import WORKERS, Cluster, clicks, wait_for
+from bench import cluster as cluster_bench
+from bench.cluster import WORKERS, Cluster, clicks, wait_for
+from samserve_gateway.probe import automask
+from samserve_launcher import loopback
 from tests.conftest import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -29,7 +30,7 @@ pytestmark = pytest.mark.needs("ip", "dnsmasq", "haproxy", "prometheus", "redis-
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     logs = tmp_path_factory.mktemp("cluster")
-    with bench_cluster.cluster(logs) as started:
+    with cluster_bench.cluster(logs) as started:
         yield started
     shutil.rmtree(logs)
 

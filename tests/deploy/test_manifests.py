@@ -19,12 +19,12 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from gateway import app as gateway_app
-from gateway.settings import Settings
-from samserve.settings import ModelSettings
-from scripts import worker
-from scripts.options import Options
-from scripts.server import GATEWAY_ENVIRONMENT, read_properties
+from samserve.serving.model_settings import ModelSettings
+from samserve_gateway import app as gateway_app
+from samserve_gateway.settings import Settings
+from samserve_launcher import worker
+from samserve_launcher.options import Options
+from samserve_launcher.server import GATEWAY_ENVIRONMENT, read_properties
 from tests.conftest import ROOT
 
 DEPLOY = ROOT / "deploy"

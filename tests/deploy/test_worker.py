@@ -16,9 +16,9 @@ import psutil
 import pytest
 import requests
 
-from scripts import loopback
-from scripts.options import Options, free_ports
-from scripts.server import configuration, read_properties
+from samserve_launcher import loopback
+from samserve_launcher.options import Options, free_ports
+from samserve_launcher.server import configuration, read_properties
 from tests.conftest import ROOT
 from tests.server.test_cache import automask_body, new_picture
 from tests.server.test_serve import flags
@@ -29,7 +29,13 @@ Worker = tuple[Options, "subprocess.Popen[bytes]"]
 @pytest.fixture
 def worker(tmp_path: Path) -> Iterator[Worker]:
     options = replace(free_ports(Options()), run_root=tmp_path)
-    command = [sys.executable, "-m", "scripts.worker", *flags(options), f"--run-root={tmp_path}"]
+    command = [
+        sys.executable,
+        "-m",
+        "samserve_launcher.worker",
+        *flags(options),
+        f"--run-root={tmp_path}",
+    ]
     process = subprocess.Popen(command, cwd=ROOT)
     yield options, process
     if process.poll() is None:

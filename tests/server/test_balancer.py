@@ -17,13 +17,13 @@ from typing import Any, Literal
 import pytest
 from fastapi.testclient import TestClient
 
-from gateway.app import create_app
-from gateway.bodies import WORTHWHILE_BYTES
-from gateway.repeats import GRACE_S, LOOK_EVERY_S
-from gateway.settings import Settings
 from samserve.errors import UnknownImage
-from scripts import loopback
-from scripts.options import LOOPBACK
+from samserve_gateway.app import create_app
+from samserve_gateway.bodies import WORTHWHILE_BYTES
+from samserve_gateway.retries import GRACE_S, LOOK_EVERY_S
+from samserve_gateway.settings import Settings
+from samserve_launcher import loopback
+from samserve_launcher.options import LOOPBACK
 from tests.server.test_cache import automask_body, new_picture, prompt_body
 from tests.server.test_metrics import value_of
 from tests.server.test_scale import scaled

@@ -14,7 +14,7 @@ def test_a_small_run(tmp_path: Path) -> None:
     page = ROOT / "docs" / "benchmarks.md"
     before = page.read_bytes()
     raw = tmp_path / "raw.json"
-    command = [sys.executable, "-m", "scripts.bench", "--json", str(raw), "--repeats", "1"]
+    command = [sys.executable, "-m", "bench", "--json", str(raw), "--repeats", "1"]
     command += ["--sizes", "128x128", "--points", "2", "--cases", "known-box", "automask"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-3000:]

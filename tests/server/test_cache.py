@@ -13,13 +13,13 @@ import numpy as np
 import psutil
 import pytest
 
-from samserve.settings import usable_cores
-from scripts.loopback import LoopbackSession
-from scripts.options import Options, free_ports
-from scripts.server import running
+from samserve.machine import usable_cores
+from samserve_launcher.loopback import LoopbackSession
+from samserve_launcher.options import Options, free_ports
+from samserve_launcher.server import running
 from tests.conftest import base64_png, picture
-from tests.geometry import rasterise, same_mask
 from tests.server.test_scale import scale
+from tests.support.geometry import rasterise, same_mask
 
 BOX = [20, 30, 70, 78]
 

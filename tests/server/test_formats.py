@@ -14,7 +14,7 @@ from pycocotools import mask as coco
 from shapely.geometry import shape
 
 from tests.conftest import base64_png, picture
-from tests.geometry import rasterise
+from tests.support.geometry import rasterise
 
 COINS = base64_png(picture("coins"))
 SIZE = picture("coins").shape[:2]

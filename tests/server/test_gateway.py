@@ -13,11 +13,11 @@ import pytest
 import requests
 from pydantic import ValidationError
 
-from gateway.settings import Settings
 from samserve import __version__
-from scripts.options import LOOPBACK
+from samserve_gateway.settings import Settings
+from samserve_launcher.options import LOOPBACK
 from tests.conftest import ROOT, base64_png, picture
-from tests.geometry import rasterise, same_mask
+from tests.support.geometry import rasterise, same_mask
 
 BODY = {"type": "vit_t", "bbox": [20, 30, 70, 78], "b64img": base64_png(picture("coins"))}
 
@@ -204,7 +204,7 @@ def test_many_clients_at_once(server: Any) -> None:
 def test_torchserve_gone_is_503_with_retry_after() -> None:
     from fastapi.testclient import TestClient
 
-    from gateway.app import create_app
+    from samserve_gateway.app import create_app
 
     settings = Settings(
         inference_url="http://127.0.0.1:9",

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import zstandard
 
-from tests.clients import JAVA_CLIENT, curl, java
 from tests.conftest import base64_png, picture
-from tests.http import Answered, ask
+from tests.support.clients import JAVA_CLIENT, curl, java
+from tests.support.http import Answered, ask
 
 COINS = base64_png(picture("coins"))  # large enough to be known the second time
 ASKED = {"type": "vit_t", "bbox": [20, 30, 70, 78], "b64img": COINS}
@@ -178,7 +178,7 @@ def test_an_accept_header_that_torchserve_would_not_take(
         b"Cookie: " + b"c" * 30_000,
         b"Content-Type: " + b"t" * 9000,
         b"Accept-Encoding: \xff" + b"e" * 9000,
-        b"Samserve-Run: no such",
+        b"Samserve-Job: no such",
         b"describe: True",
         b"Range: bytes=0-1",
     ],

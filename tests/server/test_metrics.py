@@ -15,12 +15,12 @@ import pytest
 import requests
 from prometheus_client.parser import text_string_to_metric_families
 
-from scripts import loopback
-from scripts.loopback import LoopbackSession
-from scripts.options import LOOPBACK
+from samserve_launcher import loopback
+from samserve_launcher.loopback import LoopbackSession
+from samserve_launcher.options import LOOPBACK
 from tests.conftest import ROOT
-from tests.redis import free_port
 from tests.server.test_cache import automask_body, new_picture, prompt_body
+from tests.support.redis import free_port
 
 
 def value_of(page: str, name: str, **labels: str) -> float:
@@ -171,7 +171,7 @@ def test_the_gateways_log(server: Any, tmp_path: Path) -> None:
     }
     with log.open("wb") as output:
         gateway = subprocess.Popen(
-            [sys.executable, "-m", "gateway"],
+            [sys.executable, "-m", "samserve_gateway"],
             cwd=ROOT,
             env={**os.environ, **environ},
             stdout=output,

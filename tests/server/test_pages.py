@@ -15,9 +15,9 @@ import tifffile
 from numpy.typing import NDArray
 
 from tests.conftest import base64_png, picture
-from tests.geometry import rasterise, same_mask
 from tests.server.test_cache import source
 from tests.server.test_pictures import recorded
+from tests.support.geometry import rasterise, same_mask
 
 BOX = [20, 30, 70, 78]
 PAGES_HEADER = "X-Image-Pages"

@@ -15,11 +15,11 @@ import psutil
 import pytest
 from fastapi.testclient import TestClient
 
-from gateway.app import create_app
-from gateway.bodies import WORTHWHILE_BYTES
-from gateway.settings import Settings
-from scripts import loopback
-from scripts.options import LOOPBACK
+from samserve_gateway.app import create_app
+from samserve_gateway.bodies import WORTHWHILE_BYTES
+from samserve_gateway.settings import Settings
+from samserve_launcher import loopback
+from samserve_launcher.options import LOOPBACK
 from tests.server.test_cache import automask_body, described, new_picture, prompt_body, source
 
 

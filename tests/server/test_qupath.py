@@ -17,17 +17,22 @@ import psutil
 import pytest
 import torch
 
-from scripts.options import Options, free_ports
-from scripts.server import ServerError, running
-from tests.addresses import serving
-from tests.changed_weights import BOX, changed_weights, reference_mask
+from samserve_launcher.options import Options, free_ports
+from samserve_launcher.server import ServerError, running
 from tests.conftest import ROOT, base64_png, picture
-from tests.geometry import rasterise, same_mask
 from tests.server.test_cache import new_picture
 from tests.server.test_types import mapped_weights
 from tests.server.test_weights import ADMIN, TOKEN, Own, error_of
-from tests.unit.test_checkpoints import Malice
-from tests.unit.test_layouts import decoder_state, foreign, prefixed, training_checkpoint
+from tests.support.addresses import serving
+from tests.support.changed_weights import BOX, changed_weights, reference_mask
+from tests.support.geometry import rasterise, same_mask
+from tests.unit.network.test_checkpoint_layouts import (
+    decoder_state,
+    foreign,
+    prefixed,
+    training_checkpoint,
+)
+from tests.unit.network.test_checkpoints import Malice
 
 OFFERED = ["vit_h", "vit_l", "vit_b", "vit_t", "sam2_l", "sam2_bp", "sam2_s", "sam2_t", "sam3"]
 META = "https://dl.fbaipublicfiles.com/segment_anything"

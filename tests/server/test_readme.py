@@ -24,10 +24,10 @@ import pytest
 import shapely.geometry
 from mobile_sam import SamAutomaticMaskGenerator, SamPredictor
 
-from scripts.options import Options
-from scripts.server import check_ports
+from samserve_launcher.options import Options
+from samserve_launcher.server import check_ports
 from tests.conftest import ROOT, picture
-from tests.geometry import rasterise, same_mask
+from tests.support.geometry import rasterise, same_mask
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -180,7 +180,7 @@ def test_the_ready_blocks_request_works_when_pasted(made_server: Any) -> None:
 
 def test_a_second_start_says_which_port_and_who_holds_it(made_server: Any) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "scripts.serve"],
+        [sys.executable, "-m", "samserve_launcher.serve"],
         cwd=ROOT,
         env=ENVIRON,
         capture_output=True,
@@ -199,7 +199,7 @@ def test_ctrl_c_stops_every_process(made_server: Any) -> None:
     process, said = made_server
     started = psutil.Process(process.pid).children(recursive=True)
     commands = " ".join(" ".join(p.cmdline()) for p in started)
-    assert all(part in commands for part in ("scripts.serve", "gateway", "ModelServer"))
+    assert all(part in commands for part in ("samserve_launcher.serve", "gateway", "ModelServer"))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     process.wait(timeout=60)
     _, alive = psutil.wait_procs(started, timeout=1)

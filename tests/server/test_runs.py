@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import requests
 
-from scripts import loopback
+from samserve_launcher import loopback
 from tests.server.test_cache import new_picture
 
 GRID = 24
@@ -134,7 +134,7 @@ def test_a_client_that_goes_away_while_it_waits_in_the_queue(server: Any) -> Non
         loopback.post(url(server), 0.5, json=body(points_per_side=120))
     first.join()
     assert server.http.post(url(server), json=body(points_per_side=2)).status_code == 200
-    assert list(server.options.runs_dir.iterdir()) == []
+    assert list(server.options.jobs_dir.iterdir()) == []
 
 
 def test_a_deadline(server: Any, door: Any) -> None:

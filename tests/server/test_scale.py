@@ -10,7 +10,7 @@ from tests.conftest import ROOT
 
 
 def scale(server: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "scripts.scale", *arguments]
+    command = [sys.executable, "-m", "samserve_launcher.scale", *arguments]
     command += ["--port", str(server.options.port)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
@@ -49,7 +49,7 @@ def test_an_unknown_lane_says_so(server: Any) -> None:
 
 
 def test_no_server_says_so() -> None:
-    command = [sys.executable, "-m", "scripts.scale", "--port", "1"]
+    command = [sys.executable, "-m", "samserve_launcher.scale", "--port", "1"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert told.returncode != 0
     assert "no server runs on port 1. Running: " in told.stderr

@@ -15,8 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from scripts.options import Options, free_ports, parse_options
-from scripts.server import (
+from samserve_launcher.options import Options, free_ports, parse_options
+from samserve_launcher.server import (
     ServerError,
     check_alive,
     configuration,
@@ -35,7 +35,7 @@ def flags(options: Options) -> list[str]:
 def test_sigterm_while_starting_stops_everything() -> None:
     options = free_ports(Options())
     process = subprocess.Popen(
-        [sys.executable, "-m", "scripts.serve", *flags(options)],
+        [sys.executable, "-m", "samserve_launcher.serve", *flags(options)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
@@ -149,7 +149,7 @@ def test_models_may_be_registered_only_where_there_is_an_administrator(
 
 
 def test_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("scripts.server.usable_cores", lambda: 8)
+    monkeypatch.setattr("samserve_launcher.server.usable_cores", lambda: 8)
     text = configuration(replace(Options(), automask_workers=3))
     assert threads_per_worker(text) == {"prompt": 8, "automask": 2}
 

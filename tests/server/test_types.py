@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from gateway import example
-from scripts.loopback import LoopbackSession
-from scripts.options import Options, free_ports
-from scripts.server import running
+from samserve_gateway import probe
+from samserve_launcher.loopback import LoopbackSession
+from samserve_launcher.options import Options, free_ports
+from samserve_launcher.server import running
 from tests.conftest import ROOT, Server
 from tests.server.test_scale import lanes_of, scale, scaled
 
@@ -31,7 +31,7 @@ LANES = ["vit_t", "vit_t-automask", "vit_b", "vit_b-automask"]
 def both(vit_b_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     store = tmp_path_factory.mktemp("store")
     shutil.copy(ROOT / "model_store" / "vit_t.mar", store)
-    command = [sys.executable, "-m", "scripts.build_archive", "vit_b"]
+    command = [sys.executable, "-m", "samserve.archives.build", "vit_b"]
     command += ["--weights-dir", str(vit_b_weights), "--model-store", str(store)]
     subprocess.run(command, cwd=ROOT, check=True)
     options = free_ports(Options(models="vit_t vit_b", model_store=store))
@@ -52,13 +52,13 @@ def test_all_four_lanes_are_there(both: Server) -> None:
 
 def test_a_box_and_a_grid_by_vit_b(both: Server) -> None:
     """Of the picture that readiness is asked with, so that it is encoded already."""
-    answer = both.post("/sam/", {**example.prompt("vit_b"), "multimask_output": True})
+    answer = both.post("/sam/", {**probe.prompt("vit_b"), "multimask_output": True})
     assert answer.status_code == 200
     features = answer.json()
     assert {feature["properties"]["sam_model"] for feature in features} == {"vit_b"}
     assert "embed;desc=encoder" not in answer.headers["Server-Timing"]
     thresholds = {"pred_iou_thresh": 0, "stability_score_thresh": 0}
-    grid = both.post("/sam/automask/", {**example.automask("vit_b"), **thresholds})
+    grid = both.post("/sam/automask/", {**probe.automask("vit_b"), **thresholds})
     assert grid.status_code == 200
     assert {feature["properties"]["sam_model"] for feature in grid.json()} == {"vit_b"}
 
@@ -86,9 +86,9 @@ def test_lanes_are_scaled_while_all_are_asked(both: Server) -> None:
                     lost.append(f"{name}: {answer.status_code} {answer.text}")
 
     asked: list[tuple[str, dict[str, Any]]] = [
-        ("/sam/", example.prompt("vit_t")),
-        ("/sam/automask/", example.automask("vit_t")),
-        ("/sam/", example.prompt("vit_b")),
+        ("/sam/", probe.prompt("vit_t")),
+        ("/sam/automask/", probe.automask("vit_t")),
+        ("/sam/", probe.prompt("vit_b")),
     ]
     clients = [threading.Thread(target=ask, args=request) for request in asked for _ in range(2)]
     for client in clients:

@@ -26,17 +26,17 @@ import requests
 import torch
 from fastapi.testclient import TestClient
 
-from gateway.app import create_app
-from gateway.settings import Settings
-from scripts.loopback import LoopbackSession
-from scripts.options import Options, free_ports
-from scripts.server import running
-from tests.addresses import Address, serving
-from tests.changed_weights import BOX, changed_weights, reference_mask
+from samserve_gateway.app import create_app
+from samserve_gateway.settings import Settings
+from samserve_launcher.loopback import LoopbackSession
+from samserve_launcher.options import Options, free_ports
+from samserve_launcher.server import running
 from tests.conftest import ROOT, Server, base64_png, picture
-from tests.geometry import rasterise, same_mask
 from tests.server.test_cache import new_picture
-from tests.unit.test_checkpoints import Malice
+from tests.support.addresses import Address, serving
+from tests.support.changed_weights import BOX, changed_weights, reference_mask
+from tests.support.geometry import rasterise, same_mask
+from tests.unit.network.test_checkpoints import Malice
 
 TOKEN = "the administrator's own"
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}
@@ -234,7 +234,7 @@ def test_cancelled_in_the_middle(own: Own, published: Address) -> None:
     [job] = [
         process
         for process in psutil.Process(own.processes["gateway"].pid).children()
-        if "scripts.register_weights" in process.cmdline()
+        if "samserve.archives.register" in process.cmdline()
     ]
     assert error_of(own.register("other", "other.pt")) == (409, "conflict", None)
     assert own.get("/sam/weights/cancel/", **ADMIN).text == "Cancel signal sent"

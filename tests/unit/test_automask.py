@@ -10,12 +10,12 @@ from mobile_sam import SamAutomaticMaskGenerator
 from numpy.typing import NDArray
 
 from samserve import automask
-from samserve.decoder import Decoder
-from samserve.features import AutoMask
-from samserve.images import Picture
-from samserve.requests import AutomaskRequest
+from samserve.answers.features import AutoMask
+from samserve.network.decoder import Decoder
+from samserve.pictures.picture import Picture
+from samserve.serving.requests import AutomaskRequest
 from tests.conftest import base64_png, picture, segmenter_of
-from tests.geometry import full_frame
+from tests.support.geometry import full_frame
 
 
 def generate(model: Any, image: NDArray[np.uint8], **fields: Any) -> list[AutoMask]:

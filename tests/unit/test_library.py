@@ -22,9 +22,10 @@ for name in missing:
     sys.modules[name] = None  # importing it raises ImportError
 
 import torch
-from samserve import prompts, segmenter
-from samserve.images import Picture
-from samserve.requests import PromptRequest
+from samserve import prompts
+from samserve import segmenter
+from samserve.pictures.picture import Picture
+from samserve.serving.requests import PromptRequest
 
 library = segmenter.load("vit_t", Path(weights), device=torch.device("cpu"))
 image = library.embeddings.of_picture(Picture(Path(picture).read_bytes(), 10**7)).image

@@ -11,13 +11,13 @@ from mobile_sam import SamPredictor
 from numpy.typing import NDArray
 
 from samserve import prompts
-from samserve.decoder import PROMPTS_AT_ONCE
-from samserve.encoder import Embedding, Encoder
+from samserve.answers.features import PromptMask
 from samserve.errors import InvalidField, InvalidImage
-from samserve.features import PromptMask
-from samserve.requests import PromptRequest
+from samserve.network.decoder import PROMPTS_AT_ONCE
+from samserve.network.encoder import Embedding, Encoder
+from samserve.serving.requests import PromptRequest
 from tests.conftest import base64_png, picture, segmenter_of
-from tests.geometry import full_frame, same_mask
+from tests.support.geometry import full_frame, same_mask
 
 LIMIT = 10**7  # pixels of a mask prompt
 

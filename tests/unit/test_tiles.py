@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from samserve import automask, tiles
+from samserve.answers.features import AutoMask
 from samserve.errors import InvalidField
-from samserve.features import AutoMask
-from samserve.images import Picture
-from samserve.requests import AutomaskRequest
-from samserve.runs import Run
+from samserve.pictures.picture import Picture
+from samserve.progress import Job
+from samserve.serving.requests import AutomaskRequest
 from samserve.tiles import Piece, Window
 from tests.conftest import base64_png, segmenter_of
 
@@ -201,15 +201,15 @@ def field_of_objects(width: int, height: int, seed: int) -> tuple[NDArray[np.uin
 def found_in(model: Any, pixels: NDArray[np.uint8], **fields: Any) -> list[Mask]:
     segmenter, sent = segmenter_of(model), Picture(base64_png(pixels), 10**8)
     request = AutomaskRequest.model_validate({"b64img": "", **fields})
-    run = Run()
+    job = Job()
     image = segmenter.embeddings.of_picture(sent).image
     full = []
-    for found in automask.generate(segmenter, image, sent, request, run):
+    for found in automask.generate(segmenter, image, sent, request, job):
         mask = np.zeros(pixels.shape[:2], np.bool_)
         (left, top), (height, width) = found.origin, found.mask.shape
         mask[top : top + height, left : left + width] = found.mask
         full.append(mask)
-    assert run.done == run.total > 0
+    assert job.done == job.total > 0
     return full
 
 

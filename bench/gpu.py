@@ -1,0 +1,213 @@
+"""Every model type on a CUDA GPU, against the reference's own classes on the same, in one run.
+
+    python -m bench.gpu --types vit_b vit_h
+
+Prints a Markdown table. In one process and through the library, without a server: what a GPU
+does is hidden behind HTTP soon enough. Where a type's weights are not there, random ones of its
+shapes do for everything but automask, which then finds next to nothing to outline; the table
+says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from samserve import automask, prompts
+from samserve.embeddings.cache import EmbeddingCache
+from samserve.model_types import MODEL_TYPES
+from samserve.network.checkpoints import blank_model, model_from, read
+from samserve.network.decoder import Decoder
+from samserve.network.encoder import Encoder, compiled_by_inductor
+from samserve.network.threads import Threads
+from samserve.pictures.picture import Picture
+from samserve.segmenter import Segmenter, prompts_that_fit
+from samserve.serving.requests import AutomaskRequest, PromptRequest
+
+from . import ROOT
+from .pictures import picture, random_boxes, stamped
+
+SIZE = (1024, 1024)
+POINTS = 32
+BATCHES = (1, 4, 8)
+HEADER = ["box, new picture", "box, known picture", f"{POINTS * POINTS} points"]
+HEADER += [f"images/s, {n} at once" for n in BATCHES]
+
+Pixels = NDArray[np.uint8]
+Row = list[str]
+
+
+def main() -> None:
+    """Exits with the reason where there is no CUDA GPU."""
+    parser = argparse.ArgumentParser(prog="make bench-gpu", description=__doc__.splitlines()[0])
+    parser.add_argument("--types", nargs="+", choices=MODEL_TYPES, default=list(MODEL_TYPES))
+    parser.add_argument("--repeats", type=int, default=20, help="of each, 20")
+    arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("bench-gpu: PyTorch sees no CUDA GPU on this machine; nothing was measured.")
+    print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}, {SIZE[0]}x{SIZE[1]}\n")
+    print(f"| | {' | '.join(HEADER)} |\n|---{'|--:' * len(HEADER)}|")
+    for model_type in arguments.types:
+        for name, row in rows(model_type, arguments.repeats):
+            print(f"| {name} | {' | '.join(row)} |", flush=True)
+
+
+def rows(model_type: str, repeats: int) -> Iterator[tuple[str, Row]]:
+    """A type's rows: the reference and ours, in full and in half precision."""
+    weights = ROOT / "weights" / f"{model_type}.pt"
+    state_dict = read(weights) if weights.is_file() else blank_model(model_type).state_dict()
+    label = model_type if weights.is_file() else f"{model_type}, random weights"
+    device = torch.device("cuda", 0)
+    contenders: dict[str, Callable[[], Reference | Ours]] = {
+        "reference float32": lambda: Reference(_model(model_type, state_dict).to(device), None),
+        "reference bfloat16": lambda: Reference(
+            _model(model_type, state_dict).to(device), torch.bfloat16
+        ),
+        "samserve float32": lambda: Ours(model_type, state_dict, torch.float32, device),
+        "samserve bfloat16": lambda: Ours(model_type, state_dict, torch.bfloat16, device),
+        "samserve float16": lambda: Ours(model_type, state_dict, torch.float16, device),
+        "samserve float16, compiled": lambda: Ours(
+            model_type, state_dict, torch.float16, device, compiled=True
+        ),
+    }
+    for name, build in contenders.items():
+        yield f"{label}: {name}", row(build(), repeats)
+        torch.cuda.empty_cache()
+
+
+def row(contender: Reference | Ours, repeats: int) -> Row:
+    """Medians; each measured after it has run once."""
+    image = picture([], SIZE)
+    pictures = iter([np.asarray(stamped(image, number)) for number in range(repeats + 1)])
+    boxes = iter(random_boxes(SIZE, 2 * (repeats + 1)))
+    known = np.asarray(image)
+    contender.see(known)
+
+    def new_box() -> None:
+        contender.see(next(pictures))
+        contender.box(next(boxes))
+
+    cells = [
+        _milliseconds(_times(new_box, repeats)),
+        _milliseconds(_times(lambda: contender.box(next(boxes)), repeats)),
+    ]
+    contender.see(known)
+    cells.append(_milliseconds(_times(contender.grid, max(1, repeats // 4))))
+    for n in BATCHES:
+        pixels = torch.randn(n, 3, 1024, 1024, device="cuda")
+        times = _times(lambda pixels=pixels: contender.encode(pixels), repeats)  # type: ignore[misc]
+        cells.append(f"{n / statistics.median(times):.1f}")
+    return cells
+
+
+class Reference:
+    """`SamPredictor` and `SamAutomaticMaskGenerator`, under autocast if in another precision."""
+
+    def __init__(self, model: Any, precision: torch.dtype | None) -> None:
+        # segment_anything or mobile_sam, whichever the network comes from.
+        reference = import_module(type(model).__module__.partition(".")[0])
+        self._predictor = reference.SamPredictor(model)
+        self._generator = reference.SamAutomaticMaskGenerator(model, points_per_side=POINTS)
+        self._precision = precision
+        self._image: Pixels | None = None
+
+    def see(self, image: Pixels) -> None:
+        self._image = image
+        with self._autocast():
+            self._predictor.set_image(image)
+
+    def box(self, box: list[int]) -> None:
+        with self._autocast():
+            self._predictor.predict(box=np.array(box), multimask_output=False)
+
+    def grid(self) -> None:
+        """The picture is encoded again in this: the generator knows no other way."""
+        with self._autocast():
+            self._generator.generate(self._image)
+
+    @torch.inference_mode()
+    def encode(self, pixels: torch.Tensor) -> None:
+        with self._autocast():
+            self._predictor.model.image_encoder(pixels)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self._precision is None:
+            return contextlib.nullcontext()
+        return torch.autocast("cuda", self._precision)
+
+
+class Ours:
+    """The library, as a worker holds it."""
+
+    def __init__(
+        self,
+        model_type: str,
+        state_dict: Any,
+        precision: torch.dtype,
+        device: torch.device,
+        compiled: bool = False,
+    ) -> None:
+        model = model_from(model_type, state_dict, model_type, precision).to(device)
+        network = compiled_by_inductor(model.image_encoder, precision) if compiled else None
+        self._encoder, decoder = Encoder(model, network, precision), Decoder(model)
+        decoder.prompts_at_once = prompts_that_fit(self._encoder, decoder, reserved=0)
+        cache = EmbeddingCache(self._encoder, decoder, identity="", memory_bytes=0, store=None)
+        self._segmenter = Segmenter(cache, decoder, device, "pytorch", Threads(2))
+
+    def see(self, image: Pixels) -> None:
+        self._pixels = image
+        self._image = self._segmenter.embeddings.of_pixels(image).image
+
+    def box(self, box: list[int]) -> None:
+        request = PromptRequest.parse(_body(bbox=box))
+        located = prompts.locate(request, self._image.embedding, 1)
+        prompts.predict(self._segmenter, self._image, [located])
+
+    def grid(self) -> None:
+        """The picture is encoded again, as the reference must."""
+        self.see(self._pixels)
+        request = AutomaskRequest.parse(_body(points_per_side=POINTS))
+        automask.generate(self._segmenter, self._image, Picture("", 1), request)
+
+    def encode(self, pixels: torch.Tensor) -> None:
+        self._encoder.features(pixels)
+
+
+def _model(model_type: str, state_dict: Any) -> Any:
+    return model_from(model_type, state_dict, model_type)
+
+
+def _body(**fields: Any) -> bytes:
+    return json.dumps({"b64img": "", **fields}).encode()
+
+
+def _times(work: Callable[[], None], repeats: int) -> list[float]:
+    """Seconds of each of the runs, after one that is not counted."""
+    work()
+    times = []
+    for _ in range(repeats):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        work()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return times
+
+
+def _milliseconds(times: list[float]) -> str:
+    return f"{1000 * statistics.median(times):.1f} ms"
+
+
+if __name__ == "__main__":
+    main()

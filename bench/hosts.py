@@ -1,0 +1,160 @@
+"""Several machines on one: network namespaces with addresses of their own, on one switch.
+
+    with hosts("gateway", "worker1", aliases={"worker": ["worker1"]}) as network:
+        network.start("worker1", [...], log)
+        network.cut("worker1")
+
+A host's processes share all with this machine but the network, so whoever starts them must tell
+their folders apart. Needs Linux, root, iproute2 and dnsmasq.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from samserve_launcher.server import Children, stop
+
+from . import ROOT
+
+_SUBNET = "10.213.77"
+_SWITCH = "switch"
+_CLONE_NEWNET = 0x40000000
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Network:
+    """The hosts, while they are there; `hosts` makes it."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._addresses = {name: f"{_SUBNET}.{10 + i}" for i, name in enumerate(names)}
+        self._children: Children = {}
+
+    def address(self, host: str) -> str:
+        """Its IPv4 address."""
+        return self._addresses[host]
+
+    def start(
+        self,
+        host: str,
+        command: Sequence[str | Path],
+        log: Path,
+        environ: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """A process on the host, its output in `log`; ended at the latest with the block.
+
+        Args:
+            environ: besides ours.
+        """
+        with log.open("ab") as output:
+            child = subprocess.Popen(
+                ["ip", "netns", "exec", _namespace(host), *map(str, command)],
+                cwd=ROOT,
+                env={**os.environ, **(environ or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self._children[f"{host} {child.pid}"] = child
+        return child
+
+    def cut(self, host: str) -> None:
+        """Pull its cable: nothing reaches it or comes from it, and nobody is told."""
+        _ip("-n", _namespace(_SWITCH), "link", "set", self._port(host), "down")
+
+    def mend(self, host: str) -> None:
+        """Plug it in again."""
+        _ip("-n", _namespace(_SWITCH), "link", "set", self._port(host), "up")
+
+    @contextmanager
+    def seen_from(self, host: str) -> Iterator[None]:
+        """What this thread connects to within the block, it connects to from there."""
+        with (
+            open("/proc/thread-self/ns/net") as ours,
+            open(f"/run/netns/{_namespace(host)}") as theirs,
+        ):
+            _enter(theirs.fileno())
+            try:
+                yield
+            finally:
+                _enter(ours.fileno())
+
+    def _port(self, host: str) -> str:
+        return f"port{list(self._addresses).index(host)}"
+
+    def _connect(self, host: str) -> None:
+        _ip("-n", _namespace(host), "link", "set", "lo", "up")
+        switch, own = _namespace(_SWITCH), _namespace(host)
+        port = self._port(host)
+        _ip("link", "add", port, "netns", switch, "type", "veth", "peer", "eth0", "netns", own)
+        _ip("-n", switch, "link", "set", port, "master", "bridge", "up")
+        _ip("-n", own, "address", "add", f"{self.address(host)}/24", "dev", "eth0")
+        _ip("-n", own, "link", "set", "eth0", "up")
+
+
+@contextmanager
+def hosts(*names: str, aliases: Mapping[str, Sequence[str]]) -> Iterator[Network]:
+    """These hosts, connected, until the block ends, and with it whatever runs there.
+
+    Args:
+        aliases: what the hosts' name server knows: a name and the hosts it stands for.
+    """
+    network = Network(names)
+    with ExitStack() as undo:
+        for name in (_SWITCH, *names):
+            _ip("netns", "add", _namespace(name))
+            undo.callback(_ip, "netns", "delete", _namespace(name))
+        switch = _namespace(_SWITCH)
+        _ip("-n", switch, "link", "add", "bridge", "type", "bridge")
+        _ip("-n", switch, "address", "add", f"{_SUBNET}.1/24", "dev", "bridge")
+        _ip("-n", switch, "link", "set", "bridge", "up")
+        scratch = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="samserve-hosts-")))
+        known = scratch / "names"
+        known.write_text(
+            "".join(f"{network.address(h)} {alias}\n" for alias, hs in aliases.items() for h in hs)
+        )
+        for name in names:
+            # `ip netns exec` puts it in place of the machine's own.
+            own = Path("/etc/netns", _namespace(name))
+            own.mkdir(parents=True)
+            undo.callback(shutil.rmtree, own)
+            (own / "resolv.conf").write_text(f"nameserver {_SUBNET}.1\n")
+            network._connect(name)
+        undo.callback(lambda: stop(network._children))
+        command = ["dnsmasq", "--keep-in-foreground", "--no-hosts", "--no-resolv", "--user=root"]
+        network.start(_SWITCH, [*command, f"--addn-hosts={known}"], scratch / "dnsmasq.log")
+        yield network
+
+
+def why_impossible() -> str | None:
+    """Return what this machine lacks for such hosts; None if it lacks nothing."""
+    missing = [tool for tool in ("ip", "dnsmasq") if shutil.which(tool) is None]
+    if missing:
+        return f"there is no {', '.join(missing)}"
+    if os.geteuid() != 0:
+        return "network namespaces need root"
+    tried = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False)
+    if tried.returncode == 0:
+        return None
+    return f"this machine allows no network namespaces: {tried.stderr.decode().strip()}"
+
+
+def _namespace(host: str) -> str:
+    return f"samserve-{os.getpid()}-{host}"
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+def _enter(namespace: int) -> None:
+    if _libc.setns(namespace, _CLONE_NEWNET) != 0:
+        raise OSError(ctypes.get_errno(), "setns")

@@ -1,0 +1,1 @@
+"""The server's settings files, as the package `samserve_config` in an installation."""

@@ -1,0 +1,95 @@
+"""A request as multipart/form-data: the image as a file, so that nobody pays for base64.
+
+    curl -F type=vit_t -F image=@cells.png -F 'bbox=[10,20,200,180]' …
+
+Parts are named as the JSON's fields; numbers, lists and booleans are written as JSON has them,
+texts as they are. `image` (in place of `b64img`) and `mask` (in place of `b64mask`) are files;
+`request` may hold any of the other fields as one JSON object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pybase64
+from pydantic_core import from_json
+
+from samserve.errors import InvalidField, InvalidImage, InvalidRequest
+from samserve.pictures.digests import reference_to
+from samserve.serving.json_text import dumps, to_utf8
+
+from .requests import AutomaskRequest, PromptRequest
+
+FILES = ("image", "mask")
+"""Parts that are files; all others are text."""
+
+_FIELDS = {**PromptRequest.model_fields, **AutomaskRequest.model_fields}
+_TEXTS = {"type", "b64img", "b64mask", "checkpoint_url", "output_type", "output_format"}
+
+
+def to_json(parts: Mapping[str, bytes | bytearray]) -> tuple[bytes, bytes | None]:
+    """The JSON body that asks the same, with a reference to the image; and the image's file.
+
+    Without an `image` part it is a form all the same, and there is no file.
+
+    Raises:
+        InvalidRequest: `request` is no JSON object.
+        InvalidField: a part is not what its field may be, or says what another says, too.
+        InvalidImage: a file is empty.
+    """
+    for name in FILES:
+        # An unset variable in a shell script, or a picture that its writer has not flushed yet.
+        if name in parts and not parts[name]:
+            raise InvalidImage(f"{name}: the file is empty.", name)
+    fields = _request_part(parts.get("request"))
+    for name, value in parts.items():
+        if name in _FIELDS:
+            _put(fields, name, _value(name, value), name)
+    if "mask" in parts:
+        _put(fields, "b64mask", pybase64.b64encode(parts["mask"]).decode(), "mask")
+    image = None
+    if "image" not in parts and "b64img" not in fields:
+        raise InvalidField("Send the picture as the file part image, or as b64img.", "image")
+    if "image" in parts:
+        image = bytes(parts["image"])
+        reference = reference_to(image)
+        if fields.get("b64img") != reference:  # the gateway says both
+            _put(fields, "b64img", reference, "image")
+    return dumps(fields), image
+
+
+def _request_part(value: bytes | bytearray | None) -> dict[str, Any]:
+    if value is None:
+        return {}
+    try:
+        fields = from_json(bytes(to_utf8(value)), allow_inf_nan=False)
+    except ValueError as exc:
+        raise InvalidRequest(f"The part `request` is not JSON: {exc}.") from exc
+    if not isinstance(fields, dict):
+        raise InvalidRequest("The part `request` must be a JSON object.")
+    return fields
+
+
+def _value(name: str, value: bytes | bytearray) -> Any:
+    try:
+        text = to_utf8(value).decode()
+        if name in _TEXTS:
+            return text
+        # Python's requests and R write True and False.
+        return from_json({"True": "true", "False": "false"}.get(text, text), allow_inf_nan=False)
+    except UnicodeDecodeError as exc:
+        raise InvalidField(f"{name} is not text in UTF-8: {exc.reason}.", name) from exc
+    except ValueError as exc:
+        raise InvalidField(
+            f"{name} is not JSON: {exc}. Write a box as [10,20,200,180], true and false as they "
+            "stand here, a number as 0.5.",
+            name,
+        ) from exc
+
+
+def _put(fields: dict[str, Any], name: str, value: Any, part: str) -> None:
+    if name in fields:
+        both = f"both {part} and {name}" if part != name else f"{name} twice"
+        raise InvalidField(f"The form has {both}; send one.", name)
+    fields[name] = value

@@ -1,0 +1,55 @@
+"""`python -m samserve_gateway`: run the gateway with the settings of the environment."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+import uvicorn
+from pydantic import ValidationError
+
+from samserve.serving.logs import JsonFormatter
+
+from .app import create_app
+from .protocol import Protocol
+from .settings import PREFIX, Settings
+
+KEEP_ALIVE_S = 75
+"""Longer than clients and proxies keep an idle connection, so that it is they who end it: a body
+sent while we do is lost. uvicorn's own five seconds are the pace at which people click."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until SIGINT or SIGTERM, and return the exit status."""
+    argparse.ArgumentParser(
+        prog="samserve gateway",
+        description="Run the gateway alone. Its settings are environment variables, SAMSERVE_….",
+    ).parse_args(arguments)
+    try:
+        settings = Settings.from_environ()
+    except ValidationError as exc:
+        for error in exc.errors(include_url=False, include_input=False):
+            name = PREFIX + "_".join(map(str, error["loc"])).upper() if error["loc"] else "settings"
+            print(f"{name}: {error['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        return 2
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(JsonFormatter())
+    logging.basicConfig(handlers=[console], level=settings.log_level.upper())
+    logging.captureWarnings(True)
+    # Of requests, `observed.py` tells. uvicorn's other lines take the way of all.
+    uvicorn.run(
+        create_app(settings),
+        host=settings.host,
+        port=settings.port,
+        access_log=False,
+        log_config=None,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        http=Protocol,
+        ws="none",  # an offer like any other, which is ignored
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Is every lane able to answer? Asked of TorchServe, and once of the model itself.
+
+TorchServe calls itself healthy before any model is loaded, so a lane counts as ready
+only when it has a READY worker and has answered a real inference, a tiny picture, since
+one of those workers started.
+
+Probes run beside the question, never inside it: `check` answers at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Set
+from typing import Any
+
+from samserve.serving.lanes import family_of, mode_of, model_type_of
+
+from . import probe
+from .settings import Settings
+from .torchserve import TorchServe, TorchServeError, ready_workers
+
+logger = logging.getLogger(__name__)
+
+
+class Readiness:
+    """Knows which workers have answered, and lets the others be asked.
+
+    Args:
+        joining: families that are being registered: nobody waits for those.
+    """
+
+    def __init__(self, torchserve: TorchServe, settings: Settings, joining: Set[str]) -> None:
+        self._torchserve = torchserve
+        self._settings = settings
+        self._joining = joining
+        self._answered: dict[str, frozenset[int]] = {}
+        self._probes: dict[str, asyncio.Task[None]] = {}
+
+    async def check(self) -> tuple[bool, dict[str, dict[str, Any]]]:
+        """(all ready?, for each lane: its `state`, and `workers` that are READY).
+
+        States: `missing` (not registered), `starting` (no READY worker), `warming` (asked,
+        not yet answered), `ready`; `unreachable` where TorchServe itself doesn't answer.
+        """
+        try:
+            registered = await self._torchserve.lanes()
+        except TorchServeError as error:
+            logger.info("Not ready: %s", error)
+            return False, self.unreachable()
+        joined = [lane for lane in registered if family_of(lane) not in self._joining]
+        names = list(dict.fromkeys([*self._settings.lanes(), *joined]))
+        states = await asyncio.gather(*(self._lane(name, registered) for name in names))
+        lanes = dict(zip(names, states, strict=True))
+        return all(lane["state"] == "ready" for lane in states), lanes
+
+    def unreachable(self) -> dict[str, dict[str, Any]]:
+        """What there is to say where TorchServe itself does not answer."""
+        return {name: _state("unreachable") for name in self._settings.lanes()}
+
+    async def _lane(self, name: str, registered: list[str]) -> dict[str, Any]:
+        if name not in registered:
+            return _state("missing")
+        try:
+            described = await self._torchserve.lane(name)
+        except TorchServeError:  # unregistered since the list was made
+            return _state("missing")
+        workers = ready_workers(described)
+        if not workers:
+            return _state("starting")
+        if workers & self._answered.get(name, frozenset()):
+            return _state("ready", len(workers))
+        if name not in self._probes:
+            self._probes[name] = asyncio.create_task(self._probe(name, workers))
+        return _state("warming", len(workers))
+
+    async def ask(self, name: str) -> None:
+        """Ask a lane now, and wait for its answer.
+
+        Raises:
+            TorchServeError: it gives none.
+        """
+        await self._ask(name, ready_workers(await self._torchserve.lane(name)))
+
+    async def _probe(self, name: str, workers: frozenset[int]) -> None:
+        try:
+            await self._ask(name, workers)
+        except TorchServeError as error:
+            logger.warning("Lane %s failed its probe: %s", name, error)
+        finally:
+            del self._probes[name]
+
+    async def _ask(self, name: str, workers: frozenset[int]) -> None:
+        ask = probe.prompt if mode_of(name) == "prompt" else probe.automask
+        body = json.dumps(ask(model_type_of(name))).encode()
+        answer = await self._torchserve.predict(
+            name, body, {"Content-Type": "application/json"}, self._settings.automask_timeout_s
+        )
+        if answer.status != 200:
+            raise TorchServeError(f"{name} answers {answer.content!r}", answer.status)
+        self._answered[name] = workers
+
+    async def close(self) -> None:
+        """End the probes under way."""
+        probes = list(self._probes.values())
+        for task in probes:
+            task.cancel()
+        await asyncio.gather(*probes, return_exceptions=True)
+
+
+def _state(state: str, workers: int = 0) -> dict[str, Any]:
+    return {"state": state, "workers": workers}

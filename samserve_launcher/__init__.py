@@ -1,0 +1,1 @@
+"""The launcher is the `samserve` command: it starts, watches, scales and checks a server."""

@@ -1,0 +1,69 @@
+"""The `samserve` command. Each of its subcommands is a module with a `main` function."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+
+from samserve import __version__
+
+COMMANDS = {
+    "serve": ("samserve_launcher.serve", "run a server on this machine until Ctrl-C"),
+    "scale": ("samserve_launcher.scale", "show the lanes of a running server, or scale one"),
+    "weights": ("samserve.weights.fetch", "download and verify the weights of a model type"),
+    "archive": ("samserve.archives.build", "build the .mar archive of a model type"),
+    "worker": (
+        "samserve_launcher.worker",
+        "run TorchServe alone, as a container does",
+    ),
+    "gateway": ("samserve_gateway.__main__", "run the gateway alone, in front of other machines"),
+    "doctor": ("samserve_launcher.doctor", "say what this machine lacks to run a server"),
+}
+"""Subcommand -> the module that runs it, and its line in `samserve --help`."""
+
+EXTRA_OF = {"gateway": "gateway"}
+"""The extra that installs a subcommand's packages, where it is not `server`."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one subcommand and return its exit status.
+
+    Args:
+        arguments: the words after `samserve`; None takes them from the command line.
+    """
+    parser = argparse.ArgumentParser(
+        prog="samserve",
+        description="Segment Anything behind an HTTP API.",
+        epilog="`samserve COMMAND --help` explains a command.\n\n"
+        "Examples:\n  samserve serve\n  samserve serve --port 9000 --models 'vit_t vit_b'\n"
+        "  samserve scale vit_t-automask 2\n",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"samserve {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, (_, what_it_does) in COMMANDS.items():
+        commands.add_parser(name, help=what_it_does, add_help=False)
+    parsed, rest = parser.parse_known_args(arguments)
+    return run(parsed.command, rest)
+
+
+def run(command: str, arguments: list[str]) -> int:
+    """Run a subcommand with its own arguments and return its exit status."""
+    module, _ = COMMANDS[command]
+    try:
+        entry = import_module(module).main
+    except ModuleNotFoundError as exc:
+        extra = EXTRA_OF.get(command, "server")
+        print(
+            f"samserve {command}: the package {exc.name} is not installed. "
+            f"Install it with: pip install 'samserve[{extra}]'",
+            file=sys.stderr,
+        )
+        return 1
+    status: int | None = entry(arguments)
+    return status or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

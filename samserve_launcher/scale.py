@@ -1,0 +1,105 @@
+"""Set a lane's workers through TorchServe's management API, and show the lanes.
+
+samserve scale                      show the lanes
+samserve scale vit_t-automask 2     two workers for the automasks of vit_t
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from samserve import places
+from samserve_gateway.torchserve import TorchServe, TorchServeError, ready_workers
+
+from .options import Options
+
+SCALE_TIMEOUT_S = 300.0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Scale if told to, and print the lanes.
+
+    It exits non-zero, with the reason, if there is no such server or lane.
+    """
+    parser = argparse.ArgumentParser(
+        prog="samserve scale",
+        description="Show the lanes of a running server, or set how many workers one has.",
+        epilog="Example: samserve scale vit_t-automask 2",
+    )
+    parser.add_argument("lane", nargs="?", help="as vit_t or vit_t-automask")
+    parser.add_argument("workers", nargs="?", type=int, help="processes the lane shall have")
+    parser.add_argument("--port", type=int, help="the server's port, if several run")
+    parsed = parser.parse_args(arguments)
+    if parsed.lane is not None and (parsed.workers is None or parsed.workers < 0):
+        parser.error("say how many workers the lane shall have: 0 or more")
+    try:
+        print(asyncio.run(scale(find_server(parsed.port), parsed.lane, parsed.workers)))
+    except TorchServeError as error:
+        print(f"samserve: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def find_server(port: int | None) -> dict[str, Any]:
+    """What a running server wrote of itself: the one told, the default one, or the only one.
+
+    Exits, naming those that run, where none of these is there.
+    """
+    written = {
+        int(path.parent.name): json.loads(path.read_text())
+        for path in sorted(places.run_folder().glob("*/server.json"))
+    }
+    # A server that was killed could not take its file away.
+    running: dict[int, dict[str, Any]] = {
+        name: server for name, server in written.items() if psutil.pid_exists(server["pid"])
+    }
+    default = Options.port if Options.port in running or len(running) != 1 else min(running)
+    wanted = default if port is None else port
+    if wanted not in running:
+        names = ", ".join(map(str, running)) or "none"
+        sys.exit(f"samserve: no server runs on port {wanted}. Running: {names}.")
+    return running[wanted]
+
+
+async def scale(server: dict[str, Any], lane: str | None, workers: int | None) -> str:
+    """Scale if told to, wait for it, and give the table of lanes."""
+    async with TorchServe(
+        server["inference_url"], server["management_url"], Path(server["key_file"])
+    ) as torchserve:
+        if lane is not None and workers is not None:
+            await torchserve.scale(lane, workers, SCALE_TIMEOUT_S)
+        names = await torchserve.lanes()
+        return table([await torchserve.lane(name) for name in names])
+
+
+def table(lanes: list[dict[str, Any]]) -> str:
+    """The lanes as TorchServe describes them, a row each."""
+    rows = [("LANE", "WORKERS", "READY", "BATCH", "WAITING", "PIDS")]
+    for lane in lanes:
+        ready = ready_workers(lane)
+        rows.append(
+            (
+                lane["modelName"],
+                str(lane["minWorkers"]),
+                str(len(ready)),
+                str(lane["batchSize"]),
+                str(lane["jobQueueStatus"]["pendingRequests"]),
+                " ".join(map(str, sorted(ready))),
+            )
+        )
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"""`samserve serve` runs a server until Ctrl-C: TorchServe, and the gateway in front of it.
+
+It first makes what is missing: it downloads the weights and builds the archives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import sys
+import time
+from types import FrameType
+
+from samserve import __version__
+from samserve.archives.build import make, weights_of
+from samserve.model_types import MODEL_TYPES
+from samserve.weights.fetch import FetchError, fetch
+from samserve_gateway import probe
+from samserve_gateway.torchserve import TorchServe
+
+from .options import Options, parse_options
+from .server import ServerError, check_alive, running
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve, and return the exit status: 0 after a signal, 1 if a process failed."""
+    options = parse_options(arguments)
+    for number in SIGNALS:
+        signal.signal(number, _interrupt)
+    started = time.monotonic()
+    try:
+        prepare(options)
+        print(f"starting {', '.join(options.lanes())}; logs in {options.run_dir}/logs", flush=True)
+        with running(options) as children:
+            print(ready_block(options, time.monotonic() - started), flush=True)
+            while True:
+                check_alive(options, children)
+                time.sleep(1)
+    except KeyboardInterrupt:
+        print("stopped", flush=True)
+        return 0
+    except (FetchError, ServerError) as error:
+        print(f"samserve: {error}", file=sys.stderr, flush=True)
+        return 1
+
+
+def prepare(options: Options) -> None:
+    """Make each model type's archive, unless it is there and up to date.
+
+    An archive without its weights stays as it is: it was built on another machine.
+
+    Raises:
+        FetchError: the weights cannot be downloaded.
+        SystemExit: the archive cannot be built; the message names the reason.
+    """
+    for model_type in options.model_types():
+        archive = options.model_store / f"{model_type}.mar"
+        weights = options.weights_dir / f"{model_type}.pt"
+        if archive.is_file() and not weights.is_file():
+            continue
+        fetch(MODEL_TYPES[model_type], options.weights_dir)
+        for path in weights_of(model_type, options.weights_dir):
+            make(options.model_store / f"{path.stem}.mar", model_type, path)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the server is stopping already: let it finish
+    raise KeyboardInterrupt
+
+
+def ready_block(options: Options, seconds: float) -> str:
+    """Return what a person wants to know about a server that has just started.
+
+    Args:
+        seconds: how long the start took.
+    """
+    body = json.dumps(probe.prompt(options.model_types()[0]))
+    return f"""
+samserve {__version__} is ready after {seconds:.0f} s
+
+  API         {options.url}/sam/
+              {options.url}/sam/automask/
+  pages       {options.url}/docs
+  models      {asyncio.run(_loaded(options))}
+  TorchServe  {options.inference_url} (inference), {options.management_url} (management)
+  files       {options.run_dir}
+
+Try it:
+curl -s {options.url}/sam/ -H 'Content-Type: application/json' -d '{body}'
+
+Ctrl-C stops everything.
+"""
+
+
+async def _loaded(options: Options) -> str:
+    """Return a line for each lane: its workers, threads, device and the source of its weights."""
+    lines = []
+    async with TorchServe(
+        options.inference_url, options.management_url, options.key_file
+    ) as torchserve:
+        for lane in options.lanes():
+            workers = len((await torchserve.lane(lane))["workers"])
+            worker = await torchserve.worker_description(lane)
+            lines.append(
+                f"{lane}: {workers} worker(s) x {worker['threads']} thread(s) on "
+                f"{worker['device']}; weights: {worker['weights']['source']}"
+            )
+    return "\n              ".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""Programs that some tests run and that `make` cannot install.
+
+    @pytest.mark.needs("haproxy")            # or, for a module: pytestmark = pytest.mark.needs(…)
+    @pytest.mark.needs("ip", "dnsmasq", root=True)
+
+Where one is missing, the test is skipped with a line that says how to get it. Where
+`SAMSERVE_TESTS_NEED_ALL=1` is set, as in CI, it fails instead: no test is skipped unseen.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import cache
+from typing import NoReturn
+
+import pytest
+
+from bench.hosts import why_impossible
+
+REQUIRED = "SAMSERVE_TESTS_NEED_ALL"
+
+# Program -> Debian's package.
+PACKAGES = {
+    "base64": "coreutils",
+    "curl": "curl",
+    "dnsmasq": "dnsmasq-base",
+    "g++": "g++",
+    "haproxy": "haproxy",
+    "ip": "iproute2",
+    "java": "default-jdk-headless",
+    "javac": "default-jdk-headless",
+    "kubectl": "kubernetes-client",
+    "prometheus": "prometheus",
+    "promtool": "prometheus",
+    "redis-server": "redis-server",
+}
+
+
+def check(item: pytest.Item) -> None:
+    """Skip the test, or fail it, if a program that its marks name is missing."""
+    for mark in item.iter_markers("needs"):
+        programs: tuple[str, ...] = mark.args
+        reason = lack(programs, root=mark.kwargs.get("root", False))
+        if reason is not None:
+            unavailable(reason)
+
+
+def unavailable(reason: str) -> NoReturn:
+    """Skip the test that runs; where every test must run, fail it."""
+    if os.environ.get(REQUIRED):
+        pytest.fail(f"{reason} ({REQUIRED} is set)", pytrace=False)
+    pytest.skip(reason)
+
+
+@cache
+def lack(programs: tuple[str, ...], *, root: bool) -> str | None:
+    """Return what this machine lacks for a test, and how to get it; None if it lacks nothing.
+
+    Args:
+        root: whether the test makes network namespaces, which only root may do.
+    """
+    missing = [program for program in programs if shutil.which(program) is None]
+    if missing:
+        packages = " ".join(dict.fromkeys(PACKAGES[program] for program in missing))
+        return f"{', '.join(missing)} missing: `apt-get install {packages}`"
+    return why_impossible() if root else None
