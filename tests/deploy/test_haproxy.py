@@ -22,7 +22,7 @@ import requests
 
 from bench.hosts import Network, hosts
 from samserve_launcher.loopback import LoopbackSession
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
 STAND_IN = Path(__file__).with_name("stand_in.py")

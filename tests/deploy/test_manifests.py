@@ -25,7 +25,7 @@ from samserve_gateway.settings import Settings
 from samserve_launcher import worker
 from samserve_launcher.options import Options
 from samserve_launcher.server import GATEWAY_ENVIRONMENT, read_properties
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
 HAPROXY = (DEPLOY / "haproxy/haproxy.cfg").read_text()

@@ -19,9 +19,9 @@ import requests
 from samserve_launcher import loopback
 from samserve_launcher.options import Options, free_ports
 from samserve_launcher.server import configuration, read_properties
-from tests.conftest import ROOT
 from tests.server.test_cache import automask_body, new_picture
 from tests.server.test_serve import flags
+from tests.support.paths import ROOT
 
 Worker = tuple[Options, "subprocess.Popen[bytes]"]
 

@@ -17,9 +17,9 @@ from samserve.machine import usable_cores
 from samserve_launcher.loopback import LoopbackSession
 from samserve_launcher.options import Options, free_ports
 from samserve_launcher.server import running
-from tests.conftest import base64_png, picture
 from tests.server.test_scale import scale
 from tests.support.geometry import rasterise, same_mask
+from tests.support.sample_pictures import base64_png, picture
 
 BOX = [20, 30, 70, 78]
 

@@ -18,8 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from samserve_launcher import loopback
 from samserve_launcher.loopback import LoopbackSession
 from samserve_launcher.options import LOOPBACK
-from tests.conftest import ROOT
 from tests.server.test_cache import automask_body, new_picture, prompt_body
+from tests.support.paths import ROOT
 from tests.support.redis import free_port
 
 

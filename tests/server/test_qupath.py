@@ -19,13 +19,14 @@ import torch
 
 from samserve_launcher.options import Options, free_ports
 from samserve_launcher.server import ServerError, running
-from tests.conftest import ROOT, base64_png, picture
 from tests.server.test_cache import new_picture
 from tests.server.test_types import mapped_weights
 from tests.server.test_weights import ADMIN, TOKEN, Own, error_of
 from tests.support.addresses import serving
 from tests.support.changed_weights import BOX, changed_weights, reference_mask
 from tests.support.geometry import rasterise, same_mask
+from tests.support.paths import ROOT
+from tests.support.sample_pictures import base64_png, picture
 from tests.unit.network.test_checkpoint_layouts import (
     decoder_state,
     foreign,

@@ -26,8 +26,9 @@ from mobile_sam import SamAutomaticMaskGenerator, SamPredictor
 
 from samserve_launcher.options import Options
 from samserve_launcher.server import check_ports
-from tests.conftest import ROOT, picture
 from tests.support.geometry import rasterise, same_mask
+from tests.support.paths import ROOT
+from tests.support.sample_pictures import picture
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)

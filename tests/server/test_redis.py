@@ -14,11 +14,11 @@ from samserve.embeddings.redis_store import FAILURES
 from samserve_launcher.loopback import LoopbackSession
 from samserve_launcher.options import Options, free_ports
 from samserve_launcher.server import running
-from tests.conftest import Server
 from tests.server.test_cache import described, found, new_picture, prompt_body, source
 from tests.server.test_metrics import Since, value_of
 from tests.server.test_pictures import forget_everything
 from tests.support.redis import Proxy, RedisServer, running_redis
+from tests.support.servers import Server
 
 
 @pytest.fixture(scope="module")

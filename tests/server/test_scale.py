@@ -6,7 +6,7 @@ import subprocess
 import sys
 from typing import Any
 
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 
 def scale(server: Any, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -24,7 +24,7 @@ from samserve_launcher.server import (
     running,
     threads_per_worker,
 )
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 
 def flags(options: Options) -> list[str]:

@@ -21,8 +21,9 @@ from samserve_gateway import probe
 from samserve_launcher.loopback import LoopbackSession
 from samserve_launcher.options import Options, free_ports
 from samserve_launcher.server import running
-from tests.conftest import ROOT, Server
 from tests.server.test_scale import lanes_of, scale, scaled
+from tests.support.paths import ROOT
+from tests.support.servers import Server
 
 LANES = ["vit_t", "vit_t-automask", "vit_b", "vit_b-automask"]
 

@@ -31,11 +31,13 @@ from samserve_gateway.settings import Settings
 from samserve_launcher.loopback import LoopbackSession
 from samserve_launcher.options import Options, free_ports
 from samserve_launcher.server import running
-from tests.conftest import ROOT, Server, base64_png, picture
 from tests.server.test_cache import new_picture
 from tests.support.addresses import Address, serving
 from tests.support.changed_weights import BOX, changed_weights, reference_mask
 from tests.support.geometry import rasterise, same_mask
+from tests.support.paths import ROOT
+from tests.support.sample_pictures import base64_png, picture
+from tests.support.servers import Server
 from tests.unit.network.test_checkpoints import Malice
 
 TOKEN = "the administrator's own"

@@ -23,7 +23,7 @@ from samserve.archives.build import (
     weights_of,
 )
 from samserve.model_types import is_mappable, sha256_of
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 from tests.unit.network.test_checkpoints import Malice
 
 

@@ -24,8 +24,8 @@ from samserve.errors import InvalidField, InvalidImage, TooLarge, UnknownImage
 from samserve.network.decoder import Decoder
 from samserve.network.encoder import Embedding, Encoder
 from samserve.pictures.picture import DECODING_RULES, Picture
-from tests.conftest import base64_png, picture
 from tests.support.redis import RedisServer, running_redis
+from tests.support.sample_pictures import base64_png, picture
 
 LIMIT = 10**7
 COINS = base64_png(picture("coins"))

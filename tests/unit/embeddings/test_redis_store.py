@@ -16,7 +16,7 @@ import pytest
 
 from samserve.embeddings import redis_store
 from samserve.embeddings.redis_store import FAILURES, MAX_BYTES, MAX_WAITING, RedisStore
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 from tests.support.redis import LOOPBACK, Proxy, RedisServer, running_redis
 
 KEY = "0123456789abcdef-vit_t"

@@ -16,7 +16,8 @@ from samserve.network.decoder import PlainMasks
 from samserve.network.encoder import Embedding
 from samserve.pictures.picture import Picture
 from samserve.serving.requests import AutomaskRequest
-from tests.conftest import base64_png, picture, segmenter_of
+from tests.support.sample_pictures import base64_png, picture
+from tests.support.segmenters import segmenter_of
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,8 @@ from samserve.model_types import COMPILED_FILES
 from samserve.network import openvino_parts
 from samserve.network.decoder import Decoder, single_or_three
 from samserve.network.encoder import Encoder, fold_batch_norms
-from tests.conftest import ROOT, picture
+from tests.support.paths import ROOT
+from tests.support.sample_pictures import picture
 
 WEIGHTS = ROOT / "weights" / "vit_t.pt"
 
