@@ -134,7 +134,7 @@ def known_variables(image: str) -> set[str]:
     """SAMSERVE_… that an image reads."""
     code = "".join(
         path.read_text()
-        for folder in ("handlers", "scripts", "config")
+        for folder in ("handlers", "samserve_launcher", "config")
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".py", ".xml")
     )
@@ -308,7 +308,7 @@ def test_the_config_is_ours_and_mounted_whole(overlay: str) -> None:
     files = {
         str(path.relative_to(ROOT / "config")): path.read_text()
         for path in (ROOT / "config").rglob("*")
-        if path.is_file() and path.name != "kustomization.yaml"
+        if path.suffix in (".properties", ".xml", ".yaml") and path.name != "kustomization.yaml"
     }
     maps = {m["metadata"]["name"]: m["data"] for m in of_kind(overlay, "ConfigMap")}
     for name, pod in pods(overlay).items():
@@ -416,7 +416,7 @@ def test_the_images_hold_no_more_than_they_need() -> None:
         "numpy cv2 PIL shapely ts psutil yaml redis"
     )
     code = (
-        "import sys, gateway.__main__, gateway.app\n"
+        "import sys, samserve_gateway.__main__, samserve_gateway.app\n"
         f"found = set({heavy.split()}) & set(sys.modules)\n"
         "sys.exit(' '.join(sorted(found)) or 0)"
     )
@@ -528,7 +528,7 @@ def test_every_metric_named_is_one_of_ours() -> None:
     )
     named = set(re.findall(r"\b(?:samserve|ts)_[a-z_]+(?=[{\[)\s/,])", text))
     of_worker = (ROOT / "config/metrics.yaml").read_text()
-    of_gateway = (ROOT / "gateway/metrics.py").read_text()
+    of_gateway = (ROOT / "samserve_gateway/metrics.py").read_text()
     assert len(named) > 15
     for name in named:
         base = re.sub(r"_(bucket|sum|count|total)$", "", name)
