@@ -431,6 +431,34 @@ def test_the_images_hold_no_more_than_they_need() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_the_workers_image_has_every_file_that_a_start_reads(tmp_path: Path) -> None:
+    """The files that the image copies, with the settings mounted as Kubernetes does."""
+    [base] = re.findall(r"^FROM \S+ AS base$(.*?)(?=^FROM)", DOCKERFILE, re.M | re.S)
+    [stage] = re.findall(r"^FROM base AS worker$(.*?)(?=^FROM|\Z)", DOCKERFILE, re.M | re.S)
+    copied = re.findall(r"^COPY (?!--from)([\w./]+) \S+$", base + stage, re.MULTILINE)
+    for name in copied:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / Path(name).name)
+    (tmp_path / "config/__init__.py").unlink()
+    code = (
+        "from samserve import places; from samserve_launcher import worker\n"
+        "print(places.config_folder(), places.handler_file(), worker.__file__, sep='\\n')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{tmp_path}:{tmp_path / 'handlers'}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [
+        str(tmp_path / name)
+        for name in ("config", "handlers/sam_handler.py", "samserve_launcher/worker.py")
+    ]
+
+
 def test_compose() -> None:
     services = COMPOSE["services"]
     assert set(services) == {
