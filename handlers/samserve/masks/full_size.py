@@ -1,12 +1,14 @@
-"""Masks at the image's own size from the network's 256×256 logits, and how stable they are.
+"""This module brings the network's 256×256 logits to the size of the image, and scores stability.
 
-The mask is the reference's: two bilinear steps (`Sam.postprocess_masks`), 256 -> 1024 -> the
-image, then the threshold. Together they make of each pixel's logit a weighted mean of 3×3 of
-the 256×256. The pixels with the same 3×3 are a *cell*, and where these nine are all above a
-threshold, so is the whole cell; where none is, none of it. Only the cells that a threshold
-runs through, those along the outline, are computed pixel by pixel.
+The masks equal the reference's (`Sam.postprocess_masks`): two bilinear steps, 256 to 1024 to the
+size of the image, and then the threshold.
 
-Decides nothing: which masks are worth it is `automask`'s.
+Why it is fast: together the two steps make each pixel's logit a weighted mean of 3×3 of the
+256×256 logits. Pixels with the same 3×3 form a *cell*. If all nine logits are above a threshold,
+so is every pixel of the cell; if none is, no pixel is. Only the remaining cells, those along the
+outline, are computed pixel by pixel.
+
+The module does not choose masks: `automask` does.
 """
 
 from __future__ import annotations
@@ -21,39 +23,36 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from samserve.boxes import Box
 from samserve.network.encoder import Embedding
 
 MASK_THRESHOLD = 0.0
-"""A pixel is of the object where its logit is above this (`Sam.mask_threshold`)."""
+"""A pixel belongs to the object if its logit is above this (`Sam.mask_threshold`)."""
 
 NETWORK_SIDE = 1024
-"""Pixels of the network's input, both ways."""
+"""Width and height of the network's input in pixels."""
 
 LOW_RES_SIDE = 256
-"""Logits that cover it, both ways."""
+"""Width and height of the network's output in logits; it covers the whole input."""
 
 Logits = NDArray[np.float32]
 
-_PIXELS_AT_ONCE = 2**18  # of cells along an outline: their logits fit the processor's cache
+_PIXELS_AT_ONCE = 2**18  # so many float32 logits fit into the processor's cache
 _WINDOW = np.ones((3, 3), np.uint8)
 
 
-class FoundMask(Protocol):
-    """A mask of an image, small for as long as nobody asks for its pixels.
+class CompactMask(Protocol):
+    """A mask of an image that takes little memory until its pixels are needed.
 
     Attributes:
-        origin: (x0, y0), the image pixel at the top left of the box around the mask's pixels.
-        size: (height, width) of that box, zeros if the mask is empty.
-        area: pixels of the mask.
-        stability_score: IoU of the masks cut above and below the threshold, single precision
-            as the reference's; NaN where both are empty.
+        box: the smallest box around the mask's pixels; `boxes.EMPTY` if there are none.
+        area: the number of the mask's pixels.
+        stability_score: IoU of the masks cut above and below the threshold, in single precision
+            like the reference's. It is NaN if both of these masks are empty.
     """
 
     @property
-    def origin(self) -> tuple[int, int]: ...
-
-    @property
-    def size(self) -> tuple[int, int]: ...
+    def box(self) -> Box: ...
 
     @property
     def area(self) -> int: ...
@@ -62,49 +61,48 @@ class FoundMask(Protocol):
     def stability_score(self) -> float | np.float32: ...
 
     def pixels(self) -> NDArray[np.bool_]:
-        """h×w bool, the mask's pixels within its box."""
+        """Return the mask's pixels within its box, h×w bool."""
         ...
 
 
 @dataclass(frozen=True, eq=False)
 class PackedMask:
-    """A `FoundMask` that is kept as its bits."""
+    """A `CompactMask` that keeps one bit for each pixel of its box."""
 
-    origin: tuple[int, int]
-    size: tuple[int, int]
+    box: Box
     area: int
     stability_score: float
     _bits: NDArray[np.uint8]
 
     @classmethod
     def of(cls, full: NDArray[np.bool_], stability_score: float) -> PackedMask:
-        """That of a mask of the whole image, H×W."""
+        """Pack a mask of the whole image, H×W bool."""
         left, top, width, height = cv2.boundingRect(full.view(np.uint8))
+        box = Box.at((left, top), (height, width))
         inside = full[top : top + height, left : left + width]
         area = int(np.count_nonzero(inside))
         bits = np.packbits(inside, axis=1)
-        return cls((left, top), (height, width), area, stability_score, bits)
+        return cls(box, area, stability_score, bits)
 
     def pixels(self) -> NDArray[np.bool_]:
-        return np.unpackbits(self._bits, axis=1, count=self.size[1]).view(np.bool_)
+        return np.unpackbits(self._bits, axis=1, count=self.box.width).view(np.bool_)
 
 
 @dataclass(frozen=True, eq=False)
 class CellMask:
-    """A `FoundMask` that is kept as its cells."""
+    """A `CompactMask` that keeps which cells belong to the object, and the pixels of the others."""
 
-    origin: tuple[int, int]
-    size: tuple[int, int]
+    box: Box
     area: int
     stability_score: np.float32
     _image: FullSize
-    _inside: NDArray[np.uint8]  # cells that are of the object whole, packed
-    _rows: NDArray[np.int16]  # K, those of the other cells
+    _inside: NDArray[np.uint8]  # packed bits: cells whose pixels all belong to the object
+    _rows: NDArray[np.int16]  # K, the rows of the cells along the outline
     _columns: NDArray[np.int16]  # K
     _outline: NDArray[np.uint8]  # h×w×K pixels of these cells, packed
 
     def pixels(self) -> NDArray[np.bool_]:
-        (left, top), (height, width) = self.origin, self.size
+        (left, top), (height, width) = self.box.origin, self.box.size
         rows, columns = self._image.rows, self._image.columns
         shape = (len(rows.start), len(columns.start))
         inside = np.unpackbits(self._inside, count=shape[0] * shape[1]).reshape(shape)
@@ -112,7 +110,7 @@ class CellMask:
         mask: NDArray[np.bool_] = cells.take(columns.cell[left : left + width], axis=1).view(bool)
         block = (rows.pixels, columns.pixels, len(self._rows))
         outline = np.unpackbits(self._outline, count=math.prod(block)).reshape(block)
-        for dy in range(rows.pixels):  # together they would take 24 bytes a pixel
+        for dy in range(rows.pixels):  # one row of pixels at a time: all indices would take 24 bytes a pixel
             dx, k = np.nonzero(outline[dy])
             y = rows.start[self._rows[k]] + dy - top
             x = columns.start[self._columns[k]] + dx - left
@@ -121,35 +119,38 @@ class CellMask:
 
 
 class FullSize:
-    """Brings the masks of one image to its size.
+    """A FullSize brings the masks of one image to the image's size.
 
     Args:
-        embedding: of that image.
+        embedding: the image's embedding, which knows its sizes.
 
     Attributes:
-        rows, columns: of cells, and where their pixels are.
+        rows, columns: the cells along each side of the image, and their pixels.
     """
 
     def __init__(self, embedding: Embedding) -> None:
         (in_h, in_w), (height, width) = embedding.input_size, embedding.original_size
         self.rows, self.columns = axis(in_h, height), axis(in_w, width)
         self._areas = np.outer(self.rows.count, self.columns.count)
-        self._has_pixels = self._areas > 0  # where the image is smaller than 256, many have none
+        self._has_pixels = self._areas > 0  # an image below 256 pixels leaves many cells empty
 
     def mask(self, low_res_mask: Logits, offset: float = 0) -> CellMask:
-        """The mask.
+        """Return the mask of these logits.
 
         Args:
-            low_res_mask: h×w logits of the input frame, from its top left: all 256×256, or as
-                many as the image needs (`Masks.low_res_masks`).
-            offset: how far from the threshold the masks are cut whose IoU is the stability.
+            low_res_mask: h×w logits of the network's input frame, from its top left: all 256×256,
+                or as many as cover the image (`Masks.low_res_masks`).
+            offset: distance from the threshold of the two cuts whose IoU is the stability score.
         """
         return self._whole(self._scored(*self._extremes(low_res_mask), offset))
 
     def stable(self, low_res_mask: Logits, offset: float, threshold: float) -> CellMask | None:
-        """The same if the stability score is `threshold` or more; that of nothing is not."""
+        """Like `mask`, but None if the stability score is below `threshold`.
+
+        An empty mask has no score, so it gives None.
+        """
         cells, smallest, largest = self._extremes(low_res_mask)
-        # Many that are not stable show it already in their cells.
+        # Whole cells bound the score from above, which rules out most unstable masks cheaply.
         intersection = self._count(largest > MASK_THRESHOLD + offset)
         union = self._count(smallest > MASK_THRESHOLD - offset)
         if union and intersection / union < threshold:
@@ -158,10 +159,12 @@ class FullSize:
         return self._whole(scored) if scored.stability_score >= threshold else None
 
     def _extremes(self, low_res_mask: Logits) -> tuple[Logits, Logits, Logits]:
-        """Logits with a margin, from which cell (i, j) reads [i : i + 3, j : j + 3]; and the
-        smallest and the largest of each cell's nine."""
+        """Return the logits with a margin, and each cell's smallest and largest logit.
+
+        Cell (i, j) reads the nine logits [i : i + 3, j : j + 3].
+        """
         rows, columns = len(self.rows.start), len(self.columns.start)
-        # The reference, too, repeats what is at the edge.
+        # At an edge the reference repeats the outermost logit, too.
         read = low_res_mask[: rows + 1, : columns + 1]
         logits = cv2.copyMakeBorder(read, 1, 2, 1, 2, cv2.BORDER_REPLICATE)
         smallest, largest = cv2.erode(logits, _WINDOW), cv2.dilate(logits, _WINDOW)
@@ -169,8 +172,8 @@ class FullSize:
         return _single(logits), _single(smallest[inner]), _single(largest[inner])
 
     def _count(self, cells: NDArray[np.bool_]) -> int:
-        """How many pixels these cells have."""
-        # Not by a dot product: NumPy's own threads would then wait for each other's.
+        """Return the number of pixels of these cells."""
+        # Not a dot product: BLAS starts threads, which would compete with the decoder's.
         return int((self._areas * cells).sum())
 
     def _scored(self, logits: Logits, smallest: Logits, largest: Logits, offset: float) -> _Scored:
@@ -195,8 +198,7 @@ class FullSize:
         y0, y1 = self.rows.extent(_any(inside, 1), _any(pixels, 1), rows)
         x0, x1 = self.columns.extent(_any(inside, 0), _any(pixels, 0), columns)
         return CellMask(
-            origin=(x0, y0),
-            size=(y1 - y0, x1 - x0),
+            box=Box(x0, y0, x1, y1),
             area=area + int(np.count_nonzero(pixels)),
             stability_score=stability_score,
             _image=self,
@@ -209,9 +211,10 @@ class FullSize:
     def _interpolated(
         self, logits: Logits, rows: NDArray[np.intp], columns: NDArray[np.intp]
     ) -> Logits:
-        """h×w×K logits of the pixels of K cells, NaN where a cell has fewer than h×w.
+        """Return the logits of the pixels of K cells, h×w×K; NaN where a cell has fewer pixels.
 
-        By PyTorch, whose `addcmul_` goes through memory once where NumPy would four times.
+        PyTorch does it, because its `addcmul_` passes through memory once; NumPy would need four
+        passes.
         """
         place = rows * logits.shape[1] + columns
         flat = logits.ravel()
@@ -233,25 +236,25 @@ class FullSize:
 
 
 class _Scored(NamedTuple):
-    """What is known of a mask once its stability is."""
+    """The parts of a mask, from which `_whole` makes a `CellMask`."""
 
-    inside: NDArray[np.bool_]  # cells that are of the object whole
-    rows: NDArray[np.intp]  # K, those of the cells along the outline
+    inside: NDArray[np.bool_]  # cells whose pixels all belong to the object
+    rows: NDArray[np.intp]  # K, the rows of the cells along the outline
     columns: NDArray[np.intp]  # K
-    pixels: NDArray[np.bool_]  # h×w×K, whether these cells' pixels are of the object
-    area: int  # of `inside`
+    pixels: NDArray[np.bool_]  # h×w×K, which pixels of these cells belong to the object
+    area: int  # the number of pixels of `inside`
     stability_score: np.float32
 
 
 @dataclass(frozen=True, eq=False)
 class Axis:
-    """How the pixels along one side of an image read the 256 logits.
+    """An Axis says how the pixels along one side of an image read the 256 logits.
 
     Attributes:
-        cell: for each pixel, its cell's number.
-        start, count: for each cell, its first pixel and how many it has.
-        weights: 3×m×cells, what each of a cell's up to m pixels takes of its three logits;
-            NaN where it has fewer.
+        cell: for each pixel, the number of its cell.
+        start, count: for each cell, its first pixel and the number of its pixels.
+        weights: 3×m×cells, the weights of a cell's three logits for each of its up to m pixels;
+            NaN where the cell has fewer pixels.
     """
 
     cell: NDArray[np.intp]
@@ -261,35 +264,35 @@ class Axis:
 
     @property
     def pixels(self) -> int:
-        """The most that a cell has."""
+        """The largest number of pixels that a cell has."""
         return int(self.weights.shape[1])
 
     def extent(
         self, inside: NDArray[np.bool_], outline: NDArray[np.bool_], cells: NDArray[np.intp]
     ) -> tuple[int, int]:
-        """From the first pixel of a mask to after the last; (0, 0) if there is none.
+        """Return a mask's first pixel and the one after its last; (0, 0) if it has none.
 
         Args:
-            inside: for each cell, whether some of its pixels are of the mask for certain.
-            outline: m×K, pixels of further cells.
-            cells: K, the numbers of these.
+            inside: for each cell, whether it holds pixels of the mask wholly.
+            outline: m×K, which pixels of K further cells belong to the mask.
+            cells: K, the numbers of these cells.
         """
         whole = np.flatnonzero(inside)
         step, k = np.nonzero(outline)
         further = self.start[cells[k]] + step
         certain = [self.start[whole], self.start[whole] + self.count[whole] - 1]
-        found = np.concatenate([*certain, further])
-        return (int(found.min()), int(found.max()) + 1) if len(found) else (0, 0)
+        pixels = np.concatenate([*certain, further])
+        return (int(pixels.min()), int(pixels.max()) + 1) if len(pixels) else (0, 0)
 
 
 @lru_cache(maxsize=64)
 def axis(input_size: int, size: int) -> Axis:
-    """The axis of a side of `size` pixels, which were `input_size` pixels to the network."""
+    """Return the axis of a side of `size` pixels, which the encoder resized to `input_size`."""
     position = np.maximum(_positions(input_size, size), 0)
     lower = np.minimum(position.astype(np.intp), input_size - 1)
     upper = np.minimum(lower + 1, input_size - 1)
     share = position - lower
-    # From -1, for at the edge the outermost logit counts twice.
+    # Starts at -1: at the edge the outermost logit counts twice.
     in_low_res = _positions(LOW_RES_SIDE, NETWORK_SIDE)
     neighbour = np.floor(in_low_res).astype(np.intp)
     neighbour_share = in_low_res - neighbour
@@ -311,9 +314,9 @@ def axis(input_size: int, size: int) -> Axis:
 
 
 def _positions(n_read: int, n_made: int) -> NDArray[np.float32]:
-    """Where each of n pixels reads among those it is interpolated from.
+    """Return the position, among `n_read` pixels, that each of `n_made` pixels is interpolated at.
 
-    In single precision, as PyTorch computes them.
+    It is computed in single precision, as PyTorch does.
     """
     half, scale = np.float32(0.5), np.float32(n_read) / np.float32(n_made)
     return _single((np.arange(n_made, dtype=np.float32) + half) * scale - half)

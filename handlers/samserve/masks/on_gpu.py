@@ -1,9 +1,10 @@
-"""Many masks at once to the image's size, scored, and packed, where their logits are: on a GPU.
+"""On a GPU, this module brings many masks at once to the image's size, scores and packs them.
 
-What `masks` does one by one on a CPU, by the reference's own two interpolations. The masks of
-a batch come to the host together, a bit a pixel, and only those that are stable enough.
+`full_size` does the same one mask at a time on a CPU. Here the reference's own two interpolations
+run on the GPU. A batch's masks are copied to the host together, one bit a pixel, and only those
+that are stable enough.
 
-Decides nothing beyond that threshold; the rest is `automask`'s.
+The stability threshold is the only choice that this module makes; `automask` makes the others.
 """
 
 from __future__ import annotations
@@ -21,20 +22,24 @@ from samserve.network.encoder import Embedding
 from .full_size import LOW_RES_SIDE, MASK_THRESHOLD, NETWORK_SIDE, PackedMask
 
 PROMPTS_PER_MASK = 16
-"""A mask on its way through the last layers takes about the memory of so many prompts."""
+"""In the decoder's last layers, one mask takes about as much memory as so many prompts."""
 
 PIXELS_AT_ONCE = 2**27
-"""Of masks at full size, 4 bytes each, of which a few copies exist at a time."""
+"""Pixels of full-size masks in one step: 4 bytes each, and a few copies exist at a time."""
 
 
 def masks_at_once(prompts_at_once: int) -> int:
-    """How many prompts' masks to make at once on a device that decodes so many prompts."""
+    """Return how many prompts' masks fit at once on a device that decodes so many prompts."""
     return max(1, prompts_at_once // PROMPTS_PER_MASK)
 
 
 @dataclass(frozen=True, eq=False)
 class ScoredMask:
-    """A mask, and which of those asked for it is."""
+    """A mask that is stable enough.
+
+    Attributes:
+        index: its place in the list of (prompt, channel) pairs that the caller passed.
+    """
 
     index: int
     mask: PackedMask
@@ -43,26 +48,26 @@ class ScoredMask:
 @torch.inference_mode()
 def scored(
     decoded: Masks,
-    wanted: Sequence[tuple[int, int]],
+    masks: Sequence[tuple[int, int]],
     embedding: Embedding,
     offset: float,
     threshold: float,
     at_once: int,
 ) -> Iterator[ScoredMask]:
-    """The masks with a stability score of `threshold` or more, in the order asked for.
+    """Yield the masks with a stability score of `threshold` or more, in the order of `masks`.
 
     Args:
-        wanted: (prompt, channel) of each mask, a prompt's masks together.
-        at_once: prompts whose masks are made together.
+        masks: (prompt, channel) of each mask; the masks of a prompt stand together.
+        at_once: the number of prompts whose masks are made together.
     """
     height, width = embedding.original_size
     at_full_size = max(1, PIXELS_AT_ONCE // (height * width))
-    prompts = list(dict.fromkeys(prompt for prompt, _ in wanted))
+    prompts = list(dict.fromkeys(prompt for prompt, _ in masks))
     index = 0
     for first in range(0, len(prompts), at_once):
         batch = prompts[first : first + at_once]
         place = {prompt: i for i, prompt in enumerate(batch)}
-        chosen = [(place[prompt], channel) for prompt, channel in wanted if prompt in place]
+        chosen = [(place[prompt], channel) for prompt, channel in masks if prompt in place]
         rows, channels = (list(column) for column in zip(*chosen, strict=True))
         low_res_masks = decoded.of_several(batch, slice(0, 4))[rows, channels]
         for part in torch.split(low_res_masks, at_full_size):
@@ -89,7 +94,7 @@ def _scored(
 
 
 def _upscaled(low_res_masks: torch.Tensor, embedding: Embedding) -> torch.Tensor:
-    """K×h×w logits, of the input frame all that the image needs -> K×H×W, its pixels."""
+    """Interpolate K×h×w logits of the input frame to K×H×W logits, one for each pixel."""
     in_h, in_w = embedding.input_size
     size = [side * NETWORK_SIDE // LOW_RES_SIDE for side in low_res_masks.shape[1:]]
     padded = F.interpolate(low_res_masks[:, None], size, mode="bilinear", align_corners=False)
@@ -99,7 +104,7 @@ def _upscaled(low_res_masks: torch.Tensor, embedding: Embedding) -> torch.Tensor
 
 
 def _packed(masks: torch.Tensor) -> torch.Tensor:
-    """K×H×W bool -> K×H×⌈W/8⌉ uint8, the first pixel in the highest bit."""
+    """Pack K×H×W bool into K×H×⌈W/8⌉ uint8, the first pixel in the highest bit."""
     count, height, width = masks.shape
     padded = F.pad(masks, (0, -width % 8)).view(count, height, -(-width // 8), 8)
     weights = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=masks.device)
