@@ -1,11 +1,61 @@
-"""Segment Anything as a library: images and prompts in, GeoJSON Features out.
+"""Segment Anything as a library: pictures and prompts in, masks and GeoJSON out.
 
-The way of a request, a module a step:
-`requests` -> `images` -> `encoder` -> `decoder` (through `prompts` or `automask`)
--> `polygons` -> `features`. `errors` is what may go wrong on the way.
+    import samserve
 
-It knows nothing of TorchServe or HTTP; `sam_handler.py` beside this folder
-translates between the two.
+    segmenter = samserve.load("vit_t")
+    picture = segmenter.embed("cells.png")
+    masks = segmenter.prompt(picture, box=(10, 20, 200, 180))
+    features = samserve.to_geojson(masks)
+
+Importing `samserve` is fast: PyTorch is imported when `load` or another name that needs it is used
+for the first time. The library knows nothing of TorchServe; `sam_handler.py` connects the two.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .answers.features import to_geojson as to_geojson
+    from .boxes import Box as Box
+    from .errors import SamserveError as SamserveError
+    from .masks.mask import AutoMask as AutoMask
+    from .masks.mask import ObjectMask as ObjectMask
+    from .masks.mask import PromptMask as PromptMask
+    from .parameters import AutomaskParameters as AutomaskParameters
+    from .prompts import Prompt as Prompt
+    from .segmenter import EmbeddedPicture as EmbeddedPicture
+    from .segmenter import Segmenter as Segmenter
+    from .segmenter import load as load
+
+_MODULE_OF = {
+    "AutoMask": "masks.mask",
+    "AutomaskParameters": "parameters",
+    "Box": "boxes",
+    "EmbeddedPicture": "segmenter",
+    "ObjectMask": "masks.mask",
+    "Prompt": "prompts",
+    "PromptMask": "masks.mask",
+    "SamserveError": "errors",
+    "Segmenter": "segmenter",
+    "load": "segmenter",
+    "to_geojson": "answers.features",
+}
+"""Public name -> the module that defines it, imported when the name is first used (PEP 562)."""
+
+__all__ = ["__version__", *_MODULE_OF]  # noqa: PLE0604 (all of them are strings)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULE_OF})

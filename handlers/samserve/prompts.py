@@ -1,7 +1,8 @@
-"""Answers to prompts: boxes, points and masks on an image -> a mask each (or three).
+"""This module answers prompts: boxes, points and masks on an image give a mask each (or three).
 
-Equal to `SamPredictor.predict` for every prompt. All prompts on one image share its embedding;
-those of a kind run through the decoder together, be they of one request or of several.
+The masks equal those of `SamPredictor.predict` for every prompt. All prompts on one image share
+its embedding. Prompts of one kind run through the decoder together, even those of different
+requests.
 """
 
 from __future__ import annotations
@@ -9,122 +10,177 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-
-from samserve.answers.features import PromptMask
-from samserve.masks.full_size import FullSize
-from samserve.network.decoder import Decoder, Image, single_or_three
-from samserve.network.devices import in_halves
-from samserve.network.encoder import Embedding
-from samserve.pictures.drawn_masks import mask_input
-from samserve.serving.requests import Prompt, PromptRequest
+from numpy.typing import ArrayLike, NDArray
 
 from .errors import InvalidField
-from .segmenter import Segmenter
+from .masks.full_size import LOW_RES_SIDE, FullSize
+from .masks.mask import PromptMask
+from .model import Model
+from .network.decoder import Decoder, Image, single_or_three
+from .network.devices import in_halves
+
+MAX_COORDINATE = 1e6
+"""Larger coordinates are refused, so that they stay finite in float32."""
 
 
 @dataclass(frozen=True, eq=False)
-class LocatedPrompt:
-    """One prompt, known to fit its image.
+class Prompt:
+    """A Prompt points out one object by a box, points, a mask, or several of these together.
+
+    `prompt_of` makes one from plain values and checks it.
 
     Attributes:
         box: XYXY float64, pixels of the image.
         point_coords: N×2 XY float64, pixels of the image.
-        point_labels: for each point 1, object, or 0, background.
-        mask_input: 256×256 float32 logits in the network's frame.
-        channels: which of the network's masks answer it.
+        point_labels: for each point 1 (object) or 0 (background).
+        mask_input: 256×256 float32 logits in the network's input frame, as `SamPredictor.predict`.
+        multimask_output: whether SAM's three masks are wanted instead of one.
     """
 
-    box: NDArray[np.float64] | None
-    point_coords: NDArray[np.float64] | None
-    point_labels: list[int] | None
-    mask_input: NDArray[np.float32] | None
-    channels: slice
+    box: NDArray[np.float64] | None = None
+    point_coords: NDArray[np.float64] | None = None
+    point_labels: Sequence[int] | None = None
+    mask_input: NDArray[np.float32] | None = None
+    multimask_output: bool = False
 
     @property
     def kind(self) -> tuple[bool, int, bool]:
-        """Prompts of one kind fit into one run."""
+        """Prompts of the same kind can run through the decoder together."""
         points = 0 if self.point_labels is None else len(self.point_labels)
         return self.box is not None, points, self.mask_input is not None
 
+    @property
+    def channels(self) -> slice:
+        """Which of the network's four masks answer this prompt."""
+        return single_or_three(self.multimask_output)
 
-def locate(request: PromptRequest, embedding: Embedding, max_pixels: int) -> list[LocatedPrompt]:
-    """The request's prompts on its image, in the order sent.
 
-    A box may reach over the edge (clients round), but not lie outside; a point may lie on it.
+def prompt_of(
+    box: ArrayLike | None = None,
+    point_coords: ArrayLike | None = None,
+    point_labels: ArrayLike | None = None,
+    mask_input: ArrayLike | None = None,
+    *,
+    multimask_output: bool = False,
+) -> Prompt:
+    """Return a checked prompt. The arguments are those of `SamPredictor.predict`.
 
     Args:
-        max_pixels: the most that a mask prompt may have.
+        box: XYXY, pixels of the image.
+        point_coords: N×2 XY, pixels of the image.
+        point_labels: N labels, 1 for the object and 0 for the background.
+        mask_input: 256×256 or 1×256×256 logits in the network's input frame.
 
     Raises:
-        SamserveError: no prompt, a contradictory one, or one that does not fit the image.
+        InvalidField: nothing was given, an argument has another shape or values that are not
+            finite, the box is empty, or the numbers of points and labels differ.
     """
-    channels = single_or_three(request.multimask_output)
-    return [
-        LocatedPrompt(
-            box=_box(prompt, path, embedding),
-            point_coords=_point_coords(prompt, path, embedding),
-            point_labels=prompt.point_labels,
-            mask_input=(
-                None
-                if prompt.b64mask is None
-                else mask_input(prompt.b64mask, embedding, max_pixels, f"{path}b64mask")
-            ),
-            channels=channels,
-        )
-        for path, prompt in request.each_prompt()
-    ]
-
-
-def _box(prompt: Prompt, path: str, embedding: Embedding) -> NDArray[np.float64] | None:
-    if prompt.bbox is None:
-        return None
-    height, width = embedding.original_size
-    x1, y1, x2, y2 = prompt.bbox
-    if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+    if box is None and point_coords is None and mask_input is None:
+        raise InvalidField("Give a box, point_coords with point_labels, or a mask_input.", "box")
+    corners = None if box is None else _numbers(box, "box", (4,))
+    if corners is not None and not (corners[0] < corners[2] and corners[1] < corners[3]):
         raise InvalidField(
-            f"{path}bbox: {[x1, y1, x2, y2]} lies outside the {width}x{height} image.",
-            f"{path}bbox",
+            f"box is empty or inverted: needs x1 < x2 and y1 < y2, got {corners.tolist()}.", "box"
         )
-    return np.array(prompt.bbox, np.float64)
+    coords = None if point_coords is None else _numbers(point_coords, "point_coords", (-1, 2))
+    if coords is not None and not len(coords):
+        raise InvalidField("point_coords has no point.", "point_coords")
+    labels = [] if point_labels is None else _numbers(point_labels, "point_labels", (-1,)).tolist()
+    if len(labels) != (0 if coords is None else len(coords)):
+        count = 0 if coords is None else len(coords)
+        raise InvalidField(
+            f"point_labels: {len(labels)} labels for {count} points.", "point_labels"
+        )
+    if any(label not in (0, 1) for label in labels):
+        raise InvalidField("point_labels must be 1 (object) or 0 (background).", "point_labels")
+    logits = None
+    if mask_input is not None:
+        logits = np.asarray(mask_input, np.float32)
+        if logits.shape not in ((LOW_RES_SIDE,) * 2, (1, LOW_RES_SIDE, LOW_RES_SIDE)):
+            raise InvalidField(
+                f"mask_input has the shape {logits.shape}; it must be 256x256 logits.", "mask_input"
+            )
+        logits = logits.reshape(LOW_RES_SIDE, LOW_RES_SIDE)
+        if not np.isfinite(logits).all():
+            raise InvalidField("mask_input holds NaN or infinity.", "mask_input")
+    point_list = None if coords is None else [int(label) for label in labels]
+    return Prompt(corners, coords, point_list, logits, multimask_output)
 
 
-def _point_coords(prompt: Prompt, path: str, embedding: Embedding) -> NDArray[np.float64] | None:
-    if prompt.point_coords is None:
-        return None
-    height, width = embedding.original_size
-    for index, (x, y) in enumerate(prompt.point_coords):
-        if not (0 <= x <= width and 0 <= y <= height):
-            field = f"{path}point_coords.{index}"
-            raise InvalidField(f"{field}: {[x, y]} lies outside the {width}x{height} image.", field)
-    return np.array(prompt.point_coords, np.float64)
+def _numbers(value: ArrayLike, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Return the value as float64 of this shape, in which -1 stands for any length."""
+    try:
+        numbers = np.asarray(value, np.float64)
+    except (TypeError, ValueError) as exc:
+        raise InvalidField(f"{name} must hold numbers only.", name) from exc
+    fits = numbers.ndim == len(shape) and all(
+        wanted in (-1, side) for wanted, side in zip(shape, numbers.shape, strict=True)
+    )
+    if not fits:
+        words = "x".join("N" if side == -1 else str(side) for side in shape)
+        raise InvalidField(f"{name} has the shape {numbers.shape}; it must be {words}.", name)
+    if not (np.abs(numbers) <= MAX_COORDINATE).all():
+        raise InvalidField(f"{name} holds a number beyond ±{MAX_COORDINATE:g}, or NaN.", name)
+    return numbers
+
+
+def check_inside(
+    prompt: Prompt, size: tuple[int, int], path: str = "", box_name: str = "box"
+) -> None:
+    """Check that a prompt lies on the image.
+
+    A box may reach over the edge, because clients round, but it must not lie outside. A point may
+    lie on the edge.
+
+    Args:
+        size: (height, width) of the image in pixels.
+        path: the prefix of the field's path in error messages.
+        box_name: the name of the box in error messages.
+
+    Raises:
+        InvalidField: the box or a point lies outside.
+    """
+    height, width = size
+
+    def outside(field: str, values: Any) -> InvalidField:
+        return InvalidField(f"{field}: {values} lies outside the {width}x{height} image.", field)
+
+    if prompt.box is not None:
+        x1, y1, x2, y2 = prompt.box.tolist()
+        if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+            raise outside(f"{path}{box_name}", [x1, y1, x2, y2])
+    if prompt.point_coords is not None:
+        for index, (x, y) in enumerate(prompt.point_coords.tolist()):
+            if not (0 <= x <= width and 0 <= y <= height):
+                raise outside(f"{path}point_coords.{index}", [x, y])
 
 
 def predict(
-    segmenter: Segmenter, image: Image, requests: Sequence[Sequence[LocatedPrompt]]
+    model: Model, image: Image, requests: Sequence[Sequence[Prompt]]
 ) -> list[list[PromptMask]]:
-    """Masks for each request's prompts, in its order.
+    """Return the masks for each request's prompts, in the requests' order.
 
     Args:
-        image: the image of every one of these requests.
+        image: the image of all these requests.
 
     Raises:
-        OutOfMemory: the device's memory does not do for all of them together.
+        OutOfMemory: the device ran out of memory.
     """
     by_kind: dict[tuple[bool, int, bool], list[tuple[int, int]]] = {}
     for place, prompts in enumerate(requests):
         for prompt_idx, prompt in enumerate(prompts):
             by_kind.setdefault(prompt.kind, []).append((place, prompt_idx))
     batches: list[list[tuple[int, int]]] = []
-    for (_, points, has_mask), asked in by_kind.items():
-        share = -(-len(asked) // segmenter.threads.count)
-        at_once = max(1, min(segmenter.decoder.at_once(points, has_mask), share))
-        batches += [asked[i : i + at_once] for i in range(0, len(asked), at_once)]
-    per_batch = segmenter.threads.map(
-        partial(in_halves, partial(_predict, segmenter.decoder, image)),
+    for (_, points, has_mask), places in by_kind.items():
+        share = -(-len(places) // model.threads.count)
+        at_once = max(1, min(model.decoder.at_once(points, has_mask), share))
+        batches += [places[i : i + at_once] for i in range(0, len(places), at_once)]
+    per_batch = model.threads.map(
+        partial(in_halves, partial(_predict, model.decoder, image)),
         [[(idx, requests[place][idx]) for place, idx in batch] for batch in batches],
     )
     answers: dict[tuple[int, int], list[PromptMask]] = {}
@@ -137,14 +193,14 @@ def predict(
 
 
 def _predict(
-    decoder: Decoder, image: Image, batch: Sequence[tuple[int, LocatedPrompt]]
+    decoder: Decoder, image: Image, batch: Sequence[tuple[int, Prompt]]
 ) -> list[list[PromptMask]]:
-    """The masks of each of these prompts, which are of one kind; with them their `prompt_idx`."""
+    """Return the masks of these prompts, which are of one kind and come with their `prompt_idx`."""
     embedding = image.embedding
     prompts = [prompt for _, prompt in batch]
 
     def in_frame(coords: list[NDArray[np.float64]]) -> torch.Tensor:
-        """B×N×2 in the network's input frame."""
+        """Stack coordinates as B×N×2 in the network's input frame."""
         located = embedding.to_input_frame(np.stack(coords).reshape(len(coords), -1, 2))
         return torch.as_tensor(located, dtype=torch.float)
 
@@ -174,7 +230,13 @@ def _predict(
         masks = [full_size.mask(low_res_mask) for low_res_mask in low_res_masks]
         answers.append(
             [
-                PromptMask(mask.pixels(), mask.origin, predicted_iou=iou, prompt_idx=prompt_idx)
+                PromptMask(
+                    mask=mask.pixels(),
+                    box=mask.box,
+                    image_size=embedding.original_size,
+                    predicted_iou=iou,
+                    prompt_idx=prompt_idx,
+                )
                 for mask, iou in zip(masks, predicted_iou, strict=True)
             ]
         )

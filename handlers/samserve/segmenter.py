@@ -1,168 +1,266 @@
-"""One model with all that it takes to answer: what a worker holds, and what Python users load.
+"""A Segmenter is the library's interface: it embeds pictures, answers prompts and finds objects.
 
-    segmenter = load("vit_t", Path("weights/vit_t.pt"))
-    found = segmenter.embeddings.of_picture(picture)
-    masks = prompts.predict(segmenter, found.image, requests)
+    segmenter = samserve.load("vit_t")
+    picture = segmenter.embed("cells.png")
+    masks = segmenter.prompt(picture, box=(10, 20, 200, 180))
+    objects = segmenter.automask(picture, points_per_side=16)
 
-Only puts the parts together; the work is `prompts`' and `automask`'s.
+TorchServe's handler uses the same class.
 """
 
 from __future__ import annotations
 
-import logging
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image as PillowImage
 
-from samserve.embeddings.cache import EmbeddingCache
-from samserve.embeddings.folder_store import EmbeddingStore
-from samserve.embeddings.settings import CacheSettings
-from samserve.masks.on_gpu import masks_at_once
-from samserve.model_types import Precision
-from samserve.network import openvino_parts
-from samserve.network.checkpoints import load_model
-from samserve.network.decoder import Decoder
-from samserve.network.devices import CPU, DeviceError
-from samserve.network.encoder import Encoder, compiled_by_inductor
-from samserve.network.threads import Threads
-
-from . import __version__
-from .model_types import sha256_of
+from . import automask, places, prompts
+from .embeddings.cache import Found
+from .errors import InvalidImage, TimedOut
+from .masks.mask import AutoMask, PromptMask
+from .model import MEMORY_CACHE, Model, load_model
+from .model_types import MODEL_TYPES, Precision
+from .parameters import AutomaskParameters
+from .pictures.picture import Picture
+from .progress import Job
+from .prompts import Prompt, check_inside, prompt_of
+from .weights.fetch import fetch
 
 if TYPE_CHECKING:
-    from samserve.embeddings.redis_store import RedisStore
+    from .network.decoder import Image
 
-logger = logging.getLogger(__name__)
+MAX_PIXELS = 100_000_000
+"""Larger pictures are refused unless `embed` is told otherwise. The server's limit is the same."""
 
-DEFAULT_CACHE = CacheSettings(enabled=True, memory_bytes=2**28, machine_bytes=0, directory=None)
-"""Embeddings in this process's memory only."""
+Source: TypeAlias = "str | os.PathLike[str] | bytes | PillowImage.Image | NDArray[np.uint8]"
 
 
-@dataclass(frozen=True)
-class Segmenter:
-    """A loaded model.
+@dataclass(frozen=True, eq=False)
+class EmbeddedPicture:
+    """A picture that was encoded once and is ready for any number of prompts.
 
     Attributes:
-        runtime: what runs the heavy parts, `openvino`, `pytorch` or `inductor`.
-        threads: for work on several prompts of an image at once.
+        image: the embedding with what the decoder prepared from it.
+        source: where the embedding came from: `memory`, `machine`, `redis` or `encoder`.
+        pages: the number of pages in the picture's file.
+        pixels: returns the H×W×3 uint8 RGB pixels.
     """
 
-    embeddings: EmbeddingCache
-    decoder: Decoder
-    device: torch.device
-    runtime: str
-    threads: Threads
+    image: Image
+    source: str
+    pages: int
+    pixels: automask.Pixels
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        return self.image.embedding.original_size
+
+
+class Segmenter:
+    """A loaded model that segments pictures. Its methods may be called from several threads.
+
+    Args:
+        model: the loaded model; `load` makes one.
+    """
+
+    def __init__(self, model: Model) -> None:
+        self.model = model
+
+    def embed(
+        self, picture: Source, *, page: int = 0, max_pixels: int = MAX_PIXELS
+    ) -> EmbeddedPicture:
+        """Encode a picture. This is the slow step; a known picture comes from the cache.
+
+        Args:
+            picture: a path, the bytes of an image file (PNG, JPEG, TIFF, WebP, BMP), a PIL image,
+                or an array: H×W×3 uint8 RGB or H×W uint8 grey. EXIF orientation is ignored.
+            page: the page of a TIFF, from 0.
+            max_pixels: a picture with more pixels is refused before it is decoded.
+
+        Raises:
+            OSError: the file cannot be read.
+            InvalidImage: the picture cannot be decoded, or is too thin to encode.
+            TooLarge: it has more than `max_pixels` pixels.
+            InvalidField: there is no such page.
+        """
+        if isinstance(picture, np.ndarray):
+            return self._embed_array(picture)
+        if isinstance(picture, PillowImage.Image):
+            content = _file_of(picture)
+        elif isinstance(picture, bytes):
+            content = picture
+        else:
+            content = Path(picture).read_bytes()
+        return self.embed_file(Picture(content, max_pixels, "picture", page))
+
+    def embed_file(self, picture: Picture) -> EmbeddedPicture:
+        """Encode a picture that was sent as a file, as base64 text, or as a digest.
+
+        Raises:
+            SamserveError: it cannot be decoded, or only its digest is known.
+        """
+        found = self.model.embeddings.of_picture(picture)
+        return _embedded(found, lambda: picture.pixels)
+
+    def _embed_array(self, pixels: NDArray[Any]) -> EmbeddedPicture:
+        if pixels.dtype != np.uint8 or not (
+            pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
+        ):
+            raise InvalidImage(
+                f"The array has the shape {pixels.shape} and the type {pixels.dtype}; "
+                "it must be H×W×3 or H×W, of type uint8.",
+                "picture",
+            )
+        if not pixels.size:
+            raise InvalidImage("The array has no pixels.", "picture")
+        rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
+        return _embedded(self.model.embeddings.of_pixels(rgb), lambda: rgb)
+
+    def prompt(
+        self,
+        picture: EmbeddedPicture,
+        *,
+        box: ArrayLike | None = None,
+        point_coords: ArrayLike | None = None,
+        point_labels: ArrayLike | None = None,
+        mask_input: ArrayLike | None = None,
+        multimask_output: bool = False,
+    ) -> list[PromptMask]:
+        """Return the mask of the object that a box, points or a mask point out.
+
+        The arguments and the masks are those of `segment_anything.SamPredictor.predict`.
+
+        Args:
+            box: XYXY in pixels of the picture, origin at the top left.
+            point_coords: N×2 XY in pixels of the picture.
+            point_labels: N labels, 1 for a point on the object and 0 for the background.
+            mask_input: 256×256 logits in the network's input frame.
+            multimask_output: return SAM's three masks instead of one.
+
+        Returns:
+            One mask, or three.
+
+        Raises:
+            InvalidField: an argument is wrong, or lies outside the picture.
+            OutOfMemory: the device ran out of memory.
+        """
+        prompt = prompt_of(
+            box, point_coords, point_labels, mask_input, multimask_output=multimask_output
+        )
+        check_inside(prompt, picture.size)
+        [masks] = self.predict(picture, [[prompt]])
+        return masks
+
+    def predict(
+        self, picture: EmbeddedPicture, requests: Sequence[Sequence[Prompt]]
+    ) -> list[list[PromptMask]]:
+        """Return the masks of many prompts at once, which is faster than one call each.
+
+        Args:
+            requests: lists of checked prompts (`prompts.prompt_of`, `prompts.check_inside`).
+
+        Returns:
+            For each request its masks in the order of its prompts; `prompt_idx` is the place.
+        """
+        return prompts.predict(self.model, picture.image, requests)
+
+    def automask(
+        self,
+        picture: EmbeddedPicture,
+        *,
+        progress: Callable[[int, int], object] | None = None,
+        **parameters: Any,
+    ) -> list[AutoMask]:
+        """Return the masks of every object in a picture.
+
+        The masks and their order are those of `segment_anything.SamAutomaticMaskGenerator`.
+
+        Args:
+            progress: called with (points done, points in all) from time to time.
+            parameters: the fields of `samserve.AutomaskParameters`, such as `points_per_side`.
+
+        Raises:
+            TypeError: there is no such parameter.
+            InvalidField: a parameter has a wrong type or value.
+            TimedOut: it took longer than `timeout_s`.
+        """
+        unknown = parameters.keys() - AutomaskParameters.model_fields.keys()
+        if unknown:
+            raise TypeError(f"automask() has no parameter {', '.join(sorted(unknown))}")
+        checked = AutomaskParameters.of(parameters)
+
+        def report(done: int, total: int) -> None:
+            if progress is not None:
+                progress(done, total)
+
+        job = Job(deadline_s=checked.timeout_s, report=report)
+        masks = self.find_objects(picture, checked, job)
+        if job.stopped is not None:
+            raise TimedOut(f"Stopped after {job.done} of {job.total} points: the time was over.")
+        return masks
+
+    def find_objects(
+        self, picture: EmbeddedPicture, parameters: AutomaskParameters, job: Job
+    ) -> list[AutoMask]:
+        """Like `automask`, but the caller watches the job, and gets partial results if it stops."""
+        return automask.generate(self.model, picture.image, picture.pixels, parameters, job)
 
 
 def load(
-    model_type: str,
-    weights: Path,
+    model_type: str = "vit_t",
+    weights: str | os.PathLike[str] | None = None,
     *,
-    device: torch.device = CPU,
+    device: str | torch.device | None = None,
     precision: Precision = "float32",
-    compiled_parts: Path | None = None,
-    gpu_compile: bool = False,
-    cache: CacheSettings = DEFAULT_CACHE,
-    sha256: str | None = None,
 ) -> Segmenter:
-    """A model from its checkpoint.
+    """Load a model. Its weights are downloaded, with a progress bar, if they are not there yet.
 
     Args:
-        weights: a checkpoint of this type, as `make weights` fetches it.
-        precision: what the image encoder computes in.
-        compiled_parts: the folder in which `openvino_parts.export` put this model's heavy parts;
-            on a CPU, OpenVINO then runs them.
-        gpu_compile: on a GPU, compile the encoder, before this returns.
-        sha256: what these weights are known by to the embeddings that are kept; the file's
-            own is computed if not given.
+        model_type: `vit_t` (MobileSAM), or `vit_b`, `vit_l`, `vit_h` (segment-anything).
+        weights: a checkpoint of this type. None: the published one, in the state folder.
+        device: PyTorch's name of the device. None: the first NVIDIA GPU, else the CPU.
+        precision: the number format in which the image encoder computes.
 
     Raises:
-        CheckpointError: the checkpoint is unreadable, carries code, or is another network's.
-        DeviceError: the model and what it works with do not fit the device.
+        ValueError: there is no such model type.
+        FetchError: the weights cannot be downloaded.
+        CheckpointError: the checkpoint is unreadable or another network's.
+        DeviceError: the device has too little memory.
     """
-    dtype: torch.dtype = getattr(torch, precision)
-    model = load_model(model_type, weights, device, dtype)
-    network = upscale = None
-    if compiled_parts is not None and device.type == "cpu":
-        try:
-            network, upscale = openvino_parts.load(compiled_parts, torch.get_num_threads())
-        except (ImportError, OSError, RuntimeError) as exc:
-            logger.warning("All runs in PyTorch, slower, for OpenVINO cannot: %s", exc)
-    runtime = "pytorch" if network is None else "openvino"
-    if gpu_compile and device.type == "cuda":
-        network, runtime = compiled_by_inductor(model.image_encoder, dtype), "inductor"
-    encoder, decoder = Encoder(model, network, dtype), Decoder(model, upscale)
-    memory_bytes = cache.memory_bytes if cache.enabled else 0
-    if device.type == "cuda":
-        decoder.prompts_at_once = prompts_that_fit(encoder, decoder, memory_bytes)
-    embeddings = EmbeddingCache(
-        encoder,
-        decoder,
-        identity=f"{model_type}-{sha256 or sha256_of(weights)}-{precision}-{__version__}",
-        memory_bytes=memory_bytes,
-        store=(
-            EmbeddingStore(cache.resolve_directory(), cache.machine_bytes)
-            if cache.enabled and cache.machine_bytes
-            else None
-        ),
-        shared=_shared(cache),
-    )
-    # A GPU is kept busy by one thread with large batches, while a second crops their masks.
-    threads = Threads(torch.get_num_threads() if device.type == "cpu" else 2)
-    return Segmenter(embeddings, decoder, device, runtime, threads)
-
-
-FEWEST_PROMPTS = 8
-"""A device that cannot decode so many at once is too small."""
-
-
-def prompts_that_fit(encoder: Encoder, decoder: Decoder, reserved: int) -> int:
-    """How many prompts can be decoded at once, tried out: half of as many until they fit.
-
-    Tried now, so that a device which is too small is found at the start and not by the hundredth
-    request; what runs first on a GPU is slow besides, and no request should wait for that.
-
-    Args:
-        reserved: bytes of the device's memory that the embeddings kept will take.
-
-    Raises:
-        DeviceError: not even `FEWEST_PROMPTS`.
-    """
-    n_prompts = decoder.prompts_at_once
-    while n_prompts >= FEWEST_PROMPTS:
-        try:
-            _work_once(encoder, decoder, n_prompts, reserved)
-        except torch.OutOfMemoryError:
-            n_prompts //= 2
-        else:
-            return n_prompts
-    raise DeviceError(
-        f"The memory that a worker may take of {encoder.device} is too little for the model, "
-        f"{reserved / 1e6:.0f} MB of embeddings, an image and {FEWEST_PROMPTS} prompts. In the "
-        "model's YAML, give it more (gpu_memory), keep less (memory_bytes) or halve the weights "
-        "(precision), or serve a smaller type."
+    if model_type not in MODEL_TYPES:
+        raise ValueError(f"There is no model type {model_type!r}; use {', '.join(MODEL_TYPES)}.")
+    if weights is None:
+        weights = places.weights_folder() / f"{model_type}.pt"
+        if not weights.is_file():
+            fetch(MODEL_TYPES[model_type], weights.parent)
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Segmenter(
+        load_model(
+            model_type,
+            Path(weights),
+            device=torch.device(device),
+            precision=precision,
+            cache=MEMORY_CACHE,
+        )
     )
 
 
-def _work_once(encoder: Encoder, decoder: Decoder, n_prompts: int, reserved: int) -> None:
-    """An image encoded and prompts on it decoded, beside memory that is taken."""
-    taken = torch.empty(reserved, dtype=torch.uint8, device=encoder.device)
-    image = decoder.prepare(encoder.encode(np.zeros((1024, 1024, 3), np.uint8)))
-    points = torch.full((n_prompts, 1, 2), 512.0)
-    decoded = decoder.decode(image, points=(points, torch.ones(n_prompts, 1, dtype=torch.int)))
-    masks = list(range(masks_at_once(n_prompts)))
-    decoded.of_several(masks, slice(0, 4)).cpu()  # waits for all of it
-    del taken
+def _embedded(found: Found, pixels: automask.Pixels) -> EmbeddedPicture:
+    return EmbeddedPicture(found.image, found.source, found.pages, pixels)
 
 
-def _shared(cache: CacheSettings) -> RedisStore | None:
-    if not cache.enabled or cache.redis_url is None:
-        return None
-    from samserve.embeddings.redis_store import (
-        RedisStore,  # takes a moment, and most have no use for it
-    )
-
-    return RedisStore(cache.redis_url)
+def _file_of(image: PillowImage.Image) -> bytes:
+    """Write a PIL image to an uncompressed TIFF, so that it is decoded by the rules for files."""
+    content = BytesIO()
+    image.save(content, "TIFF")
+    return content.getvalue()

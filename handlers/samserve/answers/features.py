@@ -13,8 +13,24 @@ from samserve.masks.polygons import mask_to_geometry
 from samserve.masks.simplify import simplify
 
 
+def to_geojson(
+    masks: Sequence[ObjectMask], *, sam_model: str | None = None, simplify: float = 0
+) -> list[dict[str, Any]]:
+    """Return a GeoJSON Feature for each mask, as the server's answers have them.
+
+    Coordinates are pixels of the picture: origin at the top left, x right, y down. An empty mask
+    has no Feature.
+
+    Args:
+        sam_model: the model type, for the property `sam_model`.
+        simplify: pixels by which an outline may differ from its mask to have fewer vertices.
+            0: exact outlines.
+    """
+    return features(masks, sam_model, simplify)
+
+
 def features(
-    masks: Sequence[ObjectMask], sam_model: str, tolerance: float = 0
+    masks: Sequence[ObjectMask], sam_model: str | None, tolerance: float = 0
 ) -> list[dict[str, Any]]:
     """Return a GeoJSON Feature for each mask, in the masks' order.
 

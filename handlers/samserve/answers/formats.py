@@ -18,7 +18,9 @@ from pycocotools import mask as coco
 
 from samserve.errors import NotAcceptable
 
-from .features import ObjectMask, features
+from samserve.masks.mask import ObjectMask
+
+from .features import features
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _coco_rle(answered: Answered) -> list[dict[str, Any]]:
         {
             "segmentation": _rle(mask, answered.size),
             "area": mask.area,
-            "bbox": [int(side) for side in mask.bbox],
+            "bbox": [int(side) for side in mask.box.xywh],
             "predicted_iou": float(mask.predicted_iou),
             **mask.properties(),
         }
@@ -155,7 +157,7 @@ def _media_ranges(accept: str) -> dict[str, float]:
 def _rle(mask: ObjectMask, size: tuple[int, int]) -> dict[str, Any]:
     """COCO's compressed run lengths of the whole image, columns first, from the mask's crop."""
     height, width = size
-    left, top = mask.origin
+    left, top = mask.box.origin
     rows, columns = mask.mask.shape
     # Where each run of a column of the crop starts and ends, counted from the image's first pixel.
     padded = np.zeros((columns, rows + 2), np.int8)

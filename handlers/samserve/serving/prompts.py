@@ -1,0 +1,34 @@
+"""This module turns the prompts of a request into the library's, checked against the image."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from samserve.network.encoder import Embedding
+from samserve.pictures.drawn_masks import mask_input
+from samserve.prompts import Prompt, check_inside
+
+from .requests import PromptRequest
+
+
+def prompts_of(request: PromptRequest, embedding: Embedding, max_pixels: int) -> list[Prompt]:
+    """Return the request's prompts in its order.
+
+    Args:
+        embedding: the embedding of the request's image.
+        max_pixels: a drawn mask with more pixels is refused.
+
+    Raises:
+        SamserveError: there is no prompt, a contradictory one, or one that does not fit the image.
+    """
+    prompts = []
+    for path, fields in request.each_prompt():
+        box = None if fields.bbox is None else np.array(fields.bbox, np.float64)
+        coords = None if fields.point_coords is None else np.array(fields.point_coords, np.float64)
+        labels, several = fields.point_labels, request.multimask_output
+        check_inside(Prompt(box, coords, labels), embedding.original_size, path, box_name="bbox")
+        logits = None
+        if fields.b64mask is not None:
+            logits = mask_input(fields.b64mask, embedding, max_pixels, f"{path}b64mask")
+        prompts.append(Prompt(box, coords, labels, logits, several))
+    return prompts
