@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import tiles
+from .boxes import Box
 from .crops import Candidate, Crop, is_background, suppress
 from .errors import InvalidField
 from .masks.mask import AutoMask
@@ -163,7 +164,7 @@ def _automask(candidate: Candidate, image_size: tuple[int, int]) -> AutoMask:
     )
 
 
-def _piece(candidate: Candidate, tile: tiles.Box) -> tiles.Piece:
+def _piece(candidate: Candidate, tile: Box) -> tiles.Piece:
     return tiles.Piece(
         box=candidate.box,
         bits=np.packbits(candidate.mask.pixels(), axis=1),

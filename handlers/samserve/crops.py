@@ -1,8 +1,8 @@
 """This module prompts one part of an image with a grid of points and filters the masks.
 
 The part is a crop in segment-anything's sense (`crop_n_layers`), a tile of a large picture, or the
-whole image. A mask is made only if its `predicted_iou` passes. It is brought to full size only along
-its outline, and completed only if it is kept.
+whole image. A mask is made only if its `predicted_iou` passes. It is brought to full size only
+along its outline, and completed only if it is kept.
 """
 
 from __future__ import annotations
@@ -206,9 +206,7 @@ def _near(side: int, edge: int) -> bool:
     return abs(side - edge) <= IMAGE_EDGE_TOLERANCE
 
 
-def suppress(
-    masks: Sequence[_Mask], scores: Sequence[float], iou_threshold: float
-) -> list[_Mask]:
+def suppress(masks: Sequence[_Mask], scores: Sequence[float], iou_threshold: float) -> list[_Mask]:
     """Return the masks that survive non-maximum suppression of their boxes, best score first."""
     if not masks:
         return []

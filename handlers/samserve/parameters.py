@@ -67,6 +67,7 @@ def _integral(value: object) -> object:
 
 Integer = Annotated[int, BeforeValidator(_integral)]
 
+
 class Model(BaseModel):
     """Values that were checked and do not change.
 
@@ -87,7 +88,7 @@ def first_error(error: ValidationError) -> InvalidField:
 
 
 TILE_SIZE = 1024
-"""Pixels of a tile's side by default: the size of the network's input, so that nothing is scaled."""
+"""Pixels of a tile's side by default. It is the size of the network's input: nothing is scaled."""
 
 TILED_BEYOND = 4 * TILE_SIZE
 """A picture whose long side has more pixels is cut into tiles by default.
@@ -121,7 +122,9 @@ class AutomaskParameters(Model):
     """
 
     points_per_side: Integer = Field(
-        32, ge=1, description="Points along one side of the grid; the square of this number is prompted."
+        32,
+        ge=1,
+        description="Points along one side of the grid; the square of this number is prompted.",
     )
     points_per_batch: Integer = Field(
         64, ge=1, description="Points decoded at once, at most. It does not change the answer."
@@ -136,7 +139,10 @@ class AutomaskParameters(Model):
         1.0, ge=0, description="Shift of the logit cutoff by which stability is scored."
     )
     box_nms_thresh: float = Field(
-        0.7, ge=0, le=1, description="Of two masks whose boxes have a larger IoU, the worse one is dropped."
+        0.7,
+        ge=0,
+        le=1,
+        description="Of two masks whose boxes have a larger IoU, the worse one is dropped.",
     )
     crop_n_layers: Integer = Field(
         0,
@@ -149,8 +155,8 @@ class AutomaskParameters(Model):
     )
     crop_overlap_ratio: float = Field(
         512 / 1500,
-        description="Overlap of the first layer's crops as a share of the short side: 0 to 1. It is "
-        "ignored without crop layers.",
+        description="Overlap of the first layer's crops as a share of the short side: 0 to 1. "
+        "It is ignored without crop layers.",
     )
     crop_n_points_downscale_factor: Integer = Field(
         1,
@@ -175,8 +181,8 @@ class AutomaskParameters(Model):
         None,
         ge=0,
         le=4096,
-        description="Pixels of a side of the tiles into which a large picture is cut. Each tile has "
-        "a grid of points, and objects cut by a seam are joined. 0: no tiles. Absent: 1024 if the "
+        description="Pixels of a side of the tiles into which a large picture is cut. Each tile "
+        "has a grid of points, and objects cut by a seam are joined. 0: no tiles. Absent: 1024 if the "
         "picture's long side is over 4096 and there are no crop layers, else no tiles.",
     )
     overlap: Integer | None = Field(

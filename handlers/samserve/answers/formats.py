@@ -1,8 +1,7 @@
-"""The forms that an answer can have, each a line in `FORMATS`: that is where one is added.
+"""This module writes answers in the output formats. A new format is a new line in `FORMATS`.
 
-A client names one by `output_format`, or by media type in `Accept`, as HTTP has it; samapi's
-array of Features is what it gets otherwise. Makes bytes of masks, and leaves to `features` what
-a mask says of itself.
+A client chooses a format by `output_format`, or by media type in the `Accept` header. Without
+either it gets samapi's array of GeoJSON Features.
 """
 
 from __future__ import annotations
@@ -17,22 +16,21 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from samserve.errors import NotAcceptable
-
 from samserve.masks.mask import ObjectMask
 
 from .features import features
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What there is to write.
+class Content:
+    """The content of an answer, before it is written in a format.
 
     Attributes:
         masks: the objects, in the answer's order.
         size: (height, width) of the image in pixels.
         sam_model: the model type.
-        simplify: tolerance of outlines in pixels.
-        pages: how many the picture has, of which this is the answer for one.
+        simplify: pixels by which an outline may differ from its mask.
+        pages: the number of pages in the picture's file; the answer is about one of them.
     """
 
     masks: Sequence[ObjectMask]
@@ -44,58 +42,57 @@ class Answered:
 
 @dataclass(frozen=True)
 class Format:
-    """One form of an answer.
+    """One output format.
 
     Attributes:
-        name: what `output_format` calls it.
-        media_type: what `Accept` calls it, and the answer's Content-Type.
-        content: what there is to write -> what JSON is made of.
+        name: its name in `output_format`.
+        media_type: its name in the `Accept` header, and the answer's Content-Type.
+        to_json: turns the content into lists and dictionaries.
     """
 
     name: str
     media_type: str
-    content: Callable[[Answered], Any]
+    to_json: Callable[[Content], Any]
 
-    def dumps(self, answered: Answered) -> bytes:
-        """The answer's bytes. NaN becomes null, for JSON has none."""
-        return orjson.dumps(self.content(answered))
-
-
-def lines(answered: Answered) -> bytes:
-    """The objects as a stream of events has them: a Feature a line."""
-    found = features(answered.masks, answered.sam_model, answered.simplify)
-    return b"".join(event("feature", **feature) for feature in found)
+    def dumps(self, content: Content) -> bytes:
+        """Return the answer's bytes. NaN becomes null, because JSON has no NaN."""
+        return orjson.dumps(self.to_json(content))
 
 
-def event(kind: str, **said: Any) -> bytes:
-    """A line of a stream of events (application/x-ndjson)."""
-    return orjson.dumps({"event": kind, **said}, option=orjson.OPT_APPEND_NEWLINE)
+def lines(content: Content) -> bytes:
+    """Return the objects as events of a stream, one line for each Feature."""
+    return b"".join(event("feature", **feature) for feature in _features(content))
 
 
-def _features(answered: Answered) -> list[dict[str, Any]]:
-    return features(answered.masks, answered.sam_model, answered.simplify)
+def event(kind: str, **members: Any) -> bytes:
+    """Return one line of a stream of events (application/x-ndjson)."""
+    return orjson.dumps({"event": kind, **members}, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _feature_collection(answered: Answered) -> dict[str, Any]:
-    # A foreign member (RFC 7946, 6.1).
+def _features(content: Content) -> list[dict[str, Any]]:
+    return features(content.masks, content.sam_model, content.simplify)
+
+
+def _feature_collection(content: Content) -> dict[str, Any]:
+    # `pages` is a foreign member, which RFC 7946 allows (section 6.1).
     return {
         "type": "FeatureCollection",
-        "features": _features(answered),
-        "pages": answered.pages,
+        "features": _features(content),
+        "pages": content.pages,
     }
 
 
-def _coco_rle(answered: Answered) -> list[dict[str, Any]]:
-    """segment-anything's own records (`output_mode="coco_rle"`), less `crop_box`."""
+def _coco_rle(content: Content) -> list[dict[str, Any]]:
+    """Return segment-anything's records (`output_mode="coco_rle"`) without `crop_box`."""
     return [
         {
-            "segmentation": _rle(mask, answered.size),
+            "segmentation": _rle(mask, content.size),
             "area": mask.area,
             "bbox": [int(side) for side in mask.box.xywh],
             "predicted_iou": float(mask.predicted_iou),
             **mask.properties(),
         }
-        for mask in answered.masks
+        for mask in content.masks
         if mask.area
     ]
 
@@ -108,19 +105,19 @@ FORMATS = (
 DEFAULT = FORMATS[0]
 
 EVENTS = "application/x-ndjson"
-"""Media type of a stream of events."""
+"""The media type of a stream of events."""
 
 
 def chosen(output_format: str | None, accept: str | None) -> Format:
-    """The format that a request wants.
+    """Return the format that a request chose.
 
     Args:
-        output_format: by name; decides alone if it is there.
-        accept: the `Accept` header. Where it names none of ours the default is given, as samapi
-            does.
+        output_format: the format's name. If it is present, `accept` is ignored.
+        accept: the `Accept` header. If it names none of the formats, the answer has the default
+            format, as in samapi.
 
     Raises:
-        NotAcceptable: `output_format` is none of them.
+        NotAcceptable: there is no format of this name.
     """
     if output_format is not None:
         for known in FORMATS:
@@ -131,14 +128,14 @@ def chosen(output_format: str | None, accept: str | None) -> Format:
             f"output_format: there is no {output_format!r}; there are {names}.", "output_format"
         )
     ranges = _media_ranges(accept or "")
-    # The default wins a draw, for it is the first; a wildcard means it, too.
+    # The default stands first and so wins a draw. A wildcard means the default, too.
     best = max(FORMATS, key=lambda known: ranges.get(known.media_type, 0.0))
     wildcard = max(ranges.get("*/*", 0.0), ranges.get("application/*", 0.0))
     return best if ranges.get(best.media_type, 0.0) >= max(wildcard, 1e-9) else DEFAULT
 
 
 def _media_ranges(accept: str) -> dict[str, float]:
-    """Media range -> how much it is wanted, 0 to 1 (RFC 9110, 12.5.1)."""
+    """Return the quality, 0 to 1, of each media range in the header (RFC 9110, 12.5.1)."""
     ranges = {}
     for part in accept.lower().split(","):
         name, *parameters = (word.strip() for word in part.split(";"))
@@ -155,17 +152,20 @@ def _media_ranges(accept: str) -> dict[str, float]:
 
 
 def _rle(mask: ObjectMask, size: tuple[int, int]) -> dict[str, Any]:
-    """COCO's compressed run lengths of the whole image, columns first, from the mask's crop."""
+    """Return COCO's compressed run lengths of the whole image, column by column.
+
+    They are computed from the mask's crop: the whole image may have a hundred million pixels.
+    """
     height, width = size
     left, top = mask.box.origin
     rows, columns = mask.mask.shape
-    # Where each run of a column of the crop starts and ends, counted from the image's first pixel.
+    # The start and the end of each run, counted in pixels from the image's first pixel.
     padded = np.zeros((columns, rows + 2), np.int8)
     padded[:, 1:-1] = mask.mask.T
     steps: NDArray[np.int8] = np.diff(padded, axis=1)
     above = (left + np.arange(columns)) * height + top
     starts, ends = (above[column] + row for column, row in map(np.nonzero, (steps > 0, steps < 0)))
-    # A run to the bottom and one from the top of the next column are one.
+    # A run that ends at the bottom continues at the top of the next column.
     apart = ends[:-1] != starts[1:]
     edges = np.stack([starts[np.r_[True, apart]], ends[np.r_[apart, True]]], axis=1).ravel()
     counts = np.trim_zeros(np.diff(edges, prepend=0, append=height * width), "b")

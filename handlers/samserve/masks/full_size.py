@@ -110,7 +110,9 @@ class CellMask:
         mask: NDArray[np.bool_] = cells.take(columns.cell[left : left + width], axis=1).view(bool)
         block = (rows.pixels, columns.pixels, len(self._rows))
         outline = np.unpackbits(self._outline, count=math.prod(block)).reshape(block)
-        for dy in range(rows.pixels):  # one row of pixels at a time: all indices would take 24 bytes a pixel
+        for dy in range(
+            rows.pixels
+        ):  # one row of pixels at a time: all indices would take 24 bytes a pixel
             dx, k = np.nonzero(outline[dy])
             y = rows.start[self._rows[k]] + dy - top
             x = columns.start[self._columns[k]] + dx - left

@@ -124,4 +124,4 @@ def _bounds(mask: NDArray[np.bool_]) -> Box:
 
 def _cut(mask: NDArray[np.bool_], box: Box) -> NDArray[np.bool_]:
     # A copy: a view would keep the whole frame in memory for as long as the crop lives.
-    return mask[box.slices(Box.at((0, 0), mask.shape))].copy()  # type: ignore[arg-type]
+    return mask[box.slices(Box.at((0, 0), mask.shape))].copy()

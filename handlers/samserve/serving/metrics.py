@@ -1,7 +1,7 @@
-"""What a worker counts and times, and by which names.
+"""This module defines a worker's metrics: their names, units and labels.
 
-`config/metrics.yaml` repeats this table, in which TorchServe looks them up; a test holds the two
-together. Knows neither TorchServe nor Prometheus: whoever makes `WorkerMetrics` says how to tell.
+TorchServe looks metrics up in `config/metrics.yaml`, which repeats this table; a test compares the
+two. The module needs neither TorchServe nor Prometheus: the caller passes a function that emits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Metric:
-    """One name, for all its labels' values."""
+    """The definition of one metric."""
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
@@ -33,44 +33,48 @@ GPU_TOTAL = Metric("samserve_gpu_memory_total_bytes", "gauge", "Bytes", ("device
 
 METRICS = (REQUESTS, STEP, EMBEDDINGS, BATCH, MASKS, REDIS, GPU_USED, GPU_TOTAL)
 
-Tell = Callable[[Metric, float, tuple[str, ...]], None]
-"""Told a metric, what to add to it (or what it is, of a gauge), and its labels' values."""
+Emit = Callable[[Metric, float, tuple[str, ...]], None]
+"""Emits a metric: what to add to it (for a gauge: its value), and the values of its labels."""
 
 
 class WorkerMetrics:
     """The metrics of one worker of one lane."""
 
-    def __init__(self, lane: str, tell: Tell) -> None:
+    def __init__(self, lane: str, emit: Emit) -> None:
         self._lane = lane
-        self._tell = tell
-        self._told: Counter[tuple[Metric, str]] = Counter()
+        self._emit = emit
+        self._emitted: Counter[tuple[Metric, str]] = Counter()
 
     def batch(self, size: int) -> None:
-        """So many requests came together."""
-        self._tell(BATCH, size, (self._lane,))
+        """Count a batch of this many requests."""
+        self._emit(BATCH, size, (self._lane,))
 
     def step(self, name: str, seconds: float) -> None:
-        """A step of the work was done."""
-        self._tell(STEP, seconds, (self._lane, name))
+        """Count a step of the work and its time."""
+        self._emit(STEP, seconds, (self._lane, name))
 
     def masks(self, count: int) -> None:
-        """An answer holds so many masks."""
-        self._tell(MASKS, count, (self._lane,))
+        """Count an answer with this many masks."""
+        self._emit(MASKS, count, (self._lane,))
 
     def answered(self, status: int, code: str) -> None:
-        """A request has its answer; `code` is the error's, or `ok`."""
-        self._tell(REQUESTS, 1, (self._lane, str(status), code))
+        """Count an answered request; `code` is the error's code, or `ok`."""
+        self._emit(REQUESTS, 1, (self._lane, str(status), code))
 
     def gpu(self, device: int, used: int, total: int) -> None:
-        """Memory of a GPU in bytes, whoever uses it."""
-        self._tell(GPU_USED, used, (str(device),))
-        self._tell(GPU_TOTAL, total, (str(device),))
+        """Set the memory of a GPU in bytes, used by any process and in all."""
+        self._emit(GPU_USED, used, (str(device),))
+        self._emit(GPU_TOTAL, total, (str(device),))
 
     def embeddings(self, found: Mapping[str, int], redis: Mapping[str, int]) -> None:
-        """Where embeddings came from and how Redis did, each counted since the start."""
+        """Add what is new in the counts of embeddings by source, and of Redis by outcome.
+
+        Args:
+            found, redis: counts since the start of the worker.
+        """
         for metric, counts in ((EMBEDDINGS, found), (REDIS, redis)):
             for value, count in list(counts.items()):
-                new = count - self._told[metric, value]
+                new = count - self._emitted[metric, value]
                 if new:
-                    self._tell(metric, new, (self._lane, value))
-                    self._told[metric, value] = count
+                    self._emit(metric, new, (self._lane, value))
+                    self._emitted[metric, value] = count

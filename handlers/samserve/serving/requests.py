@@ -258,9 +258,7 @@ class PromptRequest(PromptFields, SegmentRequest):
         if not self.prompts:
             named: list[tuple[str, PromptFields]] = [("", self)]
         elif self.present():
-            raise InvalidField(
-                f"Send either {self.present()[0]} or prompts, not both.", "prompts"
-            )
+            raise InvalidField(f"Send either {self.present()[0]} or prompts, not both.", "prompts")
         else:
             named = [(f"prompts.{index}.", prompt) for index, prompt in enumerate(self.prompts)]
         for path, prompt in named:

@@ -1,0 +1,202 @@
+"""A Row is one request of TorchServe's batch, from its bytes to its answer.
+
+It is the only code that reads and writes TorchServe's context for a single request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+import orjson
+
+from samserve.answers import formats
+from samserve.errors import InvalidRequest, TimedOut, TooLarge, UnsupportedEncoding
+from samserve.progress import Job
+
+from . import forms, logs
+from .headers import REQUEST_ID, STAND_IN, STREAM
+from .lanes import Mode
+from .model_settings import ModelSettings
+from .requests import AutomaskRequest, PromptRequest
+
+JSON = "application/json"
+
+
+class Answer(NamedTuple):
+    """The HTTP status, the media type and the body of an answer."""
+
+    status: int
+    media_type: str
+    body: bytes
+
+
+class Row:
+    """One request of a batch.
+
+    Args:
+        index: its place in the batch.
+        content: what TorchServe made of its body: `{"body": bytes}`, or a form's parts.
+        context: TorchServe's context of the batch.
+
+    Attributes:
+        request: the checked request; set by `read`.
+        image: base64 text or the bytes of the image file, as sent; set by `read`.
+        answer: set once it is known.
+    """
+
+    request: PromptRequest | AutomaskRequest
+    image: str | bytes
+    answer: Answer
+
+    def __init__(self, index: int, content: dict[str, Any], context: Any) -> None:
+        self._index = index
+        self._content = content
+        self._context = context
+
+    @property
+    def lane(self) -> str:
+        return str(self._context.model_name)
+
+    @property
+    def torchserve_id(self) -> str:
+        """The id by which TorchServe's own log lines name the request."""
+        return str(self._context.get_request_id(self._index))
+
+    @property
+    def request_id(self) -> str:
+        """The client's id of the request if it is a valid one, else TorchServe's."""
+        value = self.header(REQUEST_ID)
+        return value if value and logs.is_request_id(value) else self.torchserve_id
+
+    @property
+    def asks_for_description(self) -> bool:
+        """Whether TorchServe's management API asks for the description of this worker."""
+        return bool(self._context.get_request_header(self._index, "describe") == "True")
+
+    @property
+    def streams(self) -> bool:
+        """Whether the answer is a stream of events.
+
+        Only in a batch of one: TorchServe sends a part of an answer to all requests of a batch.
+        """
+        return self.header(STREAM) == "true" and len(self._context.request_ids) == 1
+
+    def header(self, name: str) -> str | None:
+        """Return a header of the request. Letter case does not matter."""
+        headers: Mapping[str, Any] = self._context.get_all_request_header(self._index)
+        # The parts of a form stand among the headers, as dictionaries.
+        values = (
+            value
+            for key, value in headers.items()
+            if key.lower() == name.lower() and isinstance(value, str)
+        )
+        return next(values, None)
+
+    def set_header(self, name: str, value: str) -> None:
+        """Set a header of the answer."""
+        self._context.set_response_header(self._index, name, value)
+
+    def read(self, mode: Mode, settings: ModelSettings, weights: Mapping[str, str]) -> None:
+        """Parse and check the request, as far as that needs no image.
+
+        Args:
+            weights: the `name` and `url` of the worker's weights.
+
+        Raises:
+            SamserveError: something is wrong with the request.
+        """
+        encoding = self.header("content-encoding")
+        if encoding not in (None, "identity"):
+            raise UnsupportedEncoding(
+                f"Content-Encoding: {encoding} is not read here, only by the gateway."
+            )
+        body, image = self._body(settings.limits.max_body_bytes)
+        request: PromptRequest | AutomaskRequest
+        if mode == "automask":
+            request = AutomaskRequest.parse(body).with_defaults(settings.defaults)
+            request.check_work(settings.limits.max_points, settings.limits.max_automask_s)
+        else:
+            request = PromptRequest.parse(body)
+            request.each_prompt()  # raises an error if there is no prompt, before any work
+        if self.header(STAND_IN) != "true":
+            request.check_weights(settings.model_type, weights)
+        formats.chosen(request.output_format, None)  # raises an error if it does not exist
+        self.request, self.image = request, request.b64img if image is None else image
+
+    def _body(self, limit: int) -> tuple[bytes | bytearray, bytes | None]:
+        """Return the JSON bytes, and the image file if a form has it as a part.
+
+        Raises:
+            InvalidRequest: the body is neither JSON nor multipart/form-data.
+            TooLarge: it has more than `limit` bytes.
+        """
+        size = sum(len(part) for part in self._content.values())
+        if size > limit:
+            raise TooLarge(f"The body has {size} bytes; this server's limit is {limit}.")
+        if (self.header("content-type") or "").lower().startswith("multipart/form-data"):
+            return forms.to_json(self._content)
+        body = self._content.get("body")
+        if not isinstance(body, (bytes, bytearray)):
+            raise InvalidRequest(
+                "Send the JSON as the request's body with Content-Type: application/json, "
+                "or a form as multipart/form-data."
+            )
+        return body, None
+
+    def send_part(self, part: bytes) -> None:
+        """Send a part of a streamed answer at once."""
+        # Imported here, so that the library needs no TorchServe.
+        from ts.handler_utils.utils import send_intermediate_predict_response
+
+        self._describe(200, formats.EVENTS)
+        send_intermediate_predict_response(
+            [part], self._context.request_ids, "Intermediate response", 200, self._context
+        )
+
+    def send(self) -> bytes:
+        """Set the status and the media type of the answer, and return its body."""
+        status, media_type, body = self.answer
+        headers = self._context.get_response_headers(self._index)
+        if status != 200 and headers.get("ts_stream_next") == "true":
+            # The stream has begun with status 200, so the error becomes its last event.
+            return formats.event("error", **orjson.loads(body))
+        self._describe(status, media_type)
+        return body
+
+    def _describe(self, status: int, media_type: str) -> None:
+        self._context.set_response_content_type(self._index, media_type)
+        self._context.set_response_status(status, HTTPStatus(status).phrase, self._index)
+
+
+def by_image(batch: Iterable[Row]) -> list[list[Row]]:
+    """Group the rows that were read by the page of their image, in the order of the batch."""
+    groups: dict[tuple[str, int], list[Row]] = {}
+    for row in batch:
+        if hasattr(row, "request"):
+            groups.setdefault((row.request.b64img, row.request.page), []).append(row)
+    return list(groups.values())
+
+
+def end_of_stream(features: bytes, job: Job, pages: int) -> Answer:
+    """Return the last part of a stream: the Features, and how the job ended."""
+    last = formats.event("done", pages=pages)
+    if job.stopped is not None:
+        last = formats.event("error", **_timed_out(job).body(), done=job.done, total=job.total)
+    return Answer(200, formats.EVENTS, features + last)
+
+
+def partial(answer: Answer, job: Job) -> Answer:
+    """Return the answer of a job that ran out of time: an error, with the objects found so far."""
+    body = {
+        **_timed_out(job).body(),
+        "done": job.done,
+        "total": job.total,
+        "found": orjson.Fragment(answer.body),
+    }
+    return Answer(TimedOut.status, JSON, orjson.dumps(body))
+
+
+def _timed_out(job: Job) -> TimedOut:
+    return TimedOut(f"Stopped after {job.done} of {job.total} points: the time was over.")
