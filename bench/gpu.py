@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import statistics
 import sys
 import time
@@ -24,16 +23,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from samserve import automask, prompts
 from samserve.embeddings.cache import EmbeddingCache
+from samserve.model import Model, prompts_that_fit
 from samserve.model_types import MODEL_TYPES
 from samserve.network.checkpoints import blank_model, model_from, read
 from samserve.network.decoder import Decoder
 from samserve.network.encoder import Encoder, compiled_by_inductor
 from samserve.network.threads import Threads
-from samserve.pictures.picture import Picture
-from samserve.segmenter import Segmenter, prompts_that_fit
-from samserve.serving.requests import AutomaskRequest, PromptRequest
+from samserve.segmenter import Segmenter
 
 from . import ROOT
 from .pictures import picture, random_boxes, stamped
@@ -158,27 +155,25 @@ class Ours:
         device: torch.device,
         compiled: bool = False,
     ) -> None:
-        model = model_from(model_type, state_dict, model_type, precision).to(device)
-        network = compiled_by_inductor(model.image_encoder, precision) if compiled else None
-        self._encoder, decoder = Encoder(model, network, precision), Decoder(model)
+        sam = model_from(model_type, state_dict, model_type, precision).to(device)
+        network = compiled_by_inductor(sam.image_encoder, precision) if compiled else None
+        self._encoder, decoder = Encoder(sam, network, precision), Decoder(sam)
         decoder.prompts_at_once = prompts_that_fit(self._encoder, decoder, reserved=0)
         cache = EmbeddingCache(self._encoder, decoder, identity="", memory_bytes=0, store=None)
-        self._segmenter = Segmenter(cache, decoder, device, "pytorch", Threads(2))
+        model = Model(model_type, cache, decoder, device, "pytorch", Threads(2))
+        self._segmenter = Segmenter(model)
 
     def see(self, image: Pixels) -> None:
         self._pixels = image
-        self._image = self._segmenter.embeddings.of_pixels(image).image
+        self._picture = self._segmenter.embed(image)
 
     def box(self, box: list[int]) -> None:
-        request = PromptRequest.parse(_body(bbox=box))
-        located = prompts.locate(request, self._image.embedding, 1)
-        prompts.predict(self._segmenter, self._image, [located])
+        self._segmenter.prompt(self._picture, box=box)
 
     def grid(self) -> None:
         """The picture is encoded again, as the reference must."""
         self.see(self._pixels)
-        request = AutomaskRequest.parse(_body(points_per_side=POINTS))
-        automask.generate(self._segmenter, self._image, Picture("", 1), request)
+        self._segmenter.automask(self._picture, points_per_side=POINTS)
 
     def encode(self, pixels: torch.Tensor) -> None:
         self._encoder.features(pixels)
@@ -186,10 +181,6 @@ class Ours:
 
 def _model(model_type: str, state_dict: Any) -> Any:
     return model_from(model_type, state_dict, model_type)
-
-
-def _body(**fields: Any) -> bytes:
-    return json.dumps({"b64img": "", **fields}).encode()
 
 
 def _times(work: Callable[[], None], repeats: int) -> list[float]:

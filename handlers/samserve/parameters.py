@@ -182,8 +182,8 @@ class AutomaskParameters(Model):
         ge=0,
         le=4096,
         description="Pixels of a side of the tiles into which a large picture is cut. Each tile "
-        "has a grid of points, and objects cut by a seam are joined. 0: no tiles. Absent: 1024 if the "
-        "picture's long side is over 4096 and there are no crop layers, else no tiles.",
+        "has a grid of points, and objects cut by a seam are joined. 0: no tiles. Absent: 1024 if "
+        "the picture's long side is over 4096 and there are no crop layers, else no tiles.",
     )
     overlap: Integer | None = Field(
         None,

@@ -8,16 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from samserve.answers.features import ObjectMask
+from samserve.masks.mask import ObjectMask
 
 Mask = NDArray[np.bool_]
 
 
-def full_frame(found: ObjectMask, image: NDArray[np.uint8]) -> Mask:
-    """A mask's crop back in its place in the image."""
+def full_frame(mask: ObjectMask, image: NDArray[np.uint8]) -> Mask:
+    """Return a mask's crop in its place in the image, independently of `ObjectMask.array`."""
     frame = np.zeros(image.shape[:2], np.bool_)
-    (x0, y0), (height, width) = found.origin, found.mask.shape
-    frame[y0 : y0 + height, x0 : x0 + width] = found.mask
+    (x0, y0), (height, width) = mask.box.origin, mask.mask.shape
+    frame[y0 : y0 + height, x0 : x0 + width] = mask.mask
     return frame
 
 

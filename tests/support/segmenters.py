@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from samserve.embeddings.cache import EmbeddingCache
+from samserve.model import Model
 from samserve.network.decoder import Decoder
 from samserve.network.encoder import Encoder
 from samserve.network.threads import Threads
@@ -15,4 +16,5 @@ def segmenter_of(model: Any) -> Segmenter:
     """Return a segmenter that answers with this model and caches no embedding."""
     encoder, decoder = Encoder(model), Decoder(model)
     embeddings = EmbeddingCache(encoder, decoder, identity="", memory_bytes=0, store=None)
-    return Segmenter(embeddings, decoder, model.device, "pytorch", Threads(2))
+    loaded = Model("vit_t", embeddings, decoder, model.device, "pytorch", Threads(2))
+    return Segmenter(loaded)

@@ -10,7 +10,8 @@ from mobile_sam import SamAutomaticMaskGenerator
 from numpy.typing import NDArray
 
 from samserve import automask
-from samserve.answers.features import AutoMask
+from samserve.crops import IMAGE_EDGE_TOLERANCE
+from samserve.masks.mask import AutoMask
 from samserve.network.decoder import Decoder
 from samserve.pictures.picture import Picture
 from samserve.serving.requests import AutomaskRequest
@@ -22,12 +23,12 @@ from tests.support.segmenters import segmenter_of
 def generate(model: Any, image: NDArray[np.uint8], **fields: Any) -> list[AutoMask]:
     segmenter, sent = segmenter_of(model), Picture(base64_png(image), max_pixels=10**7)
     request = AutomaskRequest.model_validate({"b64img": "", **fields})
-    known = segmenter.embeddings.of_picture(sent).image
-    return automask.generate(segmenter, known, sent, request)
+    known = segmenter.model.embeddings.of_picture(sent).image
+    return automask.generate(segmenter.model, known, lambda: sent.pixels, request)
 
 
 def keys(masks: list[AutoMask]) -> set[tuple[Any, ...]]:
-    return {(m.origin, m.mask.shape, m.area, m.predicted_iou) for m in masks}
+    return {(m.box, m.area, m.predicted_iou) for m in masks}
 
 
 PARAMETERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -72,7 +73,7 @@ def test_equal_to_the_reference(model: Any, name: str, fields: dict[str, Any]) -
         assert differing <= 2 + 1e-5 * theirs["area"]
         assert ours.predicted_iou == pytest.approx(theirs["predicted_iou"], abs=1e-5)
         assert ours.stability_score == pytest.approx(theirs["stability_score"], abs=1e-3)
-        assert np.abs(np.subtract(ours.bbox, theirs["bbox"])).max() <= 1
+        assert np.abs(np.subtract(ours.box.xywh, theirs["bbox"])).max() <= 1
         assert ours.point_coords == theirs["point_coords"]
         assert abs(ours.area - theirs["area"]) <= differing
 
@@ -110,13 +111,13 @@ def test_without_the_image_edge_the_background_goes(model: Any) -> None:
     fewer = generate(model, image, points_per_side=4, include_image_edge=False)
 
     def spans(m: AutoMask) -> bool:
-        x, y, w, h = m.bbox
+        x, y, w, h = m.box.xywh
         distances = (x, y, width - x - w, height - y - h)
-        return all(side <= automask.IMAGE_EDGE_TOLERANCE for side in distances)
+        return all(side <= IMAGE_EDGE_TOLERANCE for side in distances)
 
     assert any(spans(m) for m in kept)
     assert not any(spans(m) for m in fewer)
-    assert {m.bbox for m in kept if not spans(m)} <= {m.bbox for m in fewer}
+    assert {m.box for m in kept if not spans(m)} <= {m.box for m in fewer}
 
 
 @pytest.mark.parametrize(

@@ -16,23 +16,15 @@ SERVER_SOFTWARE = ("ts", "fastapi", "starlette", "uvicorn", "aiohttp", "redis", 
 
 PROGRAM = """
 import sys
-from pathlib import Path
 
 weights, picture, *missing = sys.argv[1:]
 for name in missing:
     sys.modules[name] = None  # importing it raises ImportError
 
-import torch
-from samserve import prompts
-from samserve import segmenter
-from samserve.pictures.picture import Picture
-from samserve.serving.requests import PromptRequest
+import samserve
 
-library = segmenter.load("vit_t", Path(weights), device=torch.device("cpu"))
-image = library.embeddings.of_picture(Picture(Path(picture).read_bytes(), 10**7)).image
-request = PromptRequest(b64img="", bbox=(20, 30, 70, 78))
-located = prompts.locate(request, image.embedding, 10**7)
-[[mask]] = prompts.predict(library, image, [located])
+segmenter = samserve.load("vit_t", weights, device="cpu")
+[mask] = segmenter.prompt(segmenter.embed(picture), box=(20, 30, 70, 78))
 print(mask.area)
 """
 

@@ -20,6 +20,7 @@ from samserve import automask, prompts, segmenter
 from samserve.network.checkpoints import read
 from samserve.network.encoder import Encoder, compiled_by_inductor
 from samserve.pictures.picture import Picture
+from samserve.serving.prompts import prompts_of
 from samserve.serving.requests import AutomaskRequest, PromptRequest
 from tests.support.sample_pictures import base64_png, picture
 
@@ -40,7 +41,7 @@ def predictor(vit_b_weights: Path) -> Any:
 @pytest.fixture(scope="module")
 def ours(vit_b_weights: Path) -> segmenter.Segmenter:
     torch.set_num_threads(2)
-    return segmenter.load("vit_b", vit_b_weights / "vit_b.pt")
+    return segmenter.load("vit_b", vit_b_weights / "vit_b.pt", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -51,13 +52,13 @@ def sent() -> Picture:
 def test_a_box_is_answered_as_the_reference_does(
     predictor: Any, ours: segmenter.Segmenter, sent: Picture
 ) -> None:
-    image = ours.embeddings.of_picture(sent).image
+    image = ours.model.embeddings.of_picture(sent).image
     difference = (image.embedding.features - predictor.features).abs().max()
     assert difference <= 1e-4 * predictor.features.abs().max()
     assert predictor.features.std() > 0.1, "the same everywhere: it would prove nothing"
     request = PromptRequest.parse(body(bbox=BOX, multimask_output=True))
-    located = prompts.locate(request, image.embedding, 10**8)
-    [masks] = prompts.predict(ours, image, [located])
+    located = prompts_of(request, image.embedding, 10**8)
+    [masks] = prompts.predict(ours.model, image, [located])
     expected, quality, _ = predictor.predict(box=np.array(BOX), multimask_output=True)
     assert len(masks) == 3
     for found, mask, iou in zip(masks, expected, quality, strict=True):
@@ -78,7 +79,8 @@ def test_a_grid_is_answered_as_the_reference_does(
     monkeypatch.setattr(SamPredictor, "set_image", set_image)
     theirs = SamAutomaticMaskGenerator(predictor.model, **GRID).generate(picture("coins"))
     request = AutomaskRequest.parse(body(**GRID))
-    found = automask.generate(ours, ours.embeddings.of_picture(sent).image, sent, request)
+    image = ours.model.embeddings.of_picture(sent).image
+    found = automask.generate(ours.model, image, lambda: sent.pixels, request)
     assert len(found) == len(theirs) > 0
     for mask, expected in zip(found, theirs, strict=True):
         assert mask.predicted_iou == pytest.approx(expected["predicted_iou"], abs=1e-4)

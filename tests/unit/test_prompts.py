@@ -11,10 +11,11 @@ from mobile_sam import SamPredictor
 from numpy.typing import NDArray
 
 from samserve import prompts
-from samserve.answers.features import PromptMask
 from samserve.errors import InvalidField, InvalidImage
+from samserve.masks.mask import PromptMask
 from samserve.network.decoder import PROMPTS_AT_ONCE
 from samserve.network.encoder import Embedding, Encoder
+from samserve.serving.prompts import prompts_of
 from samserve.serving.requests import PromptRequest
 from tests.support.geometry import full_frame, same_mask
 from tests.support.sample_pictures import base64_png, picture
@@ -36,9 +37,9 @@ PICTURES = {
 def predict(model: Any, image: NDArray[np.uint8], **fields: Any) -> list[PromptMask]:
     segmenter = segmenter_of(model)
     request = PromptRequest.model_validate({"b64img": "", **fields})
-    known = segmenter.embeddings.of_pixels(image).image
-    located = prompts.locate(request, known.embedding, LIMIT)
-    [masks] = prompts.predict(segmenter, known, [located])
+    known = segmenter.model.embeddings.of_pixels(image).image
+    located = prompts_of(request, known.embedding, LIMIT)
+    [masks] = prompts.predict(segmenter.model, known, [located])
     return masks
 
 
@@ -159,17 +160,15 @@ def test_several_requests_for_one_image(model: Any) -> None:
     ]
     segmenter = segmenter_of(model)
     pixels = picture("coins")
-    image = segmenter.embeddings.of_pixels(pixels).image
+    image = segmenter.model.embeddings.of_pixels(pixels).image
     requests = [
-        prompts.locate(
-            PromptRequest.model_validate({"b64img": "", **fields}), image.embedding, LIMIT
-        )
+        prompts_of(PromptRequest.model_validate({"b64img": "", **fields}), image.embedding, LIMIT)
         for fields in asked
     ]
-    together = prompts.predict(segmenter, image, requests)
+    together = prompts.predict(segmenter.model, image, requests)
     assert [[m.prompt_idx for m in masks] for masks in together] == [[0, 0, 0], [0, 1]]
     for request, masks in zip(requests, together, strict=True):
-        [alone] = prompts.predict(segmenter, image, [request])
+        [alone] = prompts.predict(segmenter.model, image, [request])
         for ours, expected in zip(masks, alone, strict=True):
             assert same_mask(full_frame(ours, pixels), full_frame(expected, pixels))
             assert ours.predicted_iou == pytest.approx(expected.predicted_iou, abs=1e-5)
@@ -195,12 +194,12 @@ def test_a_box_must_meet_the_image(
     asked = PromptRequest.model_validate({"b64img": "", "prompts": [{"bbox": box}]})
     embedding = Embedding(torch.zeros(1), (808, 1024), (303, 384))
     if inside:
-        [located] = prompts.locate(asked, embedding, LIMIT)
+        [located] = prompts_of(asked, embedding, LIMIT)
         assert located.box is not None
         assert tuple(located.box) == box
     else:
         with pytest.raises(InvalidField, match="outside the 384x303 image") as refused:
-            prompts.locate(asked, embedding, LIMIT)
+            prompts_of(asked, embedding, LIMIT)
         assert refused.value.field == "prompts.0.bbox"
 
 

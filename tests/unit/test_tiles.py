@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from samserve import automask, tiles
-from samserve.answers.features import AutoMask
+from samserve.boxes import Box
 from samserve.errors import InvalidField
+from samserve.masks.mask import AutoMask
 from samserve.pictures.picture import Picture
 from samserve.progress import Job
 from samserve.serving.requests import AutomaskRequest
-from samserve.tiles import Piece, Window
+from samserve.tiles import Piece
 from tests.support.sample_pictures import base64_png
 from tests.support.segmenters import segmenter_of
 
@@ -43,7 +44,7 @@ def test_tiles_cover_the_picture(width: int, height: int, tile_size: int, share:
 
 
 @pytest.mark.parametrize(
-    ("window", "cut"),
+    ("box", "cut"),
     [
         ((150, 150, 160, 160), False),
         ((100, 150, 160, 160), True),
@@ -54,26 +55,26 @@ def test_tiles_cover_the_picture(width: int, height: int, tile_size: int, share:
         ((102, 102, 354, 354), False),
     ],
 )
-def test_what_ends_at_an_inner_edge_is_a_fragment(window: Window, cut: bool) -> None:
-    assert tiles.is_fragment(window, (100, 100, 356, 356), (500, 500)) is cut
+def test_what_ends_at_an_inner_edge_is_a_fragment(box: Box, cut: bool) -> None:
+    assert tiles.is_fragment(Box(*box), Box(100, 100, 356, 356), (500, 500)) is cut
 
 
 def test_the_pictures_own_edges_cut_nothing() -> None:
-    assert not tiles.is_fragment((0, 0, 100, 80), (0, 0, 100, 80), (80, 100))
+    assert not tiles.is_fragment(Box(0, 0, 100, 80), Box(0, 0, 100, 80), (80, 100))
 
 
 SIZE = 300  # of a picture of 2 x 2 tiles of 200, which share 100
 TILES = tiles.tiles(SIZE, SIZE, 200, 100)
 
 
-def seen(full: Mask, tile: Window, predicted_iou: float = 0.9) -> Piece:
+def seen(full: Mask, tile: Box, predicted_iou: float = 0.9) -> Piece:
     """What a tile sees of an object."""
     x0, y0, x1, y1 = tile
     left, top, width, height = cv2.boundingRect(full[y0:y1, x0:x1].view(np.uint8))
-    window = (x0 + left, y0 + top, x0 + left + width, y0 + top + height)
-    mask = full[window[1] : window[3], window[0] : window[2]]
+    around = Box.at((x0 + left, y0 + top), (height, width))
+    mask = full[around.y0 : around.y1, around.x0 : around.x1]
     area = int(mask.sum())
-    return Piece(window, np.packbits(mask, axis=1), tile, area, predicted_iou, 0.95, (1.0, 2.0))
+    return Piece(around, np.packbits(mask, axis=1), tile, area, predicted_iou, 0.95, (1.0, 2.0))
 
 
 def box(x0: int, y0: int, x1: int, y1: int) -> Mask:
@@ -103,7 +104,7 @@ def test_ragged_objects_come_out_as_they_were() -> None:
     cut, expected = [], []
     for object_ in objects:
         views = [seen(object_, tile) for tile in TILES if object_[_slices(tile)].any()]
-        views = [v for v in views if tiles.is_fragment(v.window, v.tile, (SIZE, SIZE))]
+        views = [v for v in views if tiles.is_fragment(v.box, v.tile, (SIZE, SIZE))]
         cut += views
         if views:
             expected.append(np.logical_or.reduce([whole_of([view]) for view in views]))
@@ -115,7 +116,7 @@ def test_ragged_objects_come_out_as_they_were() -> None:
         assert sum(bool((mask & object_).any()) for object_ in objects) == 1
 
 
-def _slices(tile: Window) -> tuple[slice, slice]:
+def _slices(tile: Box) -> tuple[slice, slice]:
     x0, y0, x1, y1 = tile
     return slice(y0, y1), slice(x0, x1)
 
@@ -159,7 +160,9 @@ def test_what_spans_too_many_tiles_is_left_out() -> None:
 
 def automask_of(full: Mask) -> AutoMask:
     left, top, width, height = cv2.boundingRect(full.view(np.uint8))
-    return AutoMask(full[top : top + height, left : left + width], (left, top), 0.9, 0.95, [[0, 0]])
+    box = Box.at((left, top), (height, width))
+    mask = full[top : top + height, left : left + width]
+    return AutoMask(mask, box, (SIZE, SIZE), 0.9, 0.95, [[0, 0]])
 
 
 def test_the_same_object_with_a_stray_pixel_is_the_same() -> None:
@@ -203,11 +206,11 @@ def found_in(model: Any, pixels: NDArray[np.uint8], **fields: Any) -> list[Mask]
     segmenter, sent = segmenter_of(model), Picture(base64_png(pixels), 10**8)
     request = AutomaskRequest.model_validate({"b64img": "", **fields})
     job = Job()
-    image = segmenter.embeddings.of_picture(sent).image
+    image = segmenter.model.embeddings.of_picture(sent).image
     full = []
-    for found in automask.generate(segmenter, image, sent, request, job):
+    for found in automask.generate(segmenter.model, image, lambda: sent.pixels, request, job):
         mask = np.zeros(pixels.shape[:2], np.bool_)
-        (left, top), (height, width) = found.origin, found.mask.shape
+        (left, top), (height, width) = found.box.origin, found.mask.shape
         mask[top : top + height, left : left + width] = found.mask
         full.append(mask)
     assert job.done == job.total > 0

@@ -10,10 +10,11 @@ import pytest
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from samserve.answers.features import AutoMask, ObjectMask, PromptMask
-from samserve.answers.formats import FORMATS, Answered, chosen
+from samserve.answers.formats import FORMATS, Content, chosen
+from samserve.boxes import Box
 from samserve.errors import NotAcceptable
 from samserve.masks.full_size import PackedMask
+from samserve.masks.mask import AutoMask, ObjectMask, PromptMask
 
 SIZE = (40, 60)
 BY_NAME = {form.name: form for form in FORMATS}
@@ -64,12 +65,12 @@ def test_by_accept(accept: str | None, name: str) -> None:
 
 
 def written(masks: list[Any], name: str, size: tuple[int, int] = SIZE, pages: int = 1) -> Any:
-    return json.loads(BY_NAME[name].dumps(Answered(masks, size, "vit_t", 0, pages)))
+    return json.loads(BY_NAME[name].dumps(Content(masks, size, "vit_t", 0, pages)))
 
 
 def cut(full: NDArray[np.bool_]) -> ObjectMask:
     packed = PackedMask.of(full, stability_score=1.0)
-    return PromptMask(packed.pixels(), packed.origin, predicted_iou=0.5, prompt_idx=0)
+    return PromptMask(packed.pixels(), packed.box, SIZE, predicted_iou=0.5, prompt_idx=0)
 
 
 def test_a_feature_collection_holds_the_features() -> None:
@@ -116,7 +117,8 @@ def test_run_lengths_are_cocos_own() -> None:
 def test_records_are_segment_anythings() -> None:
     mask = AutoMask(
         mask=np.ones((2, 3), np.bool_),
-        origin=(4, 5),
+        box=Box(4, 5, 7, 7),
+        image_size=SIZE,
         predicted_iou=0.5,
         stability_score=0.75,
         point_coords=[[5.5, 6.0]],
@@ -139,7 +141,7 @@ def test_an_empty_mask_is_no_object_in_any_form() -> None:
 
 def test_large_pictures_cost_by_the_object() -> None:
     """A frame of 2.5 billion pixels would not fit anywhere."""
-    mask = ObjectMask(np.ones((2, 2), np.bool_), (49_000, 3), 0.5)
+    mask = ObjectMask(np.ones((2, 2), np.bool_), Box(49_000, 3, 49_002, 5), (50_000, 50_000), 0.5)
     [record] = written([mask], "coco_rle", (50_000, 50_000))
     assert coco.area({**record["segmentation"]}) == 4
     assert coco.toBbox({**record["segmentation"]}).tolist() == [49_000, 3, 2, 2]

@@ -13,6 +13,7 @@ from mobile_sam.utils.amg import calculate_stability_score
 from numpy.typing import NDArray
 from torch.nn import functional as F
 
+from samserve.boxes import EMPTY, Box
 from samserve.masks.full_size import CellMask, FullSize, Logits, PackedMask
 from samserve.network.encoder import Embedding
 from samserve.network.exact_decoder import embedded
@@ -42,7 +43,7 @@ def reference_upscale(low_res_mask: Logits, image: Embedding) -> torch.Tensor:
 
 def full_frame(mask: CellMask, size: tuple[int, int]) -> NDArray[np.bool_]:
     frame = np.zeros(size, np.bool_)
-    (x0, y0), (height, width) = mask.origin, mask.size
+    (x0, y0), (height, width) = mask.box.origin, mask.box.size
     frame[y0 : y0 + height, x0 : x0 + width] = mask.pixels()
     return frame
 
@@ -74,7 +75,7 @@ def test_masks_are_the_references(size: tuple[int, int], smoothness: int) -> Non
         edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
         assert all(edge.any() for edge in edges)
     else:
-        assert mask.size == (0, 0)
+        assert mask.box == EMPTY
 
 
 @settings(max_examples=80, deadline=None)
@@ -125,7 +126,7 @@ def test_nothing_is_not_stable() -> None:
     full_size, nothing = FullSize(embedding(90, 70)), np.full((256, 256), -9, np.float32)
     mask = full_size.mask(nothing, 1.0)
     assert math.isnan(mask.stability_score)
-    assert (mask.area, mask.size, mask.pixels().shape) == (0, (0, 0), (0, 0))
+    assert (mask.area, mask.box, mask.pixels().shape) == (0, EMPTY, (0, 0))
     assert full_size.stable(nothing, 1.0, 0.0) is None
 
 
@@ -144,7 +145,7 @@ def test_everything_is_one_mask() -> None:
     everything = np.full((256, 256), 9, np.float32)
     mask = FullSize(embedding(90, 70)).stable(everything, 1.0, 1.0)
     assert mask is not None
-    assert (mask.origin, mask.size, mask.area) == ((0, 0), (90, 70), 6300)
+    assert (mask.box, mask.area) == (Box(0, 0, 70, 90), 6300)
     assert mask.pixels().all()
 
 
@@ -174,8 +175,8 @@ def test_a_packed_mask_is_the_mask() -> None:
     full = smooth_logits(1)[:200, :101] > 0
     mask = PackedMask.of(full, 0.5)
     assert mask.area == np.count_nonzero(full)
-    (x0, y0), (height, width) = mask.origin, mask.size
+    (x0, y0), (height, width) = mask.box.origin, mask.box.size
     assert np.array_equal(mask.pixels(), full[y0 : y0 + height, x0 : x0 + width])
     assert np.count_nonzero(full) == mask.pixels().sum()
     empty = PackedMask.of(np.zeros((5, 6), np.bool_), 0.5)
-    assert (empty.size, empty.area, empty.pixels().shape) == ((0, 0), 0, (0, 0))
+    assert (empty.box, empty.area, empty.pixels().shape) == (EMPTY, 0, (0, 0))

@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from samserve import prompts, segmenter
+from samserve import model as model_module
+from samserve import prompts
 from samserve.errors import OutOfMemory, SamserveError
 from samserve.network.decoder import Decoder
 from samserve.network.devices import DeviceError, assigned, in_halves
 from samserve.network.encoder import Encoder
+from samserve.serving.prompts import prompts_of
 from samserve.serving.requests import PromptRequest
+from samserve.serving.rows import Row
 from tests.support.sample_pictures import picture
 from tests.support.segmenters import segmenter_of
 
@@ -131,13 +134,13 @@ def test_prompts_that_do_not_fit_together_are_halved(
     model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone = segmenter_of(model)
-    image = alone.embeddings.of_pixels(picture("coins")).image
+    image = alone.model.embeddings.of_pixels(picture("coins")).image
     boxes = [{"bbox": [20 + n, 30, 70 + n, 78]} for n in range(8)]
     request = PromptRequest.parse(_body(prompts=boxes))
-    located = prompts.locate(request, image.embedding, 10**8)
-    expected = prompts.predict(alone, image, [located])
+    located = prompts_of(request, image.embedding, 10**8)
+    expected = prompts.predict(alone.model, image, [located])
     device = Short(monkeypatch, most=2)
-    found = prompts.predict(alone, image, [located])
+    found = prompts.predict(alone.model, image, [located])
     assert device.asked.count(2) == 4
     assert 4 in device.asked
     for ours, theirs in zip(found[0], expected[0], strict=True):
@@ -149,7 +152,7 @@ def test_the_number_that_fits_is_tried_out(model: Any, monkeypatch: pytest.Monke
     encoder, decoder = _quick_encoder(model), Decoder(model)
     decoder.prompts_at_once = 64
     Short(monkeypatch, most=20)
-    assert segmenter.prompts_that_fit(encoder, decoder, reserved=1000) == 16
+    assert model_module.prompts_that_fit(encoder, decoder, reserved=1000) == 16
 
 
 def test_a_device_that_is_too_small_says_so_at_the_start(
@@ -157,9 +160,9 @@ def test_a_device_that_is_too_small_says_so_at_the_start(
 ) -> None:
     encoder, decoder = _quick_encoder(model), Decoder(model)
     decoder.prompts_at_once = 64
-    Short(monkeypatch, most=segmenter.FEWEST_PROMPTS - 1)
+    Short(monkeypatch, most=model_module.FEWEST_PROMPTS - 1)
     with pytest.raises(DeviceError, match=r"too little for the model.*gpu_memory"):
-        segmenter.prompts_that_fit(encoder, decoder, reserved=1000)
+        model_module.prompts_that_fit(encoder, decoder, reserved=1000)
 
 
 def imported(module: str) -> Any:
@@ -184,34 +187,33 @@ def context() -> Any:
     return context
 
 
-def test_memory_that_is_short_costs_one_request_its_answer_and_no_other(
+def test_a_request_that_is_too_large_for_the_memory_fails_alone(
     model: Any, handler: Any, context: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two requests on one picture, of one prompt and of eight, where memory does for one."""
+    """Two requests on one picture: one prompt, and eight, for which the memory is too small."""
     handler.segmenter = segmenter_of(model)
-    image = handler.segmenter.embeddings.of_pixels(picture("coins")).image
+    embedded = handler.segmenter.embed(picture("coins"))
     boxes = [{"bbox": [20 + n, 30, 70 + n, 78]} for n in range(8)]
-    asked = {
-        3: prompts.locate(PromptRequest.parse(_body(prompts=boxes)), image.embedding, 10**8),
-        5: prompts.locate(PromptRequest.parse(_body(bbox=[20, 30, 70, 78])), image.embedding, 1),
-    }
+    large, small = Row(3, {}, context), Row(5, {}, context)
+    embedding = embedded.image.embedding
+    prompted = [
+        (large, prompts_of(PromptRequest.parse(_body(prompts=boxes)), embedding, 10**8)),
+        (small, prompts_of(PromptRequest.parse(_body(bbox=[20, 30, 70, 78])), embedding, 1)),
+    ]
     Short(monkeypatch, most=1)
-    answers: dict[int, tuple[int, str, bytes]] = {}
-    predicted = handler.predicted(asked, image, answers, context)
-    assert list(predicted) == [5]
-    [mask] = predicted[5]
+    [(answered, [mask])] = handler.predict(prompted, embedded)
+    assert answered is small
     assert mask.area > 1000
-    [(status, _, body)] = answers.values()
-    assert (list(answers), status) == ([3], 503)
-    assert json.loads(body)["error"]["code"] == "out_of_memory"
+    assert large.answer.status == 503
+    assert json.loads(large.answer.body)["error"]["code"] == "out_of_memory"
 
 
-def test_memory_that_is_short_elsewhere_is_told_in_the_same_way(handler: Any, context: Any) -> None:
-    """As for encoding, which cannot be halved."""
-    answers: dict[int, tuple[int, str, bytes]] = {}
-    with handler.errors_as_answers([0, 2], answers, context):
+def test_memory_that_runs_out_elsewhere_gives_the_same_error(handler: Any, context: Any) -> None:
+    """For example in the encoder, whose work cannot be halved."""
+    rows = [Row(index, {}, context) for index in (0, 2)]
+    with handler.errors_as_answers(rows):
         raise torch.OutOfMemoryError("CUDA out of memory.")
-    assert [status for status, _, _ in answers.values()] == [503, 503]
+    assert [row.answer.status for row in rows] == [503, 503]
 
 
 def _quick_encoder(model: Any) -> Encoder:

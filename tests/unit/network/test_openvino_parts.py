@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from samserve import segmenter
+from samserve.model import load_model
 from samserve.model_types import COMPILED_FILES
 from samserve.network import openvino_parts
 from samserve.network.decoder import Decoder, single_or_three
@@ -88,9 +88,9 @@ def test_without_its_files_it_runs_in_pytorch_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        loaded = segmenter.load("vit_t", WEIGHTS, compiled_parts=tmp_path)
+        loaded = load_model("vit_t", WEIGHTS, compiled_parts=tmp_path)
     assert loaded.runtime == "pytorch"
-    assert "in PyTorch, slower" in caplog.text
+    assert "PyTorch runs everything, slower" in caplog.text
     assert loaded.embeddings.of_pixels(picture("coins")).source == "encoder"
 
 

@@ -9,7 +9,8 @@ import pytest
 
 from samserve.errors import InvalidField, NotFound
 from samserve.model_types import MODEL_TYPES
-from samserve.serving.requests import AutomaskRequest, OutputType, PromptRequest, RoutedRequest
+from samserve.parameters import OutputType
+from samserve.serving.requests import AutomaskRequest, PromptRequest, RoutedRequest
 
 WEIGHTS = {"name": "default", "url": "https://example.org/mobile_sam.pt"}
 
@@ -128,17 +129,17 @@ EMPTY: dict[str, Any] = {"point_coords": [], "point_labels": [], "bbox": [], "b6
 def test_empty_is_absent(fields: dict[str, Any], given: list[str]) -> None:
     asked = prompt(**fields)
     [(path, one)] = asked.each_prompt()
-    assert (path, one.given(), asked.checkpoint_url) == ("", given, None)
+    assert (path, one.present(), asked.checkpoint_url) == ("", given, None)
     if "prompts" not in fields:
         nested = {name: value for name, value in fields.items() if name != "checkpoint_url"}
         [(path, one)] = prompt(prompts=[nested], **EMPTY).each_prompt()
-        assert (path, one.given()) == ("prompts.0.", given)
+        assert (path, one.present()) == ("prompts.0.", given)
 
 
 def test_null_is_absent_where_absent_is_allowed() -> None:
     nothing = dict.fromkeys(["prompts", "point_coords", "point_labels", "b64mask"])
     [(path, asked)] = prompt(bbox=[1, 2, 3, 4], checkpoint_url=None, **nothing).each_prompt()
-    assert (path, asked.given(), asked.bbox) == ("", ["bbox"], (1, 2, 3, 4))
+    assert (path, asked.present(), asked.bbox) == ("", ["bbox"], (1, 2, 3, 4))
 
 
 def test_routing_reads_the_type_alone() -> None:
