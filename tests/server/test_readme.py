@@ -1,4 +1,6 @@
-"""The README's code blocks, run as written, against `make serve` on its default ports.
+"""The documents' code blocks, run as written, against `make serve` on its default ports.
+
+They are those of README.md, docs/http-api.md and docs/operations.md.
 
 Also what a person does to a running server: paste its ready block's request, start a second
 one by mistake, press Ctrl-C.
@@ -29,8 +31,14 @@ from samserve_launcher.server import check_ports
 from tests.conftest import ROOT, picture
 from tests.support.geometry import rasterise, same_mask
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+DOCUMENTS = ("README.md", "docs/http-api.md", "docs/operations.md")
+BLOCKS = [
+    block
+    for name in DOCUMENTS
+    for block in re.findall(
+        r"^```(\w+)\n(.*?)^```", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL
+    )
+]
 
 # A person's shell knows nothing of the make that runs the tests.
 ENVIRON = {
@@ -40,13 +48,13 @@ ENVIRON = {
 }
 
 
-# The README's own commands, and what `make serve` prints to be pasted.
+# For the documents' commands, and for the command that `make serve` prints to be pasted.
 needs_curl = pytest.mark.needs("curl", "base64")
 
 
 def blocks(language: str, containing: str) -> list[str]:
     found = [text for kind, text in BLOCKS if kind == language and containing in text]
-    assert found, f"the README has no {language} block with {containing}"
+    assert found, f"{', '.join(DOCUMENTS)} have no {language} block with {containing}"
     return found
 
 
@@ -189,7 +197,7 @@ def test_a_second_start_says_which_port_and_who_holds_it(made_server: Any) -> No
     )
     assert done.returncode == 1
     assert "port 8000 on 127.0.0.1" in done.stderr
-    holder = re.search(r"process (\d+) holds it, .*-m gateway", done.stderr)
+    holder = re.search(r"process (\d+) holds it, .*-m samserve_gateway", done.stderr)
     assert holder
     assert psutil.pid_exists(int(holder[1]))
     assert "--port or SAMSERVE_PORT" in done.stderr
@@ -199,7 +207,7 @@ def test_ctrl_c_stops_every_process(made_server: Any) -> None:
     process, said = made_server
     started = psutil.Process(process.pid).children(recursive=True)
     commands = " ".join(" ".join(p.cmdline()) for p in started)
-    assert all(part in commands for part in ("samserve_launcher.serve", "gateway", "ModelServer"))
+    assert all(part in commands for part in ("samserve serve", "samserve_gateway", "ModelServer"))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     process.wait(timeout=60)
     _, alive = psutil.wait_procs(started, timeout=1)

@@ -40,7 +40,7 @@ from tests.unit.network.test_checkpoints import Malice
 
 TOKEN = "the administrator's own"
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}
-README = (ROOT / "README.md").read_text()
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 OWN = {"vit_t", "vit_t-automask"}
 
 
@@ -203,7 +203,7 @@ def test_what_may_not_be_fetched(own: Own, url: str) -> None:
 @pytest.mark.needs("curl")
 def test_the_readmes_request(own: Own) -> None:
     """As it stands there, but that nobody has put the file there."""
-    [block] = re.findall(r"^```sh\n(curl [^`]*/sam/weights/.*?)^```", README, re.M | re.S)
+    [block] = re.findall(r"^```sh\n(curl [^`]*/sam/weights/.*?)^```", OPERATIONS, re.M | re.S)
     ran = subprocess.run(
         ["bash", "-euc", block.replace("http://127.0.0.1:8000", own.options.url)],
         capture_output=True,
