@@ -28,8 +28,9 @@ from mobile_sam import SamAutomaticMaskGenerator, SamPredictor
 
 from samserve_launcher.options import Options
 from samserve_launcher.server import check_ports
-from tests.conftest import ROOT, picture
 from tests.support.geometry import rasterise, same_mask
+from tests.support.paths import ROOT
+from tests.support.sample_pictures import picture
 
 DOCUMENTS = ("README.md", "docs/http-api.md", "docs/operations.md")
 BLOCKS = [
@@ -188,7 +189,7 @@ def test_the_ready_blocks_request_works_when_pasted(made_server: Any) -> None:
 
 def test_a_second_start_says_which_port_and_who_holds_it(made_server: Any) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "samserve_launcher.serve"],
+        [sys.executable, "-m", "samserve_launcher", "serve"],
         cwd=ROOT,
         env=ENVIRON,
         capture_output=True,
