@@ -1,6 +1,7 @@
 #!/bin/sh
-# Puts the archives of $SAMSERVE_MODELS into $SAMSERVE_MODEL_STORE: the image's own where it has
-# one baked in, else built from fetched weights. What is there and up to date stays.
+# Puts the archives of $SAMSERVE_MODELS into $SAMSERVE_MODEL_STORE. It copies an archive that is in
+# the image. Otherwise it downloads the weights and builds the archive. It keeps an archive that is
+# up to date.
 set -eu
 for type in $SAMSERVE_MODELS; do
     if [ -e "model_store/$type.mar" ]; then

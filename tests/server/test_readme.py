@@ -1,4 +1,6 @@
-"""The README's code blocks, run as written, against `make serve` on its default ports.
+"""The documents' code blocks, run as written, against `make serve` on its default ports.
+
+They are those of README.md, docs/http-api.md and docs/operations.md.
 
 Also what a person does to a running server: paste its ready block's request, start a second
 one by mistake, press Ctrl-C.
@@ -30,8 +32,14 @@ from tests.support.geometry import rasterise, same_mask
 from tests.support.paths import ROOT
 from tests.support.sample_pictures import picture
 
-README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+DOCUMENTS = ("README.md", "docs/http-api.md", "docs/operations.md")
+BLOCKS = [
+    block
+    for name in DOCUMENTS
+    for block in re.findall(
+        r"^```(\w+)\n(.*?)^```", (ROOT / name).read_text(), re.MULTILINE | re.DOTALL
+    )
+]
 
 # A person's shell knows nothing of the make that runs the tests.
 ENVIRON = {
@@ -41,13 +49,13 @@ ENVIRON = {
 }
 
 
-# The README's own commands, and what `make serve` prints to be pasted.
+# For the documents' commands, and for the command that `make serve` prints to be pasted.
 needs_curl = pytest.mark.needs("curl", "base64")
 
 
 def blocks(language: str, containing: str) -> list[str]:
     found = [text for kind, text in BLOCKS if kind == language and containing in text]
-    assert found, f"the README has no {language} block with {containing}"
+    assert found, f"{', '.join(DOCUMENTS)} have no {language} block with {containing}"
     return found
 
 

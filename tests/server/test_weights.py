@@ -37,7 +37,7 @@ from tests.support.sample_pictures import base64_png, new_picture, picture
 from tests.support.servers import ADMIN, TOKEN, RestartableServer
 from tests.unit.network.test_checkpoints import Malice
 
-README = (ROOT / "README.md").read_text()
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 OWN = {"vit_t", "vit_t-automask"}
 
 
@@ -147,7 +147,7 @@ def test_what_may_not_be_fetched(own: RestartableServer, url: str) -> None:
 @pytest.mark.needs("curl")
 def test_the_readmes_request(own: RestartableServer) -> None:
     """As it stands there, but that nobody has put the file there."""
-    [block] = re.findall(r"^```sh\n(curl [^`]*/sam/weights/.*?)^```", README, re.M | re.S)
+    [block] = re.findall(r"^```sh\n(curl [^`]*/sam/weights/.*?)^```", OPERATIONS, re.M | re.S)
     ran = subprocess.run(
         ["bash", "-euc", block.replace("http://127.0.0.1:8000", own.options.url)],
         capture_output=True,
