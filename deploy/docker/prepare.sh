@@ -8,8 +8,8 @@ for type in $SAMSERVE_MODELS; do
         mv "$SAMSERVE_MODEL_STORE/.$type.mar" "$SAMSERVE_MODEL_STORE/$type.mar"
     else
         weights="$SAMSERVE_MODEL_STORE/weights"
-        samserve weights "$type" --weights-dir "$weights"
-        samserve archive "$type" --weights-dir "$weights" \
+        python -m samserve_launcher weights "$type" --weights-dir "$weights"
+        python -m samserve_launcher archive "$type" --weights-dir "$weights" \
             --model-store "$SAMSERVE_MODEL_STORE"
     fi
 done

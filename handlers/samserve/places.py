@@ -56,7 +56,9 @@ def handler_file() -> Path:
 
 def config_folder() -> Path:
     """Return the folder of TorchServe's settings and of the models' settings."""
-    return _location("samserve_config").parent
+    root = clone()
+    # A container mounts the settings over the clone's folder, without its __init__.py.
+    return root / "config" if root else _location("samserve_config").parent
 
 
 def _location(module: str) -> Path:

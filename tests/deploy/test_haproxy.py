@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,10 +21,10 @@ import requests
 
 from bench.hosts import Network, hosts
 from samserve_launcher.loopback import LoopbackSession
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
-STAND_IN = Path(__file__).with_name("stand_in.py")
+STAND_IN = ROOT / "tests/support/stand_in.py"
 WORKERS = ("worker1", "worker2", "worker3")
 NAMES = {"worker.samserve": WORKERS, "other.samserve": WORKERS[:1]}
 TYPES = {"VIT_T": "worker.samserve", "VIT_B": "other.samserve"}

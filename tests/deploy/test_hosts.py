@@ -20,7 +20,7 @@ from bench import cluster as cluster_bench
 from bench.cluster import WORKERS, Cluster, clicks, wait_for
 from samserve_gateway.probe import automask
 from samserve_launcher import loopback
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
 

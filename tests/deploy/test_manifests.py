@@ -25,7 +25,7 @@ from samserve_gateway.settings import Settings
 from samserve_launcher import worker
 from samserve_launcher.options import Options
 from samserve_launcher.server import GATEWAY_ENVIRONMENT, read_properties
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"
 HAPROXY = (DEPLOY / "haproxy/haproxy.cfg").read_text()
@@ -135,7 +135,7 @@ def known_variables(image: str) -> set[str]:
     """SAMSERVE_… that an image reads."""
     code = "".join(
         path.read_text()
-        for folder in ("handlers", "scripts", "config")
+        for folder in ("handlers", "samserve_launcher", "config")
         for path in (ROOT / folder).rglob("*")
         if path.suffix in (".py", ".xml")
     )
@@ -309,7 +309,7 @@ def test_the_config_is_ours_and_mounted_whole(overlay: str) -> None:
     files = {
         str(path.relative_to(ROOT / "config")): path.read_text()
         for path in (ROOT / "config").rglob("*")
-        if path.is_file() and path.name != "kustomization.yaml"
+        if path.suffix in (".properties", ".xml", ".yaml") and path.name != "kustomization.yaml"
     }
     maps = {m["metadata"]["name"]: m["data"] for m in of_kind(overlay, "ConfigMap")}
     for name, pod in pods(overlay).items():
@@ -417,7 +417,7 @@ def test_the_images_hold_no_more_than_they_need() -> None:
         "numpy cv2 PIL shapely ts psutil yaml redis"
     )
     code = (
-        "import sys, gateway.__main__, gateway.app\n"
+        "import sys, samserve_gateway.__main__, samserve_gateway.app\n"
         f"found = set({heavy.split()}) & set(sys.modules)\n"
         "sys.exit(' '.join(sorted(found)) or 0)"
     )
@@ -430,6 +430,34 @@ def test_the_images_hold_no_more_than_they_need() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_workers_image_has_every_file_that_a_start_reads(tmp_path: Path) -> None:
+    """The files that the image copies, with the settings mounted as Kubernetes does."""
+    [base] = re.findall(r"^FROM \S+ AS base$(.*?)(?=^FROM)", DOCKERFILE, re.M | re.S)
+    [stage] = re.findall(r"^FROM base AS worker$(.*?)(?=^FROM|\Z)", DOCKERFILE, re.M | re.S)
+    copied = re.findall(r"^COPY (?!--from)([\w./]+) \S+$", base + stage, re.MULTILINE)
+    for name in copied:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / Path(name).name)
+    (tmp_path / "config/__init__.py").unlink()
+    code = (
+        "from samserve import places; from samserve_launcher import worker\n"
+        "print(places.config_folder(), places.handler_file(), worker.__file__, sep='\\n')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{tmp_path}:{tmp_path / 'handlers'}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [
+        str(tmp_path / name)
+        for name in ("config", "handlers/sam_handler.py", "samserve_launcher/worker.py")
+    ]
 
 
 def test_compose() -> None:
@@ -529,7 +557,7 @@ def test_every_metric_named_is_one_of_ours() -> None:
     )
     named = set(re.findall(r"\b(?:samserve|ts)_[a-z_]+(?=[{\[)\s/,])", text))
     of_worker = (ROOT / "config/metrics.yaml").read_text()
-    of_gateway = (ROOT / "gateway/metrics.py").read_text()
+    of_gateway = (ROOT / "samserve_gateway/metrics.py").read_text()
     assert len(named) > 15
     for name in named:
         base = re.sub(r"_(bucket|sum|count|total)$", "", name)

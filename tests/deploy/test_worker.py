@@ -19,9 +19,10 @@ import requests
 from samserve_launcher import loopback
 from samserve_launcher.options import Options, free_ports
 from samserve_launcher.server import configuration, read_properties
-from tests.conftest import ROOT
-from tests.server.test_cache import automask_body, new_picture
-from tests.server.test_serve import flags
+from tests.support.bodies import automask_body
+from tests.support.paths import ROOT
+from tests.support.sample_pictures import new_picture
+from tests.support.servers import port_flags
 
 Worker = tuple[Options, "subprocess.Popen[bytes]"]
 
@@ -32,8 +33,9 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
     command = [
         sys.executable,
         "-m",
-        "samserve_launcher.worker",
-        *flags(options),
+        "samserve_launcher",
+        "worker",
+        *port_flags(options),
         f"--run-root={tmp_path}",
     ]
     process = subprocess.Popen(command, cwd=ROOT)

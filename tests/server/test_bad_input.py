@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import base64_png, picture
+from tests.support.sample_pictures import base64_png, picture
 
 GOOD = base64_png(np.zeros((40, 60, 3), np.uint8))
 COINS = base64_png(picture("coins"))

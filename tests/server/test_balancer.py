@@ -24,9 +24,10 @@ from samserve_gateway.retries import GRACE_S, LOOK_EVERY_S
 from samserve_gateway.settings import Settings
 from samserve_launcher import loopback
 from samserve_launcher.options import LOOPBACK
-from tests.server.test_cache import automask_body, new_picture, prompt_body
-from tests.server.test_metrics import value_of
-from tests.server.test_scale import scaled
+from tests.support.bodies import automask_body, prompt_body
+from tests.support.lanes import scaled
+from tests.support.metrics import value_of
+from tests.support.sample_pictures import new_picture
 
 HTML = b"<html><body><h1>503 Service Unavailable</h1></body></html>"
 TORCHSERVES = (

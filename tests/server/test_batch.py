@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import shapely.geometry
 
-from tests.conftest import base64_png, picture
+from tests.support.sample_pictures import base64_png, picture
 
 COINS = base64_png(picture("coins"))
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import pytest
 
@@ -17,48 +15,15 @@ from samserve.machine import usable_cores
 from samserve_launcher.loopback import LoopbackSession
 from samserve_launcher.options import Options, free_ports
 from samserve_launcher.server import running
-from tests.conftest import base64_png, picture
-from tests.server.test_scale import scale
+from tests.support.answers import source
+from tests.support.bodies import BOX, automask_body, prompt_body
 from tests.support.geometry import rasterise, same_mask
-
-BOX = [20, 30, 70, 78]
-
-
-def new_picture() -> str:
-    """A picture that no cache can know."""
-    pixels = picture("coins").copy()
-    pixels[0, :8] = np.frombuffer(np.int64(time.time_ns()).tobytes(), np.uint8)[:, None]
-    return base64_png(pixels)
-
-
-def source(answer: Any) -> str:
-    """Where the worker says that the embedding came from."""
-    assert answer.status_code == 200, answer.text
-    timing: str = answer.headers["Server-Timing"]
-    return timing.split('embed;desc="')[1].split('"')[0]
-
-
-def described(server: Any, lane: str) -> Any:
-    """What TorchServe tells of a lane, and the lane's one worker of itself."""
-    url = f"{server.options.management_url}/models/{lane}?customized=true"
-    return server.http.get(url, headers=server.authorization("management")).json()[0]
-
-
-def found(server: Any, lane: str) -> Counter[str]:
-    """The worker's counters."""
-    return Counter(described(server, lane)["customizedMetadata"]["embeddings"])
-
-
-def prompt_body(image: str, **fields: Any) -> dict[str, Any]:
-    return {"type": "vit_t", "bbox": BOX, "b64img": image, **fields}
-
-
-def automask_body(image: str) -> dict[str, Any]:
-    return {"type": "vit_t", "points_per_side": 2, "b64img": image}
+from tests.support.lanes import described, embedding_counters, scale
+from tests.support.sample_pictures import base64_png, new_picture, picture
 
 
 def test_the_lanes_share(server: Any, door: Any) -> None:
-    before = {lane: found(server, lane) for lane in ("vit_t", "vit_t-automask")}
+    before = {lane: embedding_counters(server, lane) for lane in ("vit_t", "vit_t-automask")}
     first, second = new_picture(), new_picture()
     assert source(door("automask", automask_body(first))) == "encoder"
     assert source(door("prompt", prompt_body(first))) == "machine"
@@ -68,7 +33,7 @@ def test_the_lanes_share(server: Any, door: Any) -> None:
     assert source(door("automask", automask_body(second))) == "memory"
     expected = Counter(encoder=1, machine=1, memory=1)
     for lane, counters in before.items():
-        assert found(server, lane) - counters == expected
+        assert embedding_counters(server, lane) - counters == expected
 
 
 def test_all_workers_share(server: Any) -> None:

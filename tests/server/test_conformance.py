@@ -16,7 +16,7 @@ import requests
 import shapely
 from shapely.geometry import shape
 
-from tests.conftest import base64_png, picture
+from tests.support.sample_pictures import base64_png, picture
 
 VIEW = base64_png(picture("coins"))  # PNG of the view, RGB
 HEIGHT, WIDTH = picture("coins").shape[:2]

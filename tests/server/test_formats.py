@@ -13,8 +13,8 @@ import zstandard
 from pycocotools import mask as coco
 from shapely.geometry import shape
 
-from tests.conftest import base64_png, picture
 from tests.support.geometry import rasterise
+from tests.support.sample_pictures import base64_png, picture
 
 COINS = base64_png(picture("coins"))
 SIZE = picture("coins").shape[:2]

@@ -16,8 +16,9 @@ from pydantic import ValidationError
 from samserve import __version__
 from samserve_gateway.settings import Settings
 from samserve_launcher.options import LOOPBACK
-from tests.conftest import ROOT, base64_png, picture
 from tests.support.geometry import rasterise, same_mask
+from tests.support.paths import ROOT
+from tests.support.sample_pictures import base64_png, picture
 
 BODY = {"type": "vit_t", "bbox": [20, 30, 70, 78], "b64img": base64_png(picture("coins"))}
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import zstandard
 
-from tests.conftest import base64_png, picture
 from tests.support.clients import JAVA_CLIENT, curl, java
 from tests.support.http import Answered, ask
+from tests.support.sample_pictures import base64_png, picture
 
 COINS = base64_png(picture("coins"))  # large enough to be known the second time
 ASKED = {"type": "vit_t", "bbox": [20, 30, 70, 78], "b64img": COINS}

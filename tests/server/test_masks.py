@@ -9,8 +9,8 @@ import pytest
 import shapely.geometry
 from mobile_sam import SamAutomaticMaskGenerator, SamPredictor
 
-from tests.conftest import base64_png, picture
 from tests.support.geometry import rasterise, same_mask
+from tests.support.sample_pictures import base64_png, picture
 
 BOXES: dict[str, list[list[float]]] = {
     "coins": [[20, 30, 70, 78], [302, 154, 382, 220], [140.5, 236.25, 205, 290]],

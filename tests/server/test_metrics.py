@@ -7,52 +7,20 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import requests
-from prometheus_client.parser import text_string_to_metric_families
 
-from samserve_launcher import loopback
 from samserve_launcher.loopback import LoopbackSession
 from samserve_launcher.options import LOOPBACK
-from tests.conftest import ROOT
-from tests.server.test_cache import automask_body, new_picture, prompt_body
+from tests.support.bodies import automask_body, prompt_body
+from tests.support.metrics import Since, value_of
+from tests.support.paths import ROOT
 from tests.support.redis import free_port
-
-
-def value_of(page: str, name: str, **labels: str) -> float:
-    """The sum of a metric's samples with these labels; 0 where there is none."""
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(page)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
-
-
-class Since:
-    """How much has been counted since this was made."""
-
-    def __init__(self, url: str) -> None:
-        self._url = url
-        self._before = self.page()
-
-    def page(self) -> str:
-        return loopback.get(f"{self._url}/metrics", 30).text
-
-    def __call__(self, name: str, **labels: str) -> float:
-        return value_of(self.page(), name, **labels) - value_of(self._before, name, **labels)
-
-
-def wait_for(what: Callable[[], Any]) -> None:
-    """TorchServe reads its workers' metrics when it comes to it."""
-    deadline = time.monotonic() + 30
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+from tests.support.sample_pictures import new_picture
+from tests.support.waiting import wait_for
 
 
 def test_a_workers_metrics(server: Any) -> None:

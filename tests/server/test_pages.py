@@ -14,10 +14,10 @@ import pytest
 import tifffile
 from numpy.typing import NDArray
 
-from tests.conftest import base64_png, picture
-from tests.server.test_cache import source
-from tests.server.test_pictures import recorded
+from tests.support.answers import source
 from tests.support.geometry import rasterise, same_mask
+from tests.support.recorded import recorded
+from tests.support.sample_pictures import base64_png, picture
 
 BOX = [20, 30, 70, 78]
 PAGES_HEADER = "X-Image-Pages"

@@ -3,67 +3,15 @@
 from __future__ import annotations
 
 import json
-import threading
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-import psutil
-import pytest
-from fastapi.testclient import TestClient
-
-from samserve_gateway.app import create_app
 from samserve_gateway.bodies import WORTHWHILE_BYTES
-from samserve_gateway.settings import Settings
-from samserve_launcher import loopback
-from samserve_launcher.options import LOOPBACK
-from tests.server.test_cache import automask_body, described, new_picture, prompt_body, source
-
-
-@contextmanager
-def recorded(server: Any) -> Iterator[tuple[TestClient, list[tuple[int, int]]]]:
-    """A gateway, and each (bytes of body, status) that passes between it and TorchServe."""
-    passed: list[tuple[int, int]] = []
-
-    class Recorder(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            answer = loopback.post(
-                server.options.inference_url + self.path,
-                300,
-                data=body,
-                headers={name: self.headers[name] for name in ("Authorization", "Content-Type")},
-            )
-            passed.append((len(body), answer.status_code))
-            self.send_response(answer.status_code)
-            for name in ("Content-Type", "Server-Timing"):
-                if name in answer.headers:
-                    self.send_header(name, answer.headers[name])
-            self.send_header("Content-Length", str(len(answer.content)))
-            self.end_headers()
-            self.wfile.write(answer.content)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            pass
-
-    between = ThreadingHTTPServer((LOOPBACK, 0), Recorder)
-    threading.Thread(target=between.serve_forever, daemon=True).start()
-    settings = Settings(
-        inference_url=f"http://{LOOPBACK}:{between.server_port}",
-        management_url=server.options.management_url,
-        key_file=server.options.key_file,
-    )
-    try:
-        with TestClient(create_app(settings)) as gateway:
-            yield gateway, passed
-    finally:
-        between.shutdown()
-        between.server_close()
+from tests.support.answers import source
+from tests.support.bodies import automask_body, prompt_body
+from tests.support.lanes import forget_everything
+from tests.support.recorded import recorded
+from tests.support.sample_pictures import new_picture
 
 
 def reference_to(text: str) -> str:
@@ -100,27 +48,6 @@ def test_a_picture_that_was_forgotten_is_sent_again(server: Any) -> None:
     assert first.json() == second.json() == third.json()
     assert [status for _, status in passed] == [200, 409, 200, 200]
     assert [length > WORTHWHILE_BYTES for length, _ in passed] == [True, False, True, False]
-
-
-def forget_everything(server: Any) -> None:
-    """A new worker for prompts, and nothing in the machine's folder."""
-    [old] = [worker["pid"] for worker in described(server, "vit_t")["workers"]]
-    psutil.Process(int(old)).kill()
-    for stored in server.options.cache_dir.rglob("*"):
-        if stored.is_file():
-            stored.unlink()
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        lanes = server.http.get(f"{server.options.url}/readyz")
-        lane = server.http.get(
-            f"{server.options.management_url}/models/vit_t",
-            headers=server.authorization("management"),
-        ).json()[0]
-        workers = [w["pid"] for w in lane["workers"] if w["status"] == "READY"]
-        if lanes.status_code == 200 and workers and workers != [old]:
-            return
-        time.sleep(0.1)
-    pytest.fail("no new worker")
 
 
 def test_clients_may_refer_to_a_picture_themselves(server: Any, door: Any) -> None:

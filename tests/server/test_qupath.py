@@ -19,13 +19,15 @@ import torch
 
 from samserve_launcher.options import Options, free_ports
 from samserve_launcher.server import ServerError, running
-from tests.conftest import ROOT, base64_png, picture
-from tests.server.test_cache import new_picture
-from tests.server.test_types import mapped_weights
-from tests.server.test_weights import ADMIN, TOKEN, Own, error_of
 from tests.support.addresses import serving
-from tests.support.changed_weights import BOX, changed_weights, reference_mask
+from tests.support.answers import error_of
+from tests.support.bodies import BOX
+from tests.support.changed_weights import changed_weights, reference_mask
 from tests.support.geometry import rasterise, same_mask
+from tests.support.lanes import mapped_weights, pids_of
+from tests.support.paths import ROOT
+from tests.support.sample_pictures import base64_png, new_picture, picture
+from tests.support.servers import ADMIN, TOKEN, RestartableServer
 from tests.unit.network.test_checkpoint_layouts import (
     decoder_state,
     foreign,
@@ -42,18 +44,18 @@ SAMAPIS = {"output_type": "Single Mask", "include_image_edge": False}
 
 
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RestartableServer]:
     with pytest.MonkeyPatch.context() as environ, serving() as address:
         environ.setenv("SAMSERVE_STAND_IN", "vit_t")
         environ.setenv("SAMSERVE_DEFAULTS", "samapi")
         environ.setenv("SAMSERVE_ADMIN_TOKEN", TOKEN)
-        own = Own(tmp_path_factory.mktemp("own"), address)
+        own = RestartableServer(tmp_path_factory.mktemp("own"), address)
         yield own
         own.stop()
         shutil.rmtree(own.options.run_dir)
 
 
-def weights_of(own: Own, model_type: str) -> list[dict[str, str]]:
+def weights_of(own: RestartableServer, model_type: str) -> list[dict[str, str]]:
     listed: list[dict[str, str]] = own.get(f"/sam/weights/?type={model_type}").json()
     return listed
 
@@ -70,7 +72,7 @@ def outlines(answer: Any) -> list[Any]:
 
 
 @pytest.mark.parametrize("model_type", OFFERED)
-def test_the_first_click(own: Own, model_type: str) -> None:
+def test_the_first_click(own: RestartableServer, model_type: str) -> None:
     """The extension takes the first of the list, and sends its address with every prompt."""
     chosen = weights_of(own, model_type)[0]
     assert chosen["type"] == model_type
@@ -83,12 +85,12 @@ def test_the_first_click(own: Own, model_type: str) -> None:
     assert outlines(own.server.post("/sam/", body)) == outlines(own.server.post("/sam/", asked))
 
 
-def test_only_what_is_loaded_is_listed_without_a_type(own: Own) -> None:
+def test_only_what_is_loaded_is_listed_without_a_type(own: RestartableServer) -> None:
     assert {entry["type"] for entry in own.get("/sam/weights/").json()} == {"vit_t"}
     assert weights_of(own, "vit_x") == []
 
 
-def test_every_way_of_asking_is_answered(own: Own) -> None:
+def test_every_way_of_asking_is_answered(own: RestartableServer) -> None:
     for fields in ({"type": "vit_l"}, {}, {"type": "vit_b", "checkpoint_url": None}):
         image = new_picture()
         prompt = {**fields, "b64img": image, "bbox": BOX}
@@ -111,7 +113,7 @@ def test_every_way_of_asking_is_answered(own: Own) -> None:
     assert len(outlines(form)) == 1
 
 
-def test_the_addresses_of_a_recorded_workflow(own: Own) -> None:
+def test_the_addresses_of_a_recorded_workflow(own: RestartableServer) -> None:
     body = {"b64img": new_picture(), "bbox": BOX}
     own_mask = outlines(own.server.post("/sam/", {**body, "type": "vit_t"}))
     for model_type, url in (
@@ -137,7 +139,7 @@ def test_the_addresses_of_a_recorded_workflow(own: Own) -> None:
             assert error_of(refused) == (404, "not_found", "checkpoint_url")
 
 
-def test_the_workers_own_door_knows_the_addresses_but_no_stand_in(own: Own) -> None:
+def test_the_workers_own_door_knows_the_addresses_but_no_stand_in(own: RestartableServer) -> None:
     body = {"b64img": new_picture(), "bbox": BOX}
     known = own.server.predict("vit_t", {**body, "type": "vit_t", "checkpoint_url": MOBILE_SAM})
     assert len(outlines(known)) == 1
@@ -152,7 +154,7 @@ def test_the_workers_own_door_knows_the_addresses_but_no_stand_in(own: Own) -> N
 
 
 @pytest.mark.parametrize("model_type", ["vit_t", "vit_h"])
-def test_automask_does_what_samapi_does(own: Own, model_type: str) -> None:
+def test_automask_does_what_samapi_does(own: RestartableServer, model_type: str) -> None:
     body = {"type": model_type, "b64img": new_picture(), "points_per_side": 4}
     answered = {
         name: outlines(own.server.post("/sam/automask/", {**body, **fields}))
@@ -202,7 +204,7 @@ def exported(tensors: dict[str, torch.Tensor]) -> bytes:
 
 @pytest.mark.parametrize("layout", [trained, exported])
 def test_micro_sams_weights_give_the_plain_files_masks(
-    own: Own, changed: dict[str, torch.Tensor], expected: Any, layout: Any
+    own: RestartableServer, changed: dict[str, torch.Tensor], expected: Any, layout: Any
 ) -> None:
     name, lanes = layout.__name__, own.lanes()
     (own.folder / "weights" / f"{name}.pt").write_bytes(layout(changed))
@@ -222,22 +224,14 @@ def test_micro_sams_weights_give_the_plain_files_masks(
     # The workers of both lanes map one file, of the network's tensors alone.
     served = own.options.models_dir / f"vit_t.{name}" / "vit_t.pt"
     assert torch.load(served, weights_only=True, mmap=True).keys() == changed.keys()
-    workers = [pid for lane in own.lanes() - lanes for pid in pids_of(own, lane)]
+    workers = [pid for lane in own.lanes() - lanes for pid in pids_of(own.server, lane)]
     assert len(workers) == 2
     assert len({mapped_weights(pid, f"vit_t.{name}/vit_t.pt") for pid in workers}) == 1
 
 
-def pids_of(own: Own, lane: str) -> list[int]:
-    described = own.server.http.get(
-        f"{own.options.management_url}/models/{lane}",
-        headers=own.server.authorization("management"),
-    )
-    return [worker["pid"] for worker in described.json()[0]["workers"]]
-
-
 @pytest.mark.parametrize("where", ["init", "model_state"])
 def test_malice_within_a_training_checkpoint(
-    own: Own, changed: dict[str, torch.Tensor], tmp_path: Path, where: str
+    own: RestartableServer, changed: dict[str, torch.Tensor], tmp_path: Path, where: str
 ) -> None:
     victim, path = tmp_path / "it ran", own.folder / "weights" / "malice.pt"
     malice: Any = Malice(victim)
@@ -251,7 +245,7 @@ def test_malice_within_a_training_checkpoint(
     path.unlink()
 
 
-def test_samapis_own_address_cannot_be_registered(own: Own) -> None:
+def test_samapis_own_address_cannot_be_registered(own: RestartableServer) -> None:
     assert error_of(own.register("mine", MOBILE_SAM)) == (409, "conflict", "url")
     answer = own.server.http.post(
         f"{own.options.url}/sam/weights/",
@@ -268,7 +262,7 @@ def test_samapis_own_address_cannot_be_registered(own: Own) -> None:
     ("variable", "value"), [("SAMSERVE_DEFAULTS", "sam"), ("SAMSERVE_STAND_IN", "vit_l")]
 )
 def test_a_wrong_setting_stops_the_start_by_name(
-    own: Own, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+    own: RestartableServer, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
 ) -> None:
     monkeypatch.setenv(variable, value)
     options = free_ports(Options(model_store=own.folder / "store"))

@@ -26,8 +26,9 @@ from mobile_sam import SamAutomaticMaskGenerator, SamPredictor
 
 from samserve_launcher.options import Options
 from samserve_launcher.server import check_ports
-from tests.conftest import ROOT, picture
 from tests.support.geometry import rasterise, same_mask
+from tests.support.paths import ROOT
+from tests.support.sample_pictures import picture
 
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -180,7 +181,7 @@ def test_the_ready_blocks_request_works_when_pasted(made_server: Any) -> None:
 
 def test_a_second_start_says_which_port_and_who_holds_it(made_server: Any) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "samserve_launcher.serve"],
+        [sys.executable, "-m", "samserve_launcher", "serve"],
         cwd=ROOT,
         env=ENVIRON,
         capture_output=True,
@@ -189,7 +190,7 @@ def test_a_second_start_says_which_port_and_who_holds_it(made_server: Any) -> No
     )
     assert done.returncode == 1
     assert "port 8000 on 127.0.0.1" in done.stderr
-    holder = re.search(r"process (\d+) holds it, .*-m gateway", done.stderr)
+    holder = re.search(r"process (\d+) holds it, .*-m samserve_gateway", done.stderr)
     assert holder
     assert psutil.pid_exists(int(holder[1]))
     assert "--port or SAMSERVE_PORT" in done.stderr
@@ -199,7 +200,7 @@ def test_ctrl_c_stops_every_process(made_server: Any) -> None:
     process, said = made_server
     started = psutil.Process(process.pid).children(recursive=True)
     commands = " ".join(" ".join(p.cmdline()) for p in started)
-    assert all(part in commands for part in ("samserve_launcher.serve", "gateway", "ModelServer"))
+    assert all(part in commands for part in ("samserve serve", "samserve_gateway", "ModelServer"))
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     process.wait(timeout=60)
     _, alive = psutil.wait_procs(started, timeout=1)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shutil
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,11 +13,14 @@ from samserve.embeddings.redis_store import FAILURES
 from samserve_launcher.loopback import LoopbackSession
 from samserve_launcher.options import Options, free_ports
 from samserve_launcher.server import running
-from tests.conftest import Server
-from tests.server.test_cache import described, found, new_picture, prompt_body, source
-from tests.server.test_metrics import Since, value_of
-from tests.server.test_pictures import forget_everything
+from tests.support.answers import source
+from tests.support.bodies import prompt_body
+from tests.support.lanes import described, embedding_counters, forget_everything
+from tests.support.metrics import Since, value_of
 from tests.support.redis import Proxy, RedisServer, running_redis
+from tests.support.sample_pictures import new_picture
+from tests.support.servers import Server
+from tests.support.waiting import wait_for
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +52,6 @@ def outcomes(server: Server) -> Counter[str]:
     return Counter(described(server, "vit_t")["customizedMetadata"]["redis"])
 
 
-def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-
-
 def answered(server: Server, body: Any) -> tuple[str, Any]:
     """Where the embedding came from, and the answer, which must be one."""
     answer = server.post("/sam/", body)
@@ -70,7 +65,7 @@ def test_another_process_finds_what_one_encoded(sharing: Server, redis: RedisSer
     assert [where for where, _ in fresh] == ["encoder"] * 2
     wait_for(lambda: len(redis.names()) == before + 4)
     forget_everything(sharing)
-    before_redis = found(sharing, "vit_t")["redis"]
+    before_redis = embedding_counters(sharing, "vit_t")["redis"]
     assert answered(sharing, bodies[0]) == ("redis", fresh[0][1])
     # The gateway only named it, and did not have to send it in full.
     page = sharing.http.get(f"{sharing.options.url}/metrics").text
@@ -80,7 +75,7 @@ def test_another_process_finds_what_one_encoded(sharing: Server, redis: RedisSer
     automask = {**bodies[0], "points_per_side": 2}
     assert source(sharing.post("/sam/automask/", automask)) == "machine"
     assert answered(sharing, bodies[1]) == ("redis", fresh[1][1])
-    assert found(sharing, "vit_t")["redis"] == before_redis + 2
+    assert embedding_counters(sharing, "vit_t")["redis"] == before_redis + 2
     since = Since(sharing.options.metrics_url)
     answered(sharing, bodies[1])
     wait_for(lambda: since("samserve_requests_total", lane="vit_t") == 1)

@@ -11,7 +11,8 @@ import pytest
 import requests
 
 from samserve_launcher import loopback
-from tests.server.test_cache import new_picture
+from tests.support.sample_pictures import new_picture
+from tests.support.waiting import wait_for
 
 GRID = 24
 POINTS = GRID**2
@@ -36,13 +37,6 @@ def progress(server: Any) -> dict[str, Any]:
     said: dict[str, Any] = server.http.get(f"{server.options.url}/sam/progress/").json()
     assert set(said) == {"message", "percent"}
     return said
-
-
-def wait_for(what: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not what():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def events_of(lines: Any) -> list[dict[str, Any]]:

@@ -6,26 +6,8 @@ import subprocess
 import sys
 from typing import Any
 
-from tests.conftest import ROOT
-
-
-def scale(server: Any, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "samserve_launcher.scale", *arguments]
-    command += ["--port", str(server.options.port)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-
-
-def scaled(server: Any, lane: str, workers: int) -> list[str]:
-    """A lane's row in the table, once it has so many workers."""
-    told = scale(server, lane, str(workers))
-    assert told.returncode == 0, told.stderr
-    return lanes_of(told.stdout)[lane]
-
-
-def lanes_of(table: str) -> dict[str, list[str]]:
-    header, *rows = (line.split() for line in table.splitlines())
-    assert header == ["LANE", "WORKERS", "READY", "BATCH", "WAITING", "PIDS"]
-    return {row[0]: row[1:] for row in rows}
+from tests.support.lanes import lanes_of, scale, scaled
+from tests.support.paths import ROOT
 
 
 def test_a_lane_grows_and_shrinks(server: Any) -> None:

@@ -24,18 +24,14 @@ from samserve_launcher.server import (
     running,
     threads_per_worker,
 )
-from tests.conftest import ROOT
-
-
-def flags(options: Options) -> list[str]:
-    """The command line that gives these ports."""
-    return [f"--{name.replace('_', '-')}={port}" for name, (_, port) in options.ports().items()]
+from tests.support.paths import ROOT
+from tests.support.servers import port_flags
 
 
 def test_sigterm_while_starting_stops_everything() -> None:
     options = free_ports(Options())
     process = subprocess.Popen(
-        [sys.executable, "-m", "samserve_launcher.serve", *flags(options)],
+        [sys.executable, "-m", "samserve_launcher", "serve", *port_flags(options)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,

@@ -21,8 +21,9 @@ from samserve_gateway import probe
 from samserve_launcher.loopback import LoopbackSession
 from samserve_launcher.options import Options, free_ports
 from samserve_launcher.server import running
-from tests.conftest import ROOT, Server
-from tests.server.test_scale import lanes_of, scale, scaled
+from tests.support.lanes import lanes_of, mapped_weights, scale, scaled
+from tests.support.paths import ROOT
+from tests.support.servers import Server
 
 LANES = ["vit_t", "vit_t-automask", "vit_b", "vit_b-automask"]
 
@@ -110,13 +111,3 @@ def test_lanes_are_scaled_while_all_are_asked(both: Server) -> None:
 def pids(server: Server, *lanes: str) -> list[int]:
     table = lanes_of(scale(server).stdout)
     return [int(pid) for lane in lanes for pid in table[lane][4:]]
-
-
-def mapped_weights(pid: int, name: str) -> str:
-    """The device and inode of what a process has mapped by this name."""
-    maps = Path(f"/proc/{pid}/maps")
-    if not maps.exists():
-        pytest.skip("this system does not tell what is mapped")
-    lines = [line.split() for line in maps.read_text().splitlines() if line.endswith(f"/{name}")]
-    [found] = {(device, inode) for _, _, _, device, inode, _ in lines}
-    return " ".join(found)

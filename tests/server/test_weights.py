@@ -16,7 +16,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -28,80 +27,28 @@ from fastapi.testclient import TestClient
 
 from samserve_gateway.app import create_app
 from samserve_gateway.settings import Settings
-from samserve_launcher.loopback import LoopbackSession
-from samserve_launcher.options import Options, free_ports
-from samserve_launcher.server import running
-from tests.conftest import ROOT, Server, base64_png, picture
-from tests.server.test_cache import new_picture
 from tests.support.addresses import Address, serving
-from tests.support.changed_weights import BOX, changed_weights, reference_mask
+from tests.support.answers import error_of
+from tests.support.bodies import BOX
+from tests.support.changed_weights import changed_weights, reference_mask
 from tests.support.geometry import rasterise, same_mask
+from tests.support.paths import ROOT
+from tests.support.sample_pictures import base64_png, new_picture, picture
+from tests.support.servers import ADMIN, TOKEN, RestartableServer
 from tests.unit.network.test_checkpoints import Malice
 
-TOKEN = "the administrator's own"
-ADMIN = {"Authorization": f"Bearer {TOKEN}"}
 README = (ROOT / "README.md").read_text()
 OWN = {"vit_t", "vit_t-automask"}
 
 
-class Own:
-    """A server that can be started again.
-
-    Attributes:
-        address: the only one from which it may download.
-        folder: of its weights and archives.
-    """
-
-    def __init__(self, folder: Path, address: Address) -> None:
-        self.address, self.folder = address, folder
-        (folder / "store").mkdir()
-        (folder / "weights").mkdir()
-        shutil.copy(ROOT / "model_store" / "vit_t.mar", folder / "store")
-        self.options = free_ports(
-            Options(model_store=folder / "store", weights_dir=folder / "weights")
-        )
-        self.start()
-
-    def start(self) -> None:
-        self._stack = ExitStack()
-        # Closed after the server has stopped: until then somebody may wait for an answer.
-        http = self._stack.enter_context(LoopbackSession(300))
-        self.processes = self._stack.enter_context(running(self.options))
-        self.server = Server(self.options, http)
-
-    def stop(self) -> None:
-        self._stack.close()
-
-    def get(self, path: str, **headers: str) -> requests.Response:
-        return self.server.http.get(self.options.url + path, headers=headers)
-
-    def register(self, name: str, url: str, **fields: Any) -> requests.Response:
-        return self.server.http.post(
-            f"{self.options.url}/sam/weights/",
-            json={"type": "vit_t", "name": name, "url": url, **fields},
-            headers=ADMIN,
-        )
-
-    def files(self) -> set[str]:
-        """What is kept: all but the lock, which is empty."""
-        found = (path for path in self.folder.rglob("*") if path.is_file())
-        return {str(path.relative_to(self.folder)) for path in found} - {"weights/registered/.lock"}
-
-    def lanes(self) -> set[str]:
-        described = self.server.http.get(
-            f"{self.options.management_url}/models", headers=self.server.authorization("management")
-        )
-        return {model["modelName"] for model in described.json()["models"]}
-
-
 @pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Own]:
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RestartableServer]:
     with pytest.MonkeyPatch.context() as environ, serving() as address:
         environ.setenv("SAMSERVE_ADMIN_TOKEN", TOKEN)
         environ.setenv("SAMSERVE_WEIGHTS_ORIGINS", address.url.removesuffix("/file"))
         environ.setenv("SAMSERVE_WEIGHTS_MAX_BYTES", str(2**26))
         environ.setenv("NO_PROXY", "127.0.0.1")
-        own = Own(tmp_path_factory.mktemp("own"), address)
+        own = RestartableServer(tmp_path_factory.mktemp("own"), address)
         yield own
         own.stop()
         shutil.rmtree(own.options.run_dir)
@@ -113,7 +60,7 @@ def changed() -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture
-def published(own: Own, changed: dict[str, torch.Tensor]) -> Iterator[Address]:
+def published(own: RestartableServer, changed: dict[str, torch.Tensor]) -> Iterator[Address]:
     """Those weights at the address."""
     saved = io.BytesIO()
     torch.save(changed, saved)
@@ -126,7 +73,7 @@ def published(own: Own, changed: dict[str, torch.Tensor]) -> Iterator[Address]:
 class InBackground:
     """A registration that somebody waits for, and what the server says meanwhile."""
 
-    def __init__(self, own: Own, name: str, url: str) -> None:
+    def __init__(self, own: RestartableServer, name: str, url: str) -> None:
         self._own = own
         self._answers: list[requests.Response] = []
         self._thread = threading.Thread(
@@ -145,11 +92,6 @@ class InBackground:
         return self._answers[0]
 
 
-def error_of(answer: Any) -> tuple[int, str, str | None]:
-    error = answer.json()["error"]
-    return answer.status_code, error["code"], error["field"]
-
-
 # Refused
 
 
@@ -164,7 +106,7 @@ def test_off_without_a_token() -> None:
 
 
 @pytest.mark.parametrize("headers", [{}, {"Authorization": "Bearer another token"}])
-def test_only_for_the_administrator(own: Own, headers: dict[str, str]) -> None:
+def test_only_for_the_administrator(own: RestartableServer, headers: dict[str, str]) -> None:
     body = {"type": "vit_t", "name": "x", "url": "x.pt"}
     for answer in (
         own.server.http.post(f"{own.options.url}/sam/weights/", json=body, headers=headers),
@@ -188,20 +130,22 @@ def test_only_for_the_administrator(own: Own, headers: dict[str, str]) -> None:
         ({"url": None}, 422, "url"),
     ],
 )
-def test_what_cannot_be_asked(own: Own, fields: dict[str, Any], status: int, field: str) -> None:
+def test_what_cannot_be_asked(
+    own: RestartableServer, fields: dict[str, Any], status: int, field: str
+) -> None:
     answer = own.register(**{"name": "mine", "url": "mine.pt", **fields})
     assert (answer.status_code, answer.json()["error"]["field"]) == (status, field)
 
 
 @pytest.mark.parametrize("url", ["https://example.org/x.pt", "/etc/hostname", "../store/vit_t.mar"])
-def test_what_may_not_be_fetched(own: Own, url: str) -> None:
+def test_what_may_not_be_fetched(own: RestartableServer, url: str) -> None:
     before = own.files()
     assert error_of(own.register("mine", url)) == (422, "invalid_field", "url")
     assert (own.files(), own.lanes()) == (before, OWN)
 
 
 @pytest.mark.needs("curl")
-def test_the_readmes_request(own: Own) -> None:
+def test_the_readmes_request(own: RestartableServer) -> None:
     """As it stands there, but that nobody has put the file there."""
     [block] = re.findall(r"^```sh\n(curl [^`]*/sam/weights/.*?)^```", README, re.M | re.S)
     ran = subprocess.run(
@@ -212,7 +156,7 @@ def test_the_readmes_request(own: Own) -> None:
     assert b"'nuclei.pt' in the weights folder" in ran.stdout
 
 
-def test_malice_runs_nothing_and_leaves_nothing(own: Own, tmp_path: Path) -> None:
+def test_malice_runs_nothing_and_leaves_nothing(own: RestartableServer, tmp_path: Path) -> None:
     victim, before = tmp_path / "it ran", own.files()
     saved = io.BytesIO()
     torch.save({"weight": Malice(victim)}, saved)
@@ -224,7 +168,7 @@ def test_malice_runs_nothing_and_leaves_nothing(own: Own, tmp_path: Path) -> Non
     assert victim.exists(), "the file was harmless, so the test proved nothing"
 
 
-def test_cancelled_in_the_middle(own: Own, published: Address) -> None:
+def test_cancelled_in_the_middle(own: RestartableServer, published: Address) -> None:
     before = own.files()
     published.n_sent_before_waiting = len(published.content) // 2
     work = InBackground(own, "mine", published.url)
@@ -253,7 +197,7 @@ def test_cancelled_in_the_middle(own: Own, published: Address) -> None:
 
 
 @pytest.fixture
-def registered(own: Own, published: Address) -> str:
+def registered(own: RestartableServer, published: Address) -> str:
     """Those weights, registered once, under this name; the first download of them breaks off."""
     if "vit_t.changed" not in own.lanes():
         published.n_sent_before_hanging_up = 10_000_000
@@ -284,14 +228,14 @@ def body(image: str, **fields: Any) -> dict[str, Any]:
     return {"type": "vit_t", "b64img": image, **fields}
 
 
-def check_mask(own: Own, wanted: str, expected: Any) -> None:
+def check_mask(own: RestartableServer, wanted: str, expected: Any) -> None:
     """The reference's, to the pixel."""
     coins = base64_png(picture("coins"))
     [feature] = own.server.post("/sam/", body(coins, bbox=BOX, checkpoint_url=wanted)).json()
     assert same_mask(rasterise(feature["geometry"], *expected.shape), expected)
 
 
-def check_choice(own: Own, name: str, url: str, expected: Any) -> None:
+def check_choice(own: RestartableServer, name: str, url: str, expected: Any) -> None:
     """By name and by URL, both modes, both doors; the type's own are as before."""
     image = new_picture()
     own_prompt = own.server.post("/sam/", body(image, bbox=BOX)).json()
@@ -320,7 +264,7 @@ def check_choice(own: Own, name: str, url: str, expected: Any) -> None:
     assert same_mask(rasterise(feature["geometry"], *expected.shape), expected)
 
 
-def test_chosen_by_name_and_by_url(own: Own, registered: str, expected: Any) -> None:
+def test_chosen_by_name_and_by_url(own: RestartableServer, registered: str, expected: Any) -> None:
     check_choice(own, registered, own.address.url, expected)
     unknown = own.server.post("/sam/", body("x", bbox=BOX, checkpoint_url="unknown"))
     assert error_of(unknown) == (404, "not_found", "checkpoint_url")
@@ -331,7 +275,7 @@ def test_chosen_by_name_and_by_url(own: Own, registered: str, expected: Any) -> 
     assert error_of(wrong_door) == (404, "not_found", "checkpoint_url")
 
 
-def test_they_are_listed(own: Own, registered: str, published: Address) -> None:
+def test_they_are_listed(own: RestartableServer, registered: str, published: Address) -> None:
     default, listed = own.get("/sam/weights/?type=vit_t").json()
     assert default["name"] == "default"
     assert set(listed) == {"type", "name", "url", "source", "sha256"}
@@ -343,14 +287,14 @@ def test_they_are_listed(own: Own, registered: str, published: Address) -> None:
     assert all(lane == {"state": "ready", "workers": 1} for lane in lanes.values())
 
 
-def test_not_twice(own: Own, registered: str, published: Address) -> None:
+def test_not_twice(own: RestartableServer, registered: str, published: Address) -> None:
     before = own.files()
     assert error_of(own.register(registered, "other.pt")) == (409, "conflict", "name")
     assert error_of(own.register("other", published.url)) == (409, "conflict", "url")
     assert own.files() == before
 
 
-def test_nobody_else_learns_the_token(own: Own, registered: str) -> None:
+def test_nobody_else_learns_the_token(own: RestartableServer, registered: str) -> None:
     gateway = own.processes["gateway"].pid
     processes = psutil.Process(own.processes["torchserve"].pid).children(recursive=True)
     assert len(processes) >= 4
@@ -364,7 +308,7 @@ def test_nobody_else_learns_the_token(own: Own, registered: str) -> None:
 
 
 def test_they_are_there_again_after_a_restart(
-    own: Own, registered: str, published: Address, expected: Any
+    own: RestartableServer, registered: str, published: Address, expected: Any
 ) -> None:
     own.stop()
     assert "weights/registered/vit_t.changed.pt" in own.files()
@@ -376,7 +320,7 @@ def test_they_are_there_again_after_a_restart(
         assert own.server.post("/sam/automask/", automask).status_code == 200
 
 
-def test_stopping_in_the_middle_leaves_nothing(own: Own, published: Address) -> None:
+def test_stopping_in_the_middle_leaves_nothing(own: RestartableServer, published: Address) -> None:
     before = own.files()
     published.n_sent_before_waiting = len(published.content) // 2
     answers: list[Any] = []

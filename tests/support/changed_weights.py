@@ -9,9 +9,10 @@ import torch
 from mobile_sam import SamPredictor
 
 from samserve.network.checkpoints import model_from
-from tests.conftest import ROOT, picture
+from tests.support.bodies import BOX
+from tests.support.paths import ROOT
+from tests.support.sample_pictures import picture
 
-BOX = [20, 30, 70, 78]
 """The first coin of scikit-image's picture `coins`."""
 
 

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 from samserve_gateway.app import create_app
 from samserve_gateway.protocol import Protocol
 from samserve_gateway.settings import Settings
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 
 @dataclass(frozen=True)

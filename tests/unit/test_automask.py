@@ -14,8 +14,9 @@ from samserve.answers.features import AutoMask
 from samserve.network.decoder import Decoder
 from samserve.pictures.picture import Picture
 from samserve.serving.requests import AutomaskRequest
-from tests.conftest import base64_png, picture, segmenter_of
 from tests.support.geometry import full_frame
+from tests.support.sample_pictures import base64_png, picture
+from tests.support.segmenters import segmenter_of
 
 
 def generate(model: Any, image: NDArray[np.uint8], **fields: Any) -> list[AutoMask]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from tests.conftest import ROOT, picture
+from tests.support.paths import ROOT
+from tests.support.sample_pictures import picture
 
 SERVER_SOFTWARE = ("ts", "fastapi", "starlette", "uvicorn", "aiohttp", "redis", "gateway")
 

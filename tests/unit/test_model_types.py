@@ -21,7 +21,7 @@ from samserve.network.checkpoints import read
 from samserve.network.encoder import Encoder, compiled_by_inductor
 from samserve.pictures.picture import Picture
 from samserve.serving.requests import AutomaskRequest, PromptRequest
-from tests.conftest import base64_png, picture
+from tests.support.sample_pictures import base64_png, picture
 
 BOX = [20, 30, 70, 78]
 GRID = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}

@@ -16,8 +16,9 @@ from samserve.errors import InvalidField, InvalidImage
 from samserve.network.decoder import PROMPTS_AT_ONCE
 from samserve.network.encoder import Embedding, Encoder
 from samserve.serving.requests import PromptRequest
-from tests.conftest import base64_png, picture, segmenter_of
 from tests.support.geometry import full_frame, same_mask
+from tests.support.sample_pictures import base64_png, picture
+from tests.support.segmenters import segmenter_of
 
 LIMIT = 10**7  # pixels of a mask prompt
 

@@ -19,7 +19,8 @@ from samserve.pictures.picture import Picture
 from samserve.progress import Job
 from samserve.serving.requests import AutomaskRequest
 from samserve.tiles import Piece, Window
-from tests.conftest import base64_png, segmenter_of
+from tests.support.sample_pictures import base64_png
+from tests.support.segmenters import segmenter_of
 
 Mask = NDArray[np.bool_]
 

@@ -20,8 +20,8 @@ import torch
 from samserve.archives.register import Request, check, fetch
 from samserve.errors import InvalidField, InvalidWeights, SamserveError, TooLarge, Unreachable
 from samserve_gateway.settings import Settings
-from tests.conftest import ROOT
 from tests.support.addresses import CONTENT, Address, serving
+from tests.support.paths import ROOT
 from tests.unit.network.test_checkpoints import Malice
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from samserve.embeddings import redis_store
 from samserve.embeddings.redis_store import FAILURES, MAX_BYTES, MAX_WAITING, RedisStore
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 from tests.support.redis import LOOPBACK, Proxy, RedisServer, running_redis
 
 KEY = "0123456789abcdef-vit_t"
@@ -85,7 +85,7 @@ def test_what_was_saved_comes_back(server: RedisServer, payload: bytes) -> None:
 def test_another_process_finds_it(server: RedisServer) -> None:
     saved(RedisStore(server.url), KEY, b"payload")
     code = (
-        "import sys; from samserve.redis_store import RedisStore;"
+        "import sys; from samserve.embeddings.redis_store import RedisStore;"
         "print(RedisStore(sys.argv[1]).load(sys.argv[2]))"
     )
     told = subprocess.run(

@@ -16,7 +16,8 @@ from samserve.network.decoder import PlainMasks
 from samserve.network.encoder import Embedding
 from samserve.pictures.picture import Picture
 from samserve.serving.requests import AutomaskRequest
-from tests.conftest import base64_png, picture, segmenter_of
+from tests.support.sample_pictures import base64_png, picture
+from tests.support.segmenters import segmenter_of
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,7 @@ def decoded() -> PlainMasks:
 def test_equal_to_one_by_one(
     decoded: PlainMasks, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], at_once: int
 ) -> None:
-    monkeypatch.setattr("samserve.device_masks.PIXELS_AT_ONCE", 2 * size[0] * size[1])
+    monkeypatch.setattr("samserve.masks.on_gpu.PIXELS_AT_ONCE", 2 * size[0] * size[1])
     scale = 1024 / max(size)
     in_size = (round(size[0] * scale), round(size[1] * scale))
     embedding = Embedding(torch.zeros(1), in_size, size)

@@ -18,7 +18,8 @@ from samserve.network.decoder import Decoder
 from samserve.network.devices import DeviceError, assigned, in_halves
 from samserve.network.encoder import Encoder
 from samserve.serving.requests import PromptRequest
-from tests.conftest import picture, segmenter_of
+from tests.support.sample_pictures import picture
+from tests.support.segmenters import segmenter_of
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, cuda: int = 0, mps: bool = False) -> None:

@@ -12,7 +12,7 @@ from samserve.network.checkpoints import blank_model
 from samserve.network.decoder import Decoder, decode_plain, single_or_three
 from samserve.network.encoder import Embedding, Encoder
 from samserve.network.exact_decoder import FactoredDecoder
-from tests.conftest import picture
+from tests.support.sample_pictures import picture
 
 
 @pytest.fixture(scope="module")

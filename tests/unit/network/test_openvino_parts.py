@@ -18,7 +18,8 @@ from samserve.model_types import COMPILED_FILES
 from samserve.network import openvino_parts
 from samserve.network.decoder import Decoder, single_or_three
 from samserve.network.encoder import Encoder, fold_batch_norms
-from tests.conftest import ROOT, picture
+from tests.support.paths import ROOT
+from tests.support.sample_pictures import picture
 
 WEIGHTS = ROOT / "weights" / "vit_t.pt"
 
@@ -96,7 +97,7 @@ def test_without_its_files_it_runs_in_pytorch_and_says_so(
 def test_importing_it_reports_to_nobody() -> None:
     """OpenVINO's package tells its maker of every import, unless the part that does is missing."""
     code = (
-        "import sys; from samserve import compiled; openvino_parts._openvino();"
+        "import sys; from samserve.network import openvino_parts; openvino_parts._openvino();"
         "print([m for m in sys.modules if m.startswith('openvino_telemetry') and sys.modules[m]])"
     )
     told = subprocess.run(

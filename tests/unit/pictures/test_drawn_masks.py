@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from samserve.errors import InvalidField, SamserveError, TooLarge
 from samserve.network.encoder import Embedding
 from samserve.pictures.drawn_masks import mask_input
-from tests.conftest import base64_png
+from tests.support.sample_pictures import base64_png
 
 LIMIT = 10**7
 CERTAIN = np.log(0.999 / 0.001)

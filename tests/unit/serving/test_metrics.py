@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from samserve.serving.metrics import METRICS, Metric, WorkerMetrics
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 CONFIG = yaml.safe_load((ROOT / "config" / "metrics.yaml").read_text())
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from samserve.machine import usable_cores
 from samserve.model_types import MODEL_TYPES
 from samserve.serving.model_settings import ModelSettings
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
