@@ -32,14 +32,8 @@ from .known_pictures import KnownPictures
 from .refusals import torchserve_failure
 from .retries import Retries
 from .settings import Settings
-from .torchserve import (
-    Answer,
-    TorchServe,
-    TorchServeError,
-    is_workers,
-    message_of,
-    read,
-)
+from .torchserve import TorchServe
+from .torchserve_answers import Answer, TorchServeError, is_workers, message_of, read
 from .weights import Weights
 
 EVENTS = "application/x-ndjson"

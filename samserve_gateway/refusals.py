@@ -26,7 +26,7 @@ from samserve.errors import (
 )
 
 from . import decompression
-from .torchserve import TorchServeError
+from .torchserve_answers import TorchServeError
 
 
 def add_to(app: FastAPI) -> None:

@@ -21,10 +21,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from .torchserve import (
+from .torchserve import TorchServe
+from .torchserve_answers import (
     Answer,
     ConnectionLost,
-    TorchServe,
     TorchServeError,
     died_with_worker,
     is_torchserves,
