@@ -38,13 +38,22 @@ class Answered:
         return error  # type: ignore[no-any-return]
 
 
+class _Server(uvicorn.Server):
+    """A server that ends at once when it shall, not at uvicorn's next tick."""
+
+    async def main_loop(self) -> None:
+        await self.on_tick(0)
+        while not self.should_exit:
+            await asyncio.sleep(0.005)
+
+
 @contextmanager
 def serving(app: ASGIApp) -> Iterator[int]:
     """The port on which the application answers, for as long as the block lasts."""
     config = uvicorn.Config(
         app, port=0, http=Protocol, ws="none", log_config=None, access_log=False
     )
-    server = uvicorn.Server(config)
+    server = _Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
     thread.start()
     while not server.started:
