@@ -114,6 +114,8 @@ class TorchServeStandIn:
         lanes: the registered lanes; each has the pids of its READY workers.
         descriptions: what a worker of the lane says of itself.
         received: the requests for predictions, without the gateway's probes for readiness.
+        described: the lane of each request for a description.
+        probes: how the next probes are answered.
         tokens: if set, the valid token of each role, and the API key; requests must have them.
         hangs: whether the management API answers nothing.
     """
@@ -136,7 +138,8 @@ class TorchServeStandIn:
         }
     )
     received: list[Received] = field(default_factory=list)
-    managed: list[str] = field(default_factory=list)
+    described: list[str] = field(default_factory=list)
+    probes: list[Handler] = field(default_factory=list)
     tokens: dict[str, str] | None = None
     key_file: Path | None = None
     hangs: bool = False
@@ -182,7 +185,7 @@ class TorchServeStandIn:
         lane, content = request.match_info["lane"], await request.read()
         headers = {name.lower(): value for name, value in request.headers.items()}
         if "x-request-id" not in headers:  # a probe: clients' requests always have an id
-            return await answer([])(request)
+            return await (self.probes.pop(0) if self.probes else answer([]))(request)
         self.received.append(Received(lane, headers, content))
         if lane not in self.lanes:
             return await self._unknown(lane)
@@ -196,7 +199,7 @@ class TorchServeStandIn:
         lane = request.match_info["lane"]
         if lane not in self.lanes:
             return await self._unknown(lane)
-        self.managed.append(lane)
+        self.described.append(lane)
         description: dict[str, Any] = {
             "minWorkers": 1,
             "batchSize": 1,

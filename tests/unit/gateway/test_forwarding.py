@@ -36,7 +36,11 @@ PICTURE = base64.b64encode(bytes(range(256)) * 128).decode()  # worth replacing 
 DIGEST = sha256(PICTURE.encode()).hexdigest()
 PROMPT = {"type": "vit_t", "bbox": [1, 2, 3, 4], "b64img": PICTURE}
 AUTOMASK = {"type": "vit_t", "points_per_side": 2, "b64img": PICTURE}
-BODIES = {"/sam/": PROMPT, "/sam/automask/": AUTOMASK, "/sam/automask/?stream=1": AUTOMASK}
+BODIES: dict[str, dict[str, Any]] = {
+    "/sam/": PROMPT,
+    "/sam/automask/": AUTOMASK,
+    "/sam/automask/?stream=1": AUTOMASK,
+}
 LANES = {path: "vit_t" if path == "/sam/" else "vit_t-automask" for path in BODIES}
 STREAM = [{"event": "progress", "done": 4, "total": 4}, {"event": "done", "pages": 1}]
 
