@@ -16,12 +16,13 @@ from .protocol import Protocol
 from .settings import PREFIX, Settings
 
 KEEP_ALIVE_S = 75
-"""Longer than clients and proxies keep an idle connection, so that it is they who end it: a body
-sent while we do is lost. uvicorn's own five seconds are the pace at which people click."""
+"""Clients and proxies keep an idle connection for less time than this, so that they close it, not
+the gateway: a body sent while the gateway closes the connection is lost. uvicorn's default, 5 s,
+is about the time between two clicks."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve until SIGINT or SIGTERM, and return the exit status."""
+    """Serve until SIGINT or SIGTERM. Return the exit status."""
     argparse.ArgumentParser(
         prog="samserve gateway",
         description="Run the gateway alone. Its settings are environment variables, SAMSERVE_….",
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     console.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[console], level=settings.log_level.upper())
     logging.captureWarnings(True)
-    # Of requests, `observed.py` tells. uvicorn's other lines take the way of all.
+    # `request_log.py` logs the requests. uvicorn's other messages go to the root logger.
     uvicorn.run(
         create_app(settings),
         host=settings.host,
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
         log_config=None,
         timeout_keep_alive=KEEP_ALIVE_S,
         http=Protocol,
-        ws="none",  # an offer like any other, which is ignored
+        ws="none",  # `Protocol` ignores an offered websocket, as it ignores other protocols
     )
     return 0
 

@@ -1,7 +1,7 @@
-"""Large answers compressed, where the client says that it understands that.
+"""Compresses large answers for clients that accept it.
 
-An automask of many ragged objects is megabytes of coordinates, which shrink to a tenth. A click's
-answer is not worth it: it goes as it is.
+An automask of many ragged objects is megabytes of coordinates, which shrink to a tenth. A prompt's
+answer is too small to be worth compressing.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from collections.abc import Callable
 import zstandard
 
 WORTHWHILE_BYTES = 2**16
+"""A smaller answer is not compressed."""
 
-# Best first; levels that keep up with a network.
+# The best encoding first. The levels compress about as fast as a network sends.
 _ENCODINGS: dict[str, Callable[[bytes], bytes]] = {
     "zstd": lambda content: zstandard.compress(content, 3),
     "gzip": lambda content: gzip.compress(content, 4),
@@ -22,7 +23,7 @@ _ENCODINGS: dict[str, Callable[[bytes], bytes]] = {
 
 
 async def compressed(content: bytes, accept_encoding: str) -> tuple[bytes, str | None]:
-    """The content, and the name of its encoding if it has one.
+    """Return the content, compressed if it is large, and the name of its encoding or None.
 
     Args:
         accept_encoding: the client's header (RFC 9110, 12.5.3).
@@ -30,19 +31,19 @@ async def compressed(content: bytes, accept_encoding: str) -> tuple[bytes, str |
     name = chosen(accept_encoding)
     if name is None or len(content) < WORTHWHILE_BYTES:
         return content, None
-    # In a thread: others' clicks must not wait for it.
+    # In a thread: the event loop serves other requests meanwhile.
     return await asyncio.to_thread(_ENCODINGS[name], content), name
 
 
 def chosen(accept_encoding: str) -> str | None:
-    """The encoding of ours that the client likes best, if any."""
-    wanted = {}
+    """Return the encoding that the client prefers among ours; None if it accepts none of them."""
+    qualities = {}
     for part in accept_encoding.lower().split(","):
         name, _, parameter = part.partition(";")
         key, _, quality = parameter.partition("=")
         try:
-            wanted[name.strip()] = float(quality) if key.strip() == "q" else 1.0
+            qualities[name.strip()] = float(quality) if key.strip() == "q" else 1.0
         except ValueError:
-            wanted[name.strip()] = 0.0
-    best = max(_ENCODINGS, key=lambda name: wanted.get(name, wanted.get("*", 0.0)))
-    return best if wanted.get(best, wanted.get("*", 0.0)) > 0 else None
+            qualities[name.strip()] = 0.0
+    best = max(_ENCODINGS, key=lambda name: qualities.get(name, qualities.get("*", 0.0)))
+    return best if qualities.get(best, qualities.get("*", 0.0)) > 0 else None

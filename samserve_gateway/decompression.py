@@ -1,7 +1,8 @@
-"""This module decompresses bodies. The size limit holds for the decompressed bytes.
+"""Decompresses the bodies of requests. The size limit applies to the decompressed bytes.
 
-`Content-Encoding: gzip` and `zstd`, either once. Several members or frames in a row are one body,
-as both formats have it; a body that is cut off, or followed by anything else, is refused.
+`Content-Encoding` may be `gzip` or `zstd`, but not both. As both formats define it, several gzip
+members or zstd frames in a row are one body. A body that is cut off, or followed by other bytes, is
+refused.
 """
 
 from __future__ import annotations
@@ -15,44 +16,44 @@ import zstandard
 from samserve.errors import InvalidRequest, TooLarge, UnsupportedEncoding
 
 READ = "gzip, zstd"
-"""What may be sent, as `Accept-Encoding` says it in the refusal of all else."""
+"""The accepted encodings, as the `Accept-Encoding` header of a refusal lists them."""
 
 MAX_MEMBERS = 2**14
-"""A body of many empty members would cost time that its bytes don't show. bgzip writes one for
-each 64 KiB."""
+"""Most gzip members or zstd frames in a body. Many empty ones would take much time for few bytes.
+bgzip writes one member for each 64 KiB."""
 
 ZSTD_WINDOW = 2**23
-"""RFC 9659's bound on HTTP's windows, which are memory."""
+"""Largest zstd window, which the decoder holds in memory. RFC 9659 sets this bound for HTTP."""
 
 SLICE = {"gzip": 2**12, "zstd": 2**8}
-"""Compressed bytes undone before the limit is looked at again. They become at most about 8 MiB:
-gzip's ratio is up to 1032, and four bytes of zstd may stand for 128 KiB."""
+"""Compressed bytes that are decompressed between two checks of the size limit. They become 8 MiB at
+most: gzip's ratio is up to 1032, and four bytes of zstd may stand for 128 KiB."""
 
 
 def encoding_of(header: str) -> str | None:
     """Return the encoding that a Content-Encoding header names; None if it names none.
 
     Raises:
-        UnsupportedEncoding: it is another one, or there are several.
+        UnsupportedEncoding: it names another encoding, or several.
     """
-    named = [name.strip().lower() for name in header.split(",")]
-    named = ["gzip" if name == "x-gzip" else name for name in named if name not in ("", "identity")]
-    if not named:
+    names = [name.strip().lower() for name in header.split(",")]
+    names = ["gzip" if name == "x-gzip" else name for name in names if name not in ("", "identity")]
+    if not names:
         return None
-    if len(named) > 1 or named[0] not in SLICE:
+    if len(names) > 1 or names[0] not in SLICE:
         raise UnsupportedEncoding(
-            f"Content-Encoding: {', '.join(named)[:200]} is not read here: send the body as it is, "
+            f"Content-Encoding: {', '.join(names)[:200]} is not read here: send the body as it is, "
             "or with gzip or zstd, once."
         )
-    return named[0]
+    return names[0]
 
 
 def decoded(content: bytes, encoding: str, limit: int) -> bytes:
-    """Return the decompressed body. It takes milliseconds a megabyte, so call it in a thread.
+    """Return the decompressed body. Takes milliseconds per megabyte, so call it in a thread.
 
     Raises:
-        TooLarge: it has more bytes than `limit`; not many more were ever made of it.
-        InvalidRequest: it is damaged, or cut off.
+        TooLarge: the decompressed body has more bytes than `limit`. Few more are decompressed.
+        InvalidRequest: the body is damaged or cut off.
     """
     parts: list[bytes] = []
     size = 0

@@ -1,7 +1,7 @@
-"""Automasks under way: each has an id, by which it is watched, and cancelled when its client goes.
+"""Gives each automask an id, by which its progress is read and by which it can be cancelled.
 
-Neither a client that goes away nor how far a worker is reaches the other side through TorchServe;
-`samserve.serving.jobs` says how it does.
+TorchServe tells a worker nothing of a client that has gone, and tells the gateway nothing of a
+worker's progress. Both go through files in a shared folder (`samserve.serving.jobs`).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from samserve.serving import headers
 from samserve.serving.jobs import JobFolder
 
 logger = logging.getLogger(__name__)
@@ -24,11 +25,11 @@ T = TypeVar("T")
 
 
 class Jobs:
-    """The automasks of this machine.
+    """The automasks under way on this machine.
 
     Args:
-        folder: what the workers share with us; None where there is none, so that nothing can be
-            seen or cancelled.
+        folder: the folder that the workers share with the gateway. Without one (None), there is no
+            progress and nothing is cancelled.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -36,22 +37,22 @@ class Jobs:
 
     @contextmanager
     def job(self) -> Iterator[dict[str, str]]:
-        """The headers that give a request its id; leaving by an exception cancels it."""
+        """Yield the headers that give a request its job id. An exception cancels the job."""
         if self._folder is None:
             yield {}
             return
         job_id = secrets.token_hex(16)
         try:
-            yield {"Samserve-Job": job_id}
+            yield {headers.JOB: job_id}
         except BaseException:
             try:
                 self._folder.cancel(job_id)
             except OSError as exc:
-                logger.warning("An automask that nobody waits for goes on: %s", exc)
+                logger.warning("An automask whose client has gone could not be cancelled: %s", exc)
             raise
 
     def progress(self) -> dict[str, Any]:
-        """samapi's: a `message`, and `percent` of the oldest run, -1 where there is none."""
+        """Return samapi's `message` and `percent` of the oldest job; -1 percent without one."""
         running = [] if self._folder is None else self._folder.running()
         if not running:
             return {"message": "Nothing is running.", "percent": -1}
@@ -64,12 +65,12 @@ class Jobs:
 
 
 async def while_client_waits(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """What `work` gives.
+    """Return the result of `work`, or cancel it if the client goes first.
 
     Raises:
-        ClientDisconnect: the client went first; `work` was cancelled.
+        ClientDisconnect: the client has gone.
     """
-    doing, leaving = asyncio.create_task(work), asyncio.create_task(_gone(request))
+    doing, leaving = asyncio.create_task(work), asyncio.create_task(_disconnect(request))
     try:
         await asyncio.wait({doing, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not doing.done():
@@ -81,7 +82,7 @@ async def while_client_waits(request: Request, work: Coroutine[Any, Any, T]) -> 
         await asyncio.gather(doing, leaving, return_exceptions=True)
 
 
-async def _gone(request: Request) -> None:
-    """Returns when the client has gone. Its body has been read."""
+async def _disconnect(request: Request) -> None:
+    """Return when the client has gone. The request's body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

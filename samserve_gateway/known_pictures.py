@@ -1,10 +1,10 @@
-"""A picture that the workers know goes to them as a digest, not again in full.
+"""A picture that the workers know goes to them as a digest, not in full.
 
-QuPath sends the whole view with every click. On its way through TorchServe and into the worker
-a megabyte costs several milliseconds, only to be found known there.
+QuPath sends the whole view with every click. A megabyte takes several milliseconds through
+TorchServe into the worker, which then finds that it has the picture's embedding already.
 
-Remembers digests only. A worker that no longer knows the picture says so, and gets it in full; so
-does one on another machine that never knew it.
+The gateway remembers digests only. A worker that does not know the picture answers 409 and gets
+it in full: it has forgotten the picture, or it is on a machine that never had it.
 """
 
 from __future__ import annotations
@@ -12,31 +12,29 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from samserve.errors import UnknownImage
-
 from .bodies import Body
 
 MAX_KNOWN = 2**14
-"""Many more than the workers keep; some megabytes of digests."""
+"""Digests remembered, some megabytes in all. The workers keep far fewer pictures."""
 
 
 class KnownPictures:
-    """Which pictures the workers have answered for.
+    """Remembers the pictures for which the workers have answered.
 
     Args:
-        count: told of each picture that is sent: `known`, as a digest; `forgotten`, in full after
-            all; `full`, at once.
+        count: called for each picture sent, with `known` (sent as its digest), `forgotten` (sent
+            in full after a refused digest) or `full` (sent in full at once).
     """
 
     def __init__(self, count: Callable[[str], None] = lambda outcome: None) -> None:
         self._count = count
         self._known: OrderedDict[tuple[str, str | None], None] = OrderedDict()
 
-    def ways(self, family: str, body: Body) -> Iterator[tuple[bytes, str]]:
-        """What to send, and its Content-Type: each in turn until one is not `refused`.
+    def contents(self, family: str, body: Body) -> Iterator[tuple[bytes, str]]:
+        """Yield what to send, and its Content-Type: each if the one before was answered with 409.
 
         Args:
-            family: of lanes, whose workers share what they know.
+            family: the family of lanes, whose workers share the pictures that they know.
         """
         key = (family, body.reference)
         if key in self._known and body.worth_abridging:
@@ -49,13 +47,8 @@ class KnownPictures:
         yield body.whole()
 
     def remember(self, family: str, body: Body) -> None:
-        """This body was answered: its picture is known now."""
+        """Remember that the family's workers have answered for the body's picture."""
         if body.worth_abridging:
             self._known[family, body.reference] = None
             if len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)
-
-
-def refused(status: int) -> bool:
-    """Whether a worker wants the picture itself."""
-    return status == UnknownImage.status

@@ -1,6 +1,6 @@
-"""What the gateway counts and times, for Prometheus: the page `/metrics`.
+"""The gateway's metrics, and the page `/metrics` that Prometheus reads.
 
-A worker's own metrics are at TorchServe's metrics address (`samserve.metrics`).
+TorchServe's metrics address has the workers' metrics (`samserve.serving.metrics`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from prometheus_client import (
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 
-# From a click on a known picture to the longest automask.
+# Upper bounds of the buckets, from a click on a known picture to the longest automask.
 _SECONDS = (
     0.01,
     0.025,
@@ -51,49 +51,51 @@ class Metrics:
         ProcessCollector(registry=registry)
         prefix, route = "samserve_gateway_", ["route"]
         self.requests = Counter(
-            f"{prefix}requests", "Answers.", ["route", "status"], registry=registry
+            f"{prefix}requests", "Requests answered.", ["route", "status"], registry=registry
         )
         self.seconds = Histogram(
             f"{prefix}request_seconds",
-            "From a request's first byte to its answer's last.",
+            "Time from a request's first byte to the last byte of its answer.",
             route,
             buckets=_SECONDS,
             registry=registry,
         )
         self.received = Counter(
-            f"{prefix}received_bytes", "Bodies of requests.", route, registry=registry
+            f"{prefix}received_bytes", "Bytes of the requests' bodies.", route, registry=registry
         )
-        self.sent = Counter(f"{prefix}sent_bytes", "Bodies of answers.", route, registry=registry)
+        self.sent = Counter(
+            f"{prefix}sent_bytes", "Bytes of the answers' bodies.", route, registry=registry
+        )
         self.in_flight = Gauge(
             f"{prefix}in_flight", "Requests not answered yet.", route, registry=registry
         )
         self.pictures = Counter(
             f"{prefix}pictures",
-            "How pictures went on to a worker: known (as a digest), forgotten (as a digest and "
-            "then in full), full.",
+            "Pictures sent to a worker: known (as a digest), forgotten (as a digest and then in "
+            "full), full.",
             ["outcome"],
             registry=registry,
         )
         self.retries = Counter(
             f"{prefix}retries",
-            "Requests that were lost, and sent once more.",
+            "Requests that were lost on the way to a worker, and sent again.",
             registry=registry,
         )
         self._ready_workers = Gauge(
-            f"{prefix}ready_workers", "READY workers.", ["lane"], registry=registry
+            f"{prefix}ready_workers", "READY workers of the lane.", ["lane"], registry=registry
         )
         self._lane_ready = Gauge(
             f"{prefix}lane_ready",
-            "1 where a READY worker has answered a real inference.",
+            "1 if a READY worker of the lane has answered a real inference, else 0.",
             ["lane"],
             registry=registry,
         )
 
     def page(self, lanes: Mapping[str, Mapping[str, Any]]) -> bytes:
-        """All of them as text.
+        """Return all metrics in Prometheus' text format.
 
         Args:
-            lanes: each lane's state, as `Readiness.check` gives it.
+            lanes: the state of each lane, as `Readiness.check` returns it.
         """
         self._ready_workers.clear()
         self._lane_ready.clear()

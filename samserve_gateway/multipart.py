@@ -1,7 +1,7 @@
-"""This module splits a multipart/form-data body into its parts, as bytes.
+"""Splits a multipart/form-data body into its parts, as bytes.
 
-An incomplete form is refused: what is missing at its end would else look as if it had never been
-asked for. What the parts mean, `samserve.forms` says.
+An incomplete form is refused, because fields missing at its end would look as if they had not been
+sent. `samserve.serving.forms` defines the meaning of the parts.
 """
 
 from __future__ import annotations
@@ -35,16 +35,17 @@ class _Part:
         return options[b"name"].decode(errors="replace")
 
     def value(self, name: str) -> bytes:
-        """Return the part's content. A text comes in UTF-8.
+        """Return the part's content; a text as UTF-8.
 
         Raises:
-            UnsupportedMediaType: it is in an encoding that is not read here.
+            UnsupportedMediaType: the content is in an encoding that is not read here.
+            InvalidRequest: a text is not in its charset.
         """
         transfer = self.headers.get("content-transfer-encoding", "binary").strip().lower()
         if transfer not in _AS_IT_IS:
             raise UnsupportedMediaType(
-                f"{name}: Content-Transfer-Encoding {transfer[:99]!r} is not read here, for HTTP "
-                "carries bytes as they are.",
+                f"{name}: Content-Transfer-Encoding {transfer[:99]!r} is not read here: send "
+                "the bytes unencoded, as HTTP allows.",
                 name,
             )
         content = b"".join(self.content)
@@ -66,7 +67,8 @@ def parts_of(content: bytes, content_type: str) -> dict[str, bytes]:
     """Return the content of each part by the part's name.
 
     Raises:
-        InvalidRequest: it is no form, is incomplete, has two parts of one name, or too many.
+        InvalidRequest: the content is not a form, is incomplete, has two parts of the same name, or
+            has more than MAX_PARTS parts.
         UnsupportedMediaType: a part is in an encoding that is not read here.
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary")

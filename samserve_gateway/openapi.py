@@ -1,7 +1,7 @@
-"""What `/docs` says: the meaning of routes, bodies and answers.
+"""The OpenAPI document, which the `/docs` page shows: routes, bodies, answers and errors.
 
-The bodies' schemas are made from `samserve.requests`, which the worker checks them with;
-here stands only what those models cannot say.
+The schemas of the bodies come from `samserve.serving.requests`, with which the worker validates
+them. This module adds what those models cannot express.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from . import probe
 from .registration import RegisterRequest
 
 DESCRIPTION = """
-Segment Anything and MobileSAM over HTTP, with [samapi](https://github.com/ksugar/samapi)'s
-API, so that QuPath's SAM extension and samapi's scripts work unchanged.
+Segment Anything and MobileSAM over HTTP, with the API of
+[samapi](https://github.com/ksugar/samapi), so that QuPath's SAM extension and samapi's scripts work
+unchanged.
 
 Answers are GeoJSON Features in **pixels of the image sent**: origin at the top-left corner
-of the first pixel, x right, y down, along pixel edges. Rasterising a Feature gives back the
-mask, holes and islands included.
+of the first pixel, x to the right, y down. Outlines follow the edges of pixels: a Feature,
+rasterised, is the mask again, with its holes and islands.
 
-Every refusal has one shape: `{"error": {"code", "message", "field"}}`.
+Every error has the same shape: `{"error": {"code", "message", "field"}}`.
 
-Paths work with and without their last slash. JSON may be UTF-8, UTF-16 or UTF-32, with a byte
-order mark or without; bodies may be compressed, `Content-Encoding: gzip` or `zstd`.
+Paths work with and without their last slash. JSON may be UTF-8, UTF-16 or UTF-32, with or without a
+byte order mark. Bodies may be compressed with `Content-Encoding: gzip` or `zstd`.
 """
 
 _REF = "#/components/schemas/{model}"
@@ -37,17 +38,17 @@ _ERROR = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
 
 _ERRORS: dict[int, str] = {
     400: "The body is not JSON, or it is incomplete or damaged.",
-    404: "The model type is not loaded and has no stand-in, or the weights are not registered.",
-    406: "There is no such `output_format`.",
-    409: "`b64img` refers to a picture that is not remembered: send it in full.",
-    413: "The body, as sent or decompressed, or the image is over the limit.",
-    415: "The body or a part of it is in an encoding that is not read: `Content-Encoding` may be "
-    "`gzip` or `zstd`.",
-    422: "A field's value is wrong; `field` says which.",
+    404: "The model type is not loaded and no other type stands in for it, or the weights are not "
+    "registered.",
+    406: "`output_format` is not one of the output formats.",
+    409: "`b64img` is the digest of a picture that the server does not know: send it in full.",
+    413: "The body, compressed or decompressed, or the image is larger than the limit.",
+    415: "The body or a part of it has an unsupported encoding: `Content-Encoding` may be `gzip` "
+    "or `zstd`.",
+    422: "A field has a wrong value; `field` names the field.",
     431: "The `Accept` header is too long.",
-    503: "No worker is free and the queue is full, none is up, or the GPU ran out of memory. "
-    "Try again.",
-    504: "No answer in time.",
+    503: "The queue is full, no worker is running, or the GPU ran out of memory. Try again.",
+    504: "The answer took longer than the time limit.",
 }
 
 _SQUARE = {
@@ -58,19 +59,19 @@ _SQUARE = {
 
 _FORM = {
     "type": "object",
-    "description": "The fields of the JSON as parts: texts as they are, everything else as JSON. "
-    "Or all of them as one JSON object in a part `request`.",
+    "description": "The same fields as in the JSON body, one part each: strings as plain text, "
+    "everything else as JSON. Or all of them as one JSON object in the part `request`.",
     "required": ["image"],
     "properties": {
         "image": {
             "type": "string",
             "format": "binary",
-            "description": "The image as a file, in place of `b64img`.",
+            "description": "The image file, in place of `b64img`.",
         },
         "mask": {
             "type": "string",
             "format": "binary",
-            "description": "A mask prompt as a file, in place of `b64mask`.",
+            "description": "The image file of a mask prompt, in place of `b64mask`.",
         },
         "request": {"type": "string", "description": "The other fields, as JSON."},
     },
@@ -93,7 +94,7 @@ _RECORD = {
 def _segmentation(
     summary: str, description: str, model: str, request: Any, answer: Any, record: Any
 ) -> dict[str, Any]:
-    """The keyword arguments that document a POST route."""
+    """Return the keyword arguments that document a POST route."""
     schema = {"$ref": _REF.format(model=model)}
     return {
         "summary": summary,
@@ -109,11 +110,11 @@ def _segmentation(
         },
         "responses": {
             200: {
-                "description": "A JSON array of GeoJSON Features; `[]` where nothing was found. "
-                "Other forms by `output_format` or the `Accept` header.",
+                "description": "A JSON array of GeoJSON Features; `[]` if there are none. "
+                "`output_format` or the `Accept` header chooses other formats.",
                 "headers": {
                     "X-Image-Pages": {
-                        "description": "Pages of the picture, of which `page` chose one.",
+                        "description": "Number of pages of the picture. `page` chooses one.",
                         "schema": {"type": "integer", "minimum": 1},
                     }
                 },
@@ -131,10 +132,10 @@ def _segmentation(
 
 
 PROMPT = _segmentation(
-    "Segment the objects prompted for",
-    "By a box, points, a mask, or several of these together. One Feature per mask. `quality` is "
-    "that mask's predicted IoU; `prompt_idx` says which of `prompts` it answers. A prompt "
-    "whose mask is empty has no Feature.",
+    "Segment the objects of the prompts",
+    "A prompt is a box, points, a mask, or several of these together. The answer has one Feature "
+    "per mask. `quality` is the mask's predicted IoU; `prompt_idx` is the index in `prompts` of "
+    "the prompt that it answers. A prompt whose mask is empty has no Feature.",
     "PromptRequest",
     probe.prompt("vit_t"),
     [_feature(prompt_idx=0)],
@@ -142,28 +143,28 @@ PROMPT = _segmentation(
 )
 AUTOMASK = _segmentation(
     "Segment every object",
-    "segment-anything's automatic mask generation. Takes seconds to minutes; it has workers "
-    "and a queue of its own, so that prompts do not wait behind it. A client that goes away ends "
-    "it.\n\nA body that leaves `output_type` and `include_image_edge` open gets segment-anything's "
-    "own behaviour. samapi 0.3 and later takes `Single mask` and false; so does a server that is "
+    "segment-anything's automatic mask generation. It takes seconds to minutes. Its workers and "
+    "its queue are separate, so prompts do not wait for it. If the client disconnects, it is "
+    "cancelled.\n\nThe defaults of `output_type` and `include_image_edge` are segment-anything's. "
+    "samapi 0.3 and later has the defaults `Single mask` and false, as has a server that was "
     "started with `SAMSERVE_DEFAULTS=samapi`.\n\n"
-    "`?stream=1`: the answer is lines of JSON (application/x-ndjson), `event` says of what "
-    "kind: `progress` with `done` and `total` points; then every object as a `feature`; at the end "
-    "`done` with the picture's `pages`, or `error`.",
+    "With `?stream=1` the answer is a stream of JSON lines (application/x-ndjson). The field "
+    "`event` of each is its kind: `progress` with `done` and `total` points; then a `feature` for "
+    "every object; at the end `done` with the picture's number of `pages`, or `error`.",
     "AutomaskRequest",
     probe.automask("vit_t"),
     [_feature(stability_score=0.98, area=1024, bbox=[16, 16, 31, 31], point_coords=[[32.0, 32.0]])],
     {**_RECORD, "stability_score": 0.98, "point_coords": [[32.0, 32.0]]},
 )
-VERSION: dict[str, Any] = {"summary": "The server's version, as plain text"}
+VERSION: dict[str, Any] = {"summary": "Return the server's version, as plain text"}
 WEIGHTS: dict[str, Any] = {
-    "summary": "The weights that are registered",
-    "description": "Of one model type, or of all that are loaded; each type's own are called "
-    "`default`. `name` and `url` are what `checkpoint_url` takes; `source` says where the "
-    "file came from; `sha256` is that file's digest.\n\nA type that samapi's clients offer and "
-    "that is not loaded has one entry, whose `name` says so and whose `url` leads to the 404 that "
-    "explains. Where another type stands in for it (`SAMSERVE_STAND_IN`), the entries are that "
-    "one's, and their names say so.",
+    "summary": "List the weights that requests can choose",
+    "description": "The weights of one model type, or of all types that are loaded. The weights "
+    "that a type has by default are named `default`. `checkpoint_url` takes the `name` or the "
+    "`url`; `source` says where the file came from; `sha256` is the file's digest.\n\nA type that "
+    "samapi's clients offer but that is not loaded has one entry. Its `name` says that the type is "
+    "not loaded, and a request with its `url` gets 404 and the reason. If another type stands in "
+    "for it (`SAMSERVE_STAND_IN`), the list has that type's entries, and their names say so.",
     "responses": {
         200: {
             "content": {
@@ -186,21 +187,24 @@ _TOKEN: list[dict[str, list[str]]] = [{"administrator": []}]
 
 _TOKEN_ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"description": "The administrator's token is missing or wrong.", "content": _ERROR},
-    403: {"description": "The server was started without such a token.", "content": _ERROR},
+    403: {
+        "description": "The server was started without an administrator's token.",
+        "content": _ERROR,
+    },
 }
 
 REGISTER: dict[str, Any] = {
     "summary": "Register weights of your own",
     "description": "The answer comes when `checkpoint_url` can choose the weights, or when the "
-    "registration was cancelled. `GET /sam/progress/` shows the progress meanwhile.\n\nThe server "
-    "downloads the file and checks that it holds the tensors of the model type. Only tensors "
-    "are read: no code in the file ever runs, and a file that names functions of Python's own"
-    " library is refused. Of a training checkpoint the network's tensors are taken, and the "
-    "rest is left out. Then the weights get lanes and workers of their own. If a step fails, "
-    "or the client goes away, nothing is left, except the beginning of a download that broke "
-    "off: the next request continues it.\n\nThis differs from samapi: only an administrator "
-    "with a token may register weights, only from allowed addresses, and a name or address "
-    "that is registered already is an error.",
+    "registration was cancelled. Meanwhile `GET /sam/progress/` shows the progress.\n\nThe server "
+    "downloads the file and checks that it contains the tensors of the model type. Only tensors "
+    "are read: code in the file never runs, and a file that names functions of Python's standard "
+    "library is refused. From a training checkpoint only the network's tensors are taken. Then "
+    "the weights get lanes and workers of their own. If a step fails, or the client disconnects, "
+    "nothing is left except the beginning of a download that broke off, which the next request "
+    "continues.\n\nThis differs from samapi: only an administrator with a token may register "
+    "weights, only from allowed addresses, and a name or address that is registered already is an "
+    "error.",
     "openapi_extra": {
         "security": _TOKEN,
         "requestBody": {
@@ -229,21 +233,23 @@ REGISTER: dict[str, Any] = {
         **_TOKEN_ERRORS,
         404: {"description": "The model type is not loaded.", "content": _ERROR},
         409: {
-            "description": "The name or the URL is registered already, or others are just now.",
+            "description": "The name or the URL is registered already, or other weights are being "
+            "registered.",
             "content": _ERROR,
         },
-        413: {"description": "The file is over the limit.", "content": _ERROR},
+        413: {"description": "The file is larger than the limit.", "content": _ERROR},
         422: {
             "description": "The address is not allowed, or the file is no checkpoint of the type.",
             "content": _ERROR,
         },
-        502: {"description": "The address did not give the whole file.", "content": _ERROR},
-        503: {"description": "TorchServe or a worker does not take them.", "content": _ERROR},
+        502: {"description": "The whole file could not be downloaded.", "content": _ERROR},
+        503: {"description": "TorchServe or a worker refuses the weights.", "content": _ERROR},
     },
 }
 CANCEL: dict[str, Any] = {
     "summary": "Cancel the registration under way",
-    "description": "Answers at once; the registration's own answer says when all is cleared away.",
+    "description": "The answer comes at once. The registration answers when its files and lanes "
+    "are removed.",
     "openapi_extra": {"security": _TOKEN},
     "responses": {
         200: {"content": {"text/plain": {"example": "Cancel signal sent"}}},
@@ -251,9 +257,9 @@ CANCEL: dict[str, Any] = {
     },
 }
 PROGRESS: dict[str, Any] = {
-    "summary": "How far the registration of weights is, or else the oldest automask under way",
-    "description": "`percent` is -1 where nothing is running; of a registration, how much is "
-    "downloaded.",
+    "summary": "Return the progress of the registration of weights, or else of the oldest automask",
+    "description": "`percent` is -1 if nothing is running. For a registration, it is the part of "
+    "the file that has been downloaded.",
     "responses": {
         200: {
             "content": {
@@ -264,10 +270,10 @@ PROGRESS: dict[str, Any] = {
         }
     },
 }
-HEALTHZ: dict[str, Any] = {"summary": "Alive: the gateway's own process answers"}
+HEALTHZ: dict[str, Any] = {"summary": "Check that the gateway's process answers"}
 READYZ: dict[str, Any] = {
-    "summary": "Ready: every lane has a READY worker and has answered a real inference",
-    "description": "200 where all lanes are ready, else 503, with each lane's state.",
+    "summary": "Check that every lane has a READY worker and has answered a real inference",
+    "description": "200 if all lanes are ready, else 503; both with the state of each lane.",
     "responses": {
         200: {
             "content": {
@@ -279,7 +285,7 @@ READYZ: dict[str, Any] = {
                 }
             }
         },
-        503: {"description": "Some lane is not ready yet."},
+        503: {"description": "A lane is not ready yet."},
     },
 }
 
@@ -301,7 +307,7 @@ _ERROR_SCHEMA = {
 
 
 def openapi(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document, made once."""
+    """Return the OpenAPI document. It is made once."""
     if app.openapi_schema is None:
         document = get_openapi(
             title=app.title,

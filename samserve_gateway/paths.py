@@ -1,10 +1,9 @@
-"""Every spelling of a path leads to its route: with or without the last slash, with doubled ones.
+"""Maps every spelling of a path to its route: without the last slash, or with doubled slashes.
 
-samapi's addresses end in a slash, and clients put them together from a base that may end in one,
-too. A redirect would lose bodies, and name the wrong scheme behind a proxy that ends TLS.
+samapi's addresses end in a slash, and clients join them to a base URL that may end in one, too. A
+redirect instead would lose bodies, and would name the wrong scheme behind a proxy that ends TLS.
 
-An encoded slash (`%2F`) is part of a name and `..` is a name like any other: neither is resolved,
-so both lead nowhere.
+An encoded slash (`%2F`) and `..` are not resolved, so paths with them are unknown (404).
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ _SLASHES = re.compile("/+")
 
 
 class Paths:
-    """An ASGI application that gives another one each path as the route spells it.
+    """An ASGI application that wraps another one, and gives it each path as the route spells it.
 
     Args:
-        routes: the paths of the routes, as they are spelt there.
+        routes: the paths of the application's routes.
     """
 
     def __init__(self, app: ASGIApp, routes: Iterable[str]) -> None:
@@ -31,6 +30,7 @@ class Paths:
         self._routes = {_key(route): route for route in routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with its path rewritten."""
         if scope["type"] == "http":
             path = _decoded(scope["raw_path"])
             scope = {**scope, "path": self._routes.get(_key(path), path)}
@@ -38,14 +38,14 @@ class Paths:
 
 
 def _decoded(raw_path: bytes) -> str:
-    """Return the path in characters. Encoded slashes stay encoded.
+    """Return the path percent-decoded, except that encoded slashes stay encoded.
 
-    A client that takes us for a proxy sends the whole address, of which this is the path.
+    A client that uses the gateway as a proxy sends a whole URL. Its path is returned.
     """
     path = _AUTHORITY.sub(b"", raw_path, count=1) if raw_path[:1] != b"/" else raw_path
     return unquote(re.sub("(?i)%2f", "%252F", path.decode("latin-1")))
 
 
 def _key(path: str) -> str:
-    """Return the part that all spellings of a path have in common."""
+    """Return a key that is the same for all spellings of a path."""
     return _SLASHES.sub("/", path).rstrip("/")

@@ -1,13 +1,13 @@
-"""A request small enough to stand anywhere, that every loaded model can answer.
+"""A small request that every loaded model can answer.
 
-The `/docs` page offers it, a starting server shows it, and readiness is asked with it.
+The `/docs` page shows it as an example, a starting server prints it, and `readiness.py` sends it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-# 64x64 pixels, a white disc of radius 16 in the middle of black; 166 bytes of PNG.
+# A PNG of 166 bytes: 64x64 pixels, a white disc of radius 16 centred on black.
 DISC_PNG = (
     "iVBORw0KGgoAAAANSUhEUgAAAEAAAABAAQAAAACCEkxzAAAAbUlEQVR42s3QsRGDQAxE0YdMQIQpgVJckjuA0iiFEi4k"
     "YDgH5wBmICDjR5r9UqDlebwTAt/2n+RckhcTQU1P0NARdDTlirLcUxN8iKMqVGRUJ+ruMJIv1MRGMLMeVWIhWEgEK/Pu"
@@ -16,10 +16,10 @@ DISC_PNG = (
 
 
 def prompt(model_type: str) -> dict[str, Any]:
-    """A box around the disc."""
+    """Return a prompt request: a box around the disc."""
     return {"type": model_type, "bbox": [14, 14, 50, 50], "b64img": DISC_PNG}
 
 
 def automask(model_type: str) -> dict[str, Any]:
-    """A grid of four points."""
+    """Return an automask request: a grid of four points."""
     return {"type": model_type, "points_per_side": 2, "b64img": DISC_PNG}

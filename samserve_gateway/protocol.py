@@ -1,11 +1,11 @@
-"""The gateway reads HTTP/1.1 with uvicorn's protocol on h11, and corrects it in three points.
+"""The gateway's HTTP/1.1: uvicorn's protocol on h11, changed in three points.
 
 - An offer to speak another protocol (`Upgrade: h2c`, as Java's `HttpClient` makes it by default)
   is ignored, as RFC 9110 allows, and the request is answered like any other.
-- A client that made such an offer and then hangs up is noticed at once, not after the answer.
-- What is not HTTP is refused in the one error shape of all refusals.
+- If a client that made such an offer hangs up, the gateway notices at once, not after the answer.
+- A request that is not valid HTTP is refused in the one error shape of all refusals.
 
-Speaks no HTTP/2: `gateway/app.py`'s clients gain nothing from it on one connection per click.
+There is no HTTP/2: clients send one request at a time, for which it is no faster.
 """
 
 from __future__ import annotations
@@ -21,15 +21,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from samserve.errors import error_body
 
 MAX_HEAD_BYTES = 2**16
-"""Bytes of the request line and the headers together. A browser may send many cookies."""
+"""Most bytes of the request line and the headers together. A browser may send many cookies."""
 
 MAX_TARGET_BYTES = 2**13
-"""RFC 9110 asks for at least 8,000; the longest address here has not a hundred."""
+"""Most bytes of a request's address. RFC 9110 wants at least 8,000; the routes here have fewer than
+100."""
 
 HTTP_VERSIONS = (b"1.0", b"1.1")
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-"""What RFC 9110 allows in no header, and h11 does; on to TorchServe nobody would send it."""
+"""Control characters, which RFC 9110 forbids in headers. h11 accepts them, but the client that
+forwards the header to TorchServe does not."""
 
 _REFUSALS = {
     414: ("uri_too_long", f"The request's address has more than {MAX_TARGET_BYTES} bytes."),
@@ -41,42 +43,42 @@ _REFUSALS = {
 
 
 class Connection(h11.Connection):
-    """One client's connection, on which the server never changes to another protocol."""
+    """A client's connection, on which the server never switches to another protocol."""
 
     def next_event(self) -> Any:
-        """Return h11's next event. A request comes without its `Upgrade` header.
+        """Return h11's next event. A request has no `Upgrade` header any more.
 
         Raises:
-            h11.RemoteProtocolError: what came is not HTTP, or its head is too long.
+            h11.RemoteProtocolError: the client sent no valid HTTP, or too long a head.
         """
         event = super().next_event()
         if isinstance(event, h11.Request):
             return _without_offers(event)
         if event is h11.PAUSED and not self.trailing_data[0]:
-            # An offer was made, so that h11 takes what follows for another protocol's. uvicorn
-            # stops to read from a paused connection, and then sees no hang-up; since nothing
-            # waits to be read, there is no reason to stop.
+            # After an offered upgrade h11 pauses, because the bytes that follow may be another
+            # protocol's. uvicorn stops reading from a paused connection, and then does not notice
+            # that the client hangs up. Nothing is buffered, so reading can go on.
             return h11.NEED_DATA
         return event
 
 
 class Protocol(H11Protocol):
-    """uvicorn creates one of these for each connection."""
+    """uvicorn's protocol with the `Connection` above. uvicorn makes one for each connection."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn = Connection(h11.SERVER, MAX_HEAD_BYTES)
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP, and close the connection.
+        """Refuse a request that is not valid HTTP, and close the connection.
 
-        uvicorn calls it while it handles h11's error, which knows more than `msg`.
+        uvicorn calls this while it handles h11's exception, which says more than `msg`.
         """
         error = sys.exc_info()[1]
         status = getattr(error, "error_status_hint", 400)
         if status not in _REFUSALS:
-            status = 400  # h11 has 501, too, as if it were our fault
-        reason = str(error or msg).partition(": bytearray")[0]  # h11 quotes what came
+            status = 400  # h11 also suggests 501, but the error is the client's
+        reason = str(error or msg).partition(": bytearray")[0]  # h11 appends the bytes received
         unread = ("bad_request", f"This is not valid HTTP/1.1: {reason}.")
         body = orjson.dumps(error_body(*_REFUSALS.get(status, unread)))
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # no answer has begun
@@ -95,10 +97,10 @@ def _without_offers(request: h11.Request) -> h11.Request:
     """Return the request without its `Upgrade` header, so that uvicorn sees no offer."""
     if request.http_version not in HTTP_VERSIONS:
         version = request.http_version.decode()
-        raise h11.RemoteProtocolError(f"it is HTTP/{version}, and HTTP/1.1 is spoken here")
+        raise h11.RemoteProtocolError(f"it is HTTP/{version}, but only HTTP/1.1 is supported")
     if len(request.target) > MAX_TARGET_BYTES:
         raise h11.RemoteProtocolError("its address is too long", error_status_hint=414)
-    # h11 bounds only a head that comes in pieces.
+    # h11 bounds the head only if it arrives in several reads.
     fields = sum(len(name) + len(value) + 4 for name, value in request.headers)
     size = len(request.target) + fields
     if size > MAX_HEAD_BYTES:

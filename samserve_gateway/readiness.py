@@ -1,10 +1,10 @@
-"""Is every lane able to answer? Asked of TorchServe, and once of the model itself.
+"""Tells whether every lane can answer.
 
-TorchServe calls itself healthy before any model is loaded, so a lane counts as ready
-only when it has a READY worker and has answered a real inference, a tiny picture, since
-one of those workers started.
+TorchServe reports itself healthy before any model is loaded. So a lane counts as ready only if it
+has a READY worker, and has answered a probe (`probe.py`, a real inference on a tiny picture) since
+one of its READY workers started.
 
-Probes run beside the question, never inside it: `check` answers at once.
+Probes run in the background: `check` does not wait for them.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from samserve.serving.lanes import family_of, mode_of, model_type_of
 
 from . import probe
 from .settings import Settings
-from .torchserve import TorchServe, TorchServeError, ready_workers
+from .torchserve import TorchServe
+from .torchserve_answers import TorchServeError, ready_workers
 
 logger = logging.getLogger(__name__)
 
 
 class Readiness:
-    """Knows which workers have answered, and lets the others be asked.
+    """Remembers which workers have answered a probe, and probes the others.
 
     Args:
-        joining: families that are being registered: nobody waits for those.
+        joining: families that are being registered. Their lanes are left out.
     """
 
     def __init__(self, torchserve: TorchServe, settings: Settings, joining: Set[str]) -> None:
@@ -39,34 +40,34 @@ class Readiness:
         self._probes: dict[str, asyncio.Task[None]] = {}
 
     async def check(self) -> tuple[bool, dict[str, dict[str, Any]]]:
-        """(all ready?, for each lane: its `state`, and `workers` that are READY).
+        """Return whether all lanes are ready, and each lane's `state` and number of `workers`.
 
-        States: `missing` (not registered), `starting` (no READY worker), `warming` (asked,
-        not yet answered), `ready`; `unreachable` where TorchServe itself doesn't answer.
+        States: `missing` (not registered), `starting` (no READY worker), `warming` (probed, but
+        not answered yet), `ready`, and `unreachable` if TorchServe itself does not answer.
         """
         try:
             registered = await self._torchserve.lanes()
         except TorchServeError as error:
             logger.info("Not ready: %s", error)
             return False, self.unreachable()
-        joined = [lane for lane in registered if family_of(lane) not in self._joining]
-        names = list(dict.fromkeys([*self._settings.lanes(), *joined]))
+        complete = [lane for lane in registered if family_of(lane) not in self._joining]
+        names = list(dict.fromkeys([*self._settings.lanes(), *complete]))
         states = await asyncio.gather(*(self._lane(name, registered) for name in names))
         lanes = dict(zip(names, states, strict=True))
         return all(lane["state"] == "ready" for lane in states), lanes
 
     def unreachable(self) -> dict[str, dict[str, Any]]:
-        """What there is to say where TorchServe itself does not answer."""
+        """Return the lanes' states as `check` does if TorchServe does not answer."""
         return {name: _state("unreachable") for name in self._settings.lanes()}
 
     async def _lane(self, name: str, registered: list[str]) -> dict[str, Any]:
         if name not in registered:
             return _state("missing")
         try:
-            described = await self._torchserve.lane(name)
+            description = await self._torchserve.lane(name)
         except TorchServeError:  # unregistered since the list was made
             return _state("missing")
-        workers = ready_workers(described)
+        workers = ready_workers(description)
         if not workers:
             return _state("starting")
         if workers & self._answered.get(name, frozenset()):
@@ -75,25 +76,25 @@ class Readiness:
             self._probes[name] = asyncio.create_task(self._probe(name, workers))
         return _state("warming", len(workers))
 
-    async def ask(self, name: str) -> None:
-        """Ask a lane now, and wait for its answer.
+    async def probe_now(self, name: str) -> None:
+        """Probe a lane now, and wait for its answer.
 
         Raises:
-            TorchServeError: it gives none.
+            TorchServeError: the lane does not answer the probe with 200.
         """
-        await self._ask(name, ready_workers(await self._torchserve.lane(name)))
+        await self._send_probe(name, ready_workers(await self._torchserve.lane(name)))
 
     async def _probe(self, name: str, workers: frozenset[int]) -> None:
         try:
-            await self._ask(name, workers)
+            await self._send_probe(name, workers)
         except TorchServeError as error:
             logger.warning("Lane %s failed its probe: %s", name, error)
         finally:
             del self._probes[name]
 
-    async def _ask(self, name: str, workers: frozenset[int]) -> None:
-        ask = probe.prompt if mode_of(name) == "prompt" else probe.automask
-        body = json.dumps(ask(model_type_of(name))).encode()
+    async def _send_probe(self, name: str, workers: frozenset[int]) -> None:
+        request_of = probe.prompt if mode_of(name) == "prompt" else probe.automask
+        body = json.dumps(request_of(model_type_of(name))).encode()
         answer = await self._torchserve.predict(
             name, body, {"Content-Type": "application/json"}, self._settings.automask_timeout_s
         )
@@ -102,7 +103,7 @@ class Readiness:
         self._answered[name] = workers
 
     async def close(self) -> None:
-        """End the probes under way."""
+        """Cancel the probes under way."""
         probes = list(self._probes.values())
         for task in probes:
             task.cancel()

@@ -1,12 +1,13 @@
-"""Weights registered while the server runs: fetched, checked, archived, given lanes; or nothing.
+"""Registers weights while the server runs.
 
-A job of its own, `scripts/register_weights.py`, does all but the last of these. It is another
-process because it needs PyTorch, which the gateway does without; because it reads what
-strangers wrote; and because it can be killed. The lanes then come about through TorchServe's
-management API.
+Another process, `samserve.archives.register`, downloads the weights, checks them and builds their
+archive. It is a process of its own because it needs PyTorch, which the gateway does not load;
+because it reads files that strangers wrote; and because it can be killed. The gateway then creates
+the lanes through TorchServe's management API.
 
-Whatever goes wrong on the way, or who cancels it, nothing of it is left: no lane, no file. Only
-of a download that broke off the beginning is kept, to be gone on from; one at most.
+If a step fails, or the registration is cancelled, no lane and no file is left. The one exception
+is a download that broke off: its beginning is kept, and the next registration of that address
+continues it. At most one such beginning is kept.
 """
 
 from __future__ import annotations
@@ -52,18 +53,19 @@ from samserve.serving.requests import JsonBody
 
 from .readiness import Readiness
 from .settings import ADMIN_TOKEN, Settings
-from .torchserve import TorchServe, TorchServeError
+from .torchserve import TorchServe
+from .torchserve_answers import TorchServeError
 from .weights import Weights
 
 logger = logging.getLogger(__name__)
 
 COMMAND = (sys.executable, "-m", "samserve.archives.register")
-"""The process that fetches and checks the weights, and builds their archive."""
+"""The process that downloads and checks the weights, and builds their archive."""
 
 LOAD_TIMEOUT_S = 330.0
-"""Longer than the models' startupTimeout, so that TorchServe's own answer is heard."""
+"""Longer than the models' startupTimeout, so that TorchServe answers first."""
 
-_JOBS_ERRORS: dict[str, type[SamserveError]] = {
+_PROCESS_ERRORS: dict[str, type[SamserveError]] = {
     kind.code: kind for kind in (InvalidField, InvalidWeights, TooLarge, Unreachable)
 }
 
@@ -78,27 +80,28 @@ def _check_name(name: str) -> str:
 
 
 class RegisterRequest(JsonBody):
-    """`POST /sam/weights/`: weights to be registered."""
+    """The body of `POST /sam/weights/`."""
 
-    type: str = Field(description="Model type that they are of; it must be loaded.")
+    type: str = Field(description="Model type of the weights. It must be loaded.")
     name: Annotated[str, AfterValidator(_check_name)] = Field(
-        description="What `checkpoint_url` may call them.", examples=["nuclei"]
+        description="Name of the weights, by which `checkpoint_url` chooses them.",
+        examples=["nuclei"],
     )
     url: str = Field(
         min_length=1,
         max_length=2048,
-        description="Where they are: an address that the server allows, or a file within its "
-        "weights folder, as `file:///…` or by its path there.",
+        description="Location of the weights: an address that the server allows, or a file in its "
+        "weights folder, as `file:///…` or as a path relative to that folder.",
         examples=["nuclei.pt"],
     )
 
 
 class Registration:
-    """Registers weights, one at a time.
+    """Registers weights, one registration at a time.
 
     Args:
-        weights: learns of them.
-        readiness: asks their lanes once before anybody else does.
+        weights: keeps the new family from being chosen until its lanes are ready.
+        readiness: probes the new lanes before any client uses them.
     """
 
     def __init__(
@@ -114,70 +117,70 @@ class Registration:
         self._progress: dict[str, Any] = {}
 
     def authorize(self, authorization: str | None) -> None:
-        """Whether who sends this `Authorization` may register weights.
+        """Check that a request with this Authorization header may register weights.
 
         Raises:
-            Forbidden: nobody may.
-            Unauthorized: it is not the administrator.
+            Forbidden: the server was started without an administrator's token.
+            Unauthorized: the header does not have the administrator's token.
         """
         token = self._settings.admin_token
         if token is None:
             raise Forbidden(
-                f"Registering weights is off. It is allowed to whoever sends the token that the "
-                f"server was started with in {ADMIN_TOKEN}."
+                f"Registering weights is off. Start the server with a token in {ADMIN_TOKEN}, and "
+                "send that token."
             )
-        scheme, _, given = (authorization or "").partition(" ")
-        # Headers are bytes, which arrive here as Latin-1.
+        scheme, _, credentials = (authorization or "").partition(" ")
+        # The server decodes the bytes of headers as Latin-1.
         right = hmac.compare_digest(
-            given.strip().encode("latin-1"), token.get_secret_value().encode()
+            credentials.strip().encode("latin-1"), token.get_secret_value().encode()
         )
         if scheme.lower() != "bearer" or not right:
             raise Unauthorized("Send the administrator's token as Authorization: Bearer <token>.")
 
-    async def register(self, asked: RegisterRequest) -> str:
-        """Register, and say so; or say that it was cancelled.
+    async def register(self, request: RegisterRequest) -> str:
+        """Register weights. Return a sentence that says that they are registered, or cancelled.
 
         Raises:
-            Conflict: another one is under way, or the name or the URL is registered already.
-            SamserveError: the weights cannot be had, or are none of this type.
-            TorchServeError: TorchServe does not take them.
+            Conflict: another registration is under way, or the name or URL is registered already.
+            SamserveError: the weights cannot be downloaded, or are not of this type.
+            TorchServeError: TorchServe or a worker refuses the weights.
         """
         if self._work is not None:
-            raise Conflict("Other weights are being registered. Try again when they are.")
+            raise Conflict("Other weights are being registered. Try again later.")
         self._stopping = False
-        self._progress = {"message": f"{asked.name}: starting", "percent": 0}
-        self._work = asyncio.create_task(self._register(asked))
+        self._progress = {"message": f"{request.name}: starting", "percent": 0}
+        self._work = asyncio.create_task(self._register(request))
         try:
             await asyncio.wait({self._work})
             if self._work.cancelled():
-                return f"The registration of {asked.name} ({asked.url}) was cancelled."
+                return f"The registration of {request.name} ({request.url}) was cancelled."
             self._work.result()
-            return f"{asked.name} ({asked.url}) is registered."
+            return f"{request.name} ({request.url}) is registered."
         finally:
-            # Still at work where our own caller has gone.
+            # If the client has gone, this coroutine was cancelled and the work still runs.
             self.cancel()
             await asyncio.gather(self._work, return_exceptions=True)
             self._work = None
 
     def cancel(self) -> None:
-        """End what is under way, and let it clear away what it has made."""
+        """Cancel the registration under way. It then removes its lanes and files."""
         if self._work is not None and not self._stopping:
-            self._stopping = True  # only once: a second one would interrupt the clearing away
+            self._stopping = True  # cancelling a second time would interrupt the removal
             self._work.cancel()
 
     def progress(self) -> dict[str, Any] | None:
-        """samapi's `message` and `percent` of the registration under way; None without one."""
+        """Return samapi's `message` and `percent`; None if no registration is under way."""
         return None if self._work is None else self._progress
 
-    async def _register(self, asked: RegisterRequest) -> None:
-        family = registered_family(asked.type, asked.name)
+    async def _register(self, request: RegisterRequest) -> None:
+        family = registered_family(request.type, request.name)
         with self._alone():
-            await self._check_new(asked, family)
+            await self._check_new(request, family)
             incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=self._folder))
             self._weights.joining.add(family)
             resumable = False
             try:
-                await self._run_job(asked, family, incoming)
+                await self._run_process(request, family, incoming)
                 await self._load(family)
             except BaseException as error:
                 resumable = isinstance(error, Unreachable)
@@ -195,52 +198,57 @@ class Registration:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """No other gateway registers weights in this folder within the block."""
+        """Lock the folder of registered weights against other gateways within the block.
+
+        Raises:
+            Conflict: another gateway has the lock.
+        """
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / ".lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as exc:
-                raise Conflict("Another server registers weights in this folder.") from exc
-            for left in self._folder.glob(".incoming-*"):  # by a gateway that was killed
-                shutil.rmtree(left)
+                raise Conflict("Another server is registering weights in this folder.") from exc
+            for incoming in self._folder.glob(".incoming-*"):  # left by a gateway that was killed
+                shutil.rmtree(incoming)
             yield
 
-    async def _check_new(self, asked: RegisterRequest, family: str) -> None:
-        for known in await self._weights.registered([asked.type]):
-            for field, value in (("name", asked.name), ("url", asked.url)):
+    async def _check_new(self, request: RegisterRequest, family: str) -> None:
+        for known in await self._weights.registered([request.type]):
+            for field, value in (("name", request.name), ("url", request.url)):
                 if value in (known["name"], known["url"]):
                     raise Conflict(
-                        f"{value!r} is registered for {asked.type} already, as "
+                        f"{value!r} is registered for {request.type} already, as "
                         f"{known['name']!r} ({known['url']}).",
                         field,
                     )
-        if is_default_address(asked.type, asked.url):
+        if is_default_address(request.type, request.url):
             raise Conflict(
-                f"{asked.url!r} is where {asked.type}'s own weights are published, which every "
-                "request for it gets that names no others.",
+                f"{request.url!r} is the address at which {request.type}'s own weights are "
+                "published. Requests that choose no other weights use those.",
                 "url",
             )
         for path in self._files(family):
             if path.exists():
-                raise Conflict(f"There is a file {path.name} already.", "name")
+                raise Conflict(f"A file {path.name} exists already.", "name")
 
     def _files(self, family: str) -> list[Path]:
-        """What the job leaves in the end."""
-        made = (f"{family}-{made}" for made in MADE_FROM_WEIGHTS)
-        own = [self._folder / name for name in (f"{family}.pt", f"{family}.json", *made)]
+        """Return the files and folders of registered weights."""
+        derived = (f"{family}-{suffix}" for suffix in MADE_FROM_WEIGHTS)
+        names = (f"{family}.pt", f"{family}.json", *derived)
         archive = self._settings.model_store / f"{family}.mar"
-        return [*own, archive, self._settings.models_dir / family]
+        unpacked = self._settings.models_dir / family
+        return [*(self._folder / name for name in names), archive, unpacked]
 
-    async def _run_job(self, asked: RegisterRequest, family: str, incoming: Path) -> None:
-        """Returns when all files are where they belong.
+    async def _run_process(self, request: RegisterRequest, family: str, incoming: Path) -> None:
+        """Run the process that downloads the weights and builds their archive, to its end.
 
         Raises:
-            SamserveError: what the job says is wrong.
-            RuntimeError: it ended without a word.
+            SamserveError: the process says what is wrong with the weights.
+            RuntimeError: the process ended without a result.
         """
-        request = {
-            **asked.model_dump(),
+        job = {
+            **request.model_dump(),
             "incoming": str(incoming),
             "parts": str(self._parts),
             "weights_dir": str(self._settings.weights_dir),
@@ -254,57 +262,57 @@ class Registration:
             env={name: value for name, value in os.environ.items() if name != ADMIN_TOKEN},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
-            start_new_session=True,  # with what it starts, to be killed together
+            start_new_session=True,  # a process group, which is killed as a whole
         )
         try:
             if process.stdin is None or process.stdout is None:
-                raise RuntimeError("the job has no pipes")
-            process.stdin.write(json.dumps(request).encode())
+                raise RuntimeError("the process has no pipes")
+            process.stdin.write(json.dumps(job).encode())
             process.stdin.close()
             async for line in process.stdout:
                 event = json.loads(line)
                 if "error" in event:
-                    said = event["error"]
-                    raise _JOBS_ERRORS[said["code"]](said["message"], said["field"])
+                    error = event["error"]
+                    raise _PROCESS_ERRORS[error["code"]](error["message"], error["field"])
                 if "registered" in event:
                     return
                 self._progress = event
             status = await process.wait()
-            raise RuntimeError(f"the job that registers {family} ended with status {status}")
+            raise RuntimeError(f"the process that registers {family} ended with status {status}")
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             await process.wait()
 
     async def _load(self, family: str) -> None:
-        """Lanes for the archive, with as many workers as their type's own have.
+        """Create the lanes of the archive, with as many workers as the lanes of its model type.
 
         Raises:
-            TorchServeError: TorchServe or a worker does not take it.
+            TorchServeError: TorchServe or a worker refuses the archive.
         """
         for lane in lanes_of([family]):
             self._progress = {"message": f"{lane}: starting workers", "percent": 100}
-            like = await self._torchserve.lane(lane_of(model_type_of(lane), mode_of(lane)))
-            making = asyncio.create_task(
+            template = await self._torchserve.lane(lane_of(model_type_of(lane), mode_of(lane)))
+            creating = asyncio.create_task(
                 self._torchserve.register(
                     lane,
                     family,
-                    workers=max(1, like["minWorkers"]),
-                    batch_size=like["batchSize"],
-                    max_batch_delay=like["maxBatchDelay"],
+                    workers=max(1, template["minWorkers"]),
+                    batch_size=template["batchSize"],
+                    max_batch_delay=template["maxBatchDelay"],
                     timeout_s=LOAD_TIMEOUT_S,
                 )
             )
             try:
-                await asyncio.shield(making)
+                await asyncio.shield(creating)
             finally:
-                # TorchServe goes on when nobody waits, and a lane can be ended only once it is
-                # there.
-                await asyncio.gather(making, return_exceptions=True)
-            await self._readiness.ask(lane)
+                # TorchServe creates the lane even if the request is cancelled, and a lane can be
+                # unregistered only after that.
+                await asyncio.gather(creating, return_exceptions=True)
+            await self._readiness.probe_now(lane)
 
     async def _undo(self, family: str) -> None:
-        """No lane, no file."""
+        """Remove the lanes and the files of the family."""
         for lane in lanes_of([family]):
             try:
                 await self._torchserve.unregister(lane)

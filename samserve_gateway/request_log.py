@@ -1,8 +1,8 @@
-"""The gateway's outermost layer: every request gets its id, is counted, timed and logged.
+"""Gives every request its id, counts and times it, and logs it.
 
-The client's own `X-Request-Id` is kept where it is sane; else there is a new one. It goes on to
-TorchServe and the worker (`logs.request_id()`), stands in every line that is logged on the way,
-and in the answer. A 503 tells when to try again, whoever it comes from.
+A client's own `X-Request-Id` is kept if it has a valid form; otherwise the request gets a new one.
+The id goes to TorchServe and the worker (`logs.request_id()`), and is in every log line about the
+request and in the answer. Every 503, whatever its origin, gets a Retry-After header.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from samserve.serving import logs
+from samserve.serving.headers import REQUEST_ID
 
 from .metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
-REQUEST_ID = "X-Request-Id"
 RETRY_AFTER_S = 1
 
 
-class Observed:
-    """An ASGI application around another.
+class RequestLog:
+    """An ASGI application that wraps another one, and records each of its requests.
 
     Args:
-        routes: the paths that are counted each by itself; all others are one.
+        routes: the paths that are counted each by itself. All others are counted as `other`.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, routes: Collection[str]) -> None:
@@ -38,55 +38,63 @@ class Observed:
         self._routes = frozenset(routes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and record it when its answer has been sent."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         route = scope["path"] if scope["path"] in self._routes else "other"
-        given = Headers(scope=scope).get(REQUEST_ID, "")
-        request_id = given if logs.is_request_id(given) else secrets.token_hex(16)
+        client_id = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = client_id if logs.is_request_id(client_id) else secrets.token_hex(16)
         status, received, sent = 500, 0, 0
 
-        async def counted_receive() -> Message:
+        async def count_receive() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
             return message
 
-        async def counted_send(message: Message) -> None:
+        async def count_send(message: Message) -> None:
             nonlocal status, sent
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID] = request_id
-                if status == 503:
-                    headers.setdefault("Retry-After", str(RETRY_AFTER_S))
+                _complete(MutableHeaders(scope=message), request_id, status)
             sent += len(message.get("body", b""))
             await send(message)
 
         start = time.perf_counter()
         self._metrics.in_flight.labels(route).inc()
-        logs.begin(request_id)  # for good: a request has a task of its own
+        logs.begin(request_id)  # never ended: the request has an asyncio task of its own
         try:
-            await self._app(scope, counted_receive, counted_send)
+            await self._app(scope, count_receive, count_send)
         finally:
             seconds = time.perf_counter() - start
-            self._metrics.in_flight.labels(route).dec()
-            self._metrics.requests.labels(route, status).inc()
-            self._metrics.seconds.labels(route).observe(seconds)
-            self._metrics.received.labels(route).inc(received)
-            self._metrics.sent.labels(route).inc(sent)
-            logger.log(
-                # Not to be ready yet is an answer, not a failure.
-                logging.WARNING if status >= 500 and route != "/readyz" else logging.INFO,
-                "Answered.",
-                extra={
-                    "fields": {
-                        "method": scope["method"],
-                        "route": route,
-                        "status": status,
-                        "seconds": round(seconds, 4),
-                        "received": received,
-                        "sent": sent,
-                    }
-                },
-            )
+            self._count(route, status, seconds, received, sent)
+            _log(scope["method"], route, status, seconds, received, sent)
+
+    def _count(self, route: str, status: int, seconds: float, received: int, sent: int) -> None:
+        self._metrics.in_flight.labels(route).dec()
+        self._metrics.requests.labels(route, status).inc()
+        self._metrics.seconds.labels(route).observe(seconds)
+        self._metrics.received.labels(route).inc(received)
+        self._metrics.sent.labels(route).inc(sent)
+
+
+def _complete(headers: MutableHeaders, request_id: str, status: int) -> None:
+    """Add the headers that every answer has."""
+    headers[REQUEST_ID] = request_id
+    if status == 503:
+        headers.setdefault("Retry-After", str(RETRY_AFTER_S))
+
+
+def _log(method: str, route: str, status: int, seconds: float, received: int, sent: int) -> None:
+    # `/readyz` answers 503 until the server is ready, which is not a failure.
+    level = logging.WARNING if status >= 500 and route != "/readyz" else logging.INFO
+    fields = {
+        "method": method,
+        "route": route,
+        "status": status,
+        "seconds": round(seconds, 4),
+        "received": received,
+        "sent": sent,
+    }
+    logger.log(level, "Answered.", extra={"fields": fields})

@@ -1,16 +1,17 @@
-"""Asking TorchServe, and once more where the question was lost.
+"""Sends a request to TorchServe, and sends it again if it was lost.
 
-A question is lost
+A request is lost in one of three ways:
 
-- with its worker: TorchServe fails some of what an ending worker has in hand ("Worker died.");
-- without a word: what an ending worker has taken from the queue but not begun, TorchServe 0.12
-  forgets (`BatchAggregator`, interrupted between the two). So while prompts wait, their lane's
-  workers are looked at, and a prompt that is unanswered long after one of them is gone is asked
-  again, beside the first. Only lanes whose worker waits for company have that gap, which automask's
-  don't;
-- on the way, where there is a balancer.
+- With an answer: TorchServe fails some of the requests that a worker has when it ends
+  ("Worker died.").
+- Without an answer: TorchServe 0.12 forgets requests that an ending worker has taken from the queue
+  but not begun (`BatchAggregator`, interrupted between the two). So while prompts wait, the list of
+  their lane's workers is polled. A prompt that is still unanswered some seconds after a worker has
+  gone is sent again, while the first request stays open. Only lanes with batchSize > 1 have this
+  race; automask lanes (batchSize 1) do not.
+- On the network, if there is a balancer.
 
-The same question has the same answer, so at worst work is done twice.
+The same request has the same answer, so the worst case is that the work is done twice.
 """
 
 from __future__ import annotations
@@ -20,10 +21,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
-from .torchserve import (
+from .torchserve import TorchServe
+from .torchserve_answers import (
     Answer,
     ConnectionLost,
-    TorchServe,
     TorchServeError,
     died_with_worker,
     is_torchserves,
@@ -32,33 +33,36 @@ from .torchserve import (
 )
 
 RETRY_PAUSE_S = 0.2
-"""A balancer that has just lost a host needs a moment to see it."""
+"""The time that a balancer needs to notice that it has lost a host."""
 
 LOOK_EVERY_S = 2.0
+"""The interval at which a lane's workers are polled."""
 
 LOOK_ON_S = 60.0
-"""So long after the last question: the next will need to know who was there before it."""
+"""How long polling goes on after the lane's last request: the next request needs to know which
+workers there were before it."""
 
 GRACE_S = 3.0
-"""What other workers have in hand when one ends is mostly answered by then."""
+"""How long a request may stay unanswered after a worker has gone. Most requests that other workers
+have at that moment are answered by then."""
 
 
-class Repeats:
-    """Asks, and asks again what was lost.
+class Retries:
+    """Sends requests, and sends lost ones again, once.
 
     Args:
-        watch: whether to look at lanes' workers: those of one TorchServe, not of several behind
-            one address.
-        on_repeat: told of every question asked again.
+        watch: whether to poll the lanes' workers. That works with one TorchServe only, not with
+            several behind one address.
+        on_retry: called for every request sent again.
     """
 
     def __init__(
-        self, torchserve: TorchServe, *, watch: bool, on_repeat: Callable[[], None]
+        self, torchserve: TorchServe, *, watch: bool, on_retry: Callable[[], None]
     ) -> None:
         self._torchserve = torchserve
         self._watch = watch
-        self._on_repeat = on_repeat
-        self._lanes: dict[str, _Watched] = {}
+        self._on_retry = on_retry
+        self._lanes: dict[str, _WatchedLane] = {}
 
     async def ask(
         self,
@@ -69,81 +73,82 @@ class Repeats:
         *,
         quick: bool,
     ) -> Answer:
-        """TorchServe's answer, in `timeout_s` over all.
+        """Return TorchServe's answer.
 
         Args:
-            quick: a prompt's work. Longer work is only asked for again if it certainly ended.
+            timeout_s: for both requests together.
+            quick: the work is a prompt's. Longer work is sent again only if it certainly ended.
 
         Raises:
             TorchServeError: as `TorchServe.predict`.
         """
         deadline = time.monotonic() + timeout_s
 
-        def asked() -> asyncio.Task[Answer]:
+        def send() -> asyncio.Task[Answer]:
             left_s = max(deadline - time.monotonic(), RETRY_PAUSE_S)
             return asyncio.create_task(self._torchserve.predict(lane, content, headers, left_s))
 
-        first = asked()
-        asking = {first}
+        first = send()
+        requests = {first}
         try:
             if not (quick and self._watch and await self._is_forgotten(lane, first)):
                 try:
                     answer = await first
-                    if not died_with_worker(answer) and not (quick and _is_of_the_way(answer)):
+                    if not died_with_worker(answer) and not (quick and _is_balancers(answer)):
                         return answer
                 except ConnectionLost:
                     if not quick:
                         raise
-                asking.clear()
+                requests.clear()
                 await asyncio.sleep(RETRY_PAUSE_S)
-            self._on_repeat()
-            asking.add(asked())
-            answered, _ = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
-            return answered.pop().result()
+            self._on_retry()
+            requests.add(send())
+            done, _ = await asyncio.wait(requests, return_when=asyncio.FIRST_COMPLETED)
+            return done.pop().result()
         finally:
-            for task in asking:
+            for task in requests:
                 task.cancel()
 
     async def close(self) -> None:
-        """Look at no lane any more."""
-        looking = [watched.looking for watched in self._lanes.values()]
-        for task in looking:
+        """Stop polling."""
+        polling = [watched.polling for watched in self._lanes.values()]
+        for task in polling:
             task.cancel()
-        await asyncio.gather(*looking, return_exceptions=True)
+        await asyncio.gather(*polling, return_exceptions=True)
 
-    async def _is_forgotten(self, lane: str, question: asyncio.Task[Answer]) -> bool:
-        """Waits until there is an answer, or a worker has ended and still there is none."""
+    async def _is_forgotten(self, lane: str, request: asyncio.Task[Answer]) -> bool:
+        """Wait for the answer. Return True if a worker has gone and there is still no answer."""
         with self._watched(lane) as gone:
             ended = asyncio.create_task(gone.wait())
             try:
-                await asyncio.wait({question, ended}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({request, ended}, return_when=asyncio.FIRST_COMPLETED)
             finally:
                 ended.cancel()
-            if not question.done():
-                await asyncio.wait({question}, timeout=GRACE_S)
-            return not question.done()
+            if not request.done():
+                await asyncio.wait({request}, timeout=GRACE_S)
+            return not request.done()
 
     @contextmanager
     def _watched(self, lane: str) -> Iterator[asyncio.Event]:
-        """The event that a worker of the lane, of those seen so far, is there no more."""
+        """Poll the lane, and yield the event that one of its workers has gone."""
         watched = self._lanes.get(lane)
-        if watched is None or watched.looking.done():
-            watched = self._lanes[lane] = _Watched()
-            watched.looking = asyncio.create_task(self._look_at(lane, watched))
+        if watched is None or watched.polling.done():
+            watched = self._lanes[lane] = _WatchedLane()
+            watched.polling = asyncio.create_task(self._poll(lane, watched))
         watched.waiting += 1
         try:
             yield watched.gone
         finally:
             watched.waiting -= 1
-            watched.last_asked = time.monotonic()
+            watched.last_request = time.monotonic()
 
-    async def _look_at(self, lane: str, watched: _Watched) -> None:
+    async def _poll(self, lane: str, watched: _WatchedLane) -> None:
         known: frozenset[int] = frozenset()
-        while watched.waiting or time.monotonic() < watched.last_asked + LOOK_ON_S:
+        while watched.waiting or time.monotonic() < watched.last_request + LOOK_ON_S:
             try:
                 workers = ready_workers(await self._torchserve.lane(lane))
             except TorchServeError:
-                workers = known  # nothing is known of them, and the question itself will tell
+                workers = known  # the workers are unknown, and the request itself will fail
             if known - workers:
                 watched.gone.set()
                 watched.gone = asyncio.Event()
@@ -151,23 +156,24 @@ class Repeats:
             await asyncio.sleep(LOOK_EVERY_S)
 
 
-class _Watched:
-    """A lane whose workers are looked at.
+class _WatchedLane:
+    """A lane whose workers are polled.
 
     Attributes:
-        gone: set when one of them is there no more, and replaced.
-        waiting: questions under way.
-        last_asked: when the last of them ended.
+        polling: the task that polls.
+        gone: set when a worker has gone, and then replaced by a new event.
+        waiting: number of requests without an answer.
+        last_request: when the last request ended, in `time.monotonic`'s seconds.
     """
 
-    looking: asyncio.Task[None]
+    polling: asyncio.Task[None]
 
     def __init__(self) -> None:
         self.gone = asyncio.Event()
         self.waiting = 0
-        self.last_asked = time.monotonic()
+        self.last_request = time.monotonic()
 
 
-def _is_of_the_way(answer: Answer) -> bool:
-    """Whether something between us and TorchServe refused, which has lost its host, say."""
+def _is_balancers(answer: Answer) -> bool:
+    """Return whether a balancer between the gateway and TorchServe refused, having lost a host."""
     return answer.status in (502, 503) and not is_workers(answer) and not is_torchserves(answer)

@@ -1,4 +1,4 @@
-"""The gateway's settings, all from the environment; a value that doesn't fit stops it."""
+"""The gateway's settings, from environment variables. A wrong value stops the gateway."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from samserve.serving.lanes import lanes_of
 PREFIX = "SAMSERVE_"
 
 ADMIN_TOKEN = PREFIX + "ADMIN_TOKEN"
-"""Where the administrator's token is read from; no other process is given it."""
+"""The variable with the administrator's token. The gateway passes it to no other process."""
 
 _ORIGIN = r"https?://[^\s/?#@]+"
 
-# With where each sends a download on to: GitHub's files and releases lie on its other three
-# hosts. The hosts of the QuPath extension's catalogue and of micro-sam's models serve their files
-# themselves, and redirect within themselves at most.
+# The hosts of known weights, and the hosts to which they redirect a download. GitHub's files and
+# releases are on its other three hosts. The hosts of the QuPath extension's catalogue and of
+# micro-sam's models redirect to no other host.
 _DEFAULT_ORIGINS = (
     "https://github.com https://raw.githubusercontent.com https://objects.githubusercontent.com "
     "https://release-assets.githubusercontent.com https://dl.fbaipublicfiles.com "
@@ -30,9 +30,9 @@ _DEFAULT_ORIGINS = (
 
 
 class Settings(BaseModel):
-    """Each field is read from `SAMSERVE_<FIELD>`; empty or absent means the default."""
+    """Each field is read from `SAMSERVE_<FIELD>`. If that is empty or absent, the default holds."""
 
-    # An error goes to a log, where the token must not be.
+    # hide_input_in_errors: errors are logged, and the token must not be in a log.
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="address the gateway listens on")
@@ -41,35 +41,39 @@ class Settings(BaseModel):
     management_url: str = Field("http://127.0.0.1:8081", description="TorchServe's management API")
     key_file: Path = Field(Path("key_file.json"), description="TorchServe's token file")
     torchserve_tokens: Literal["on", "off"] = Field(
-        "on", description="off: TorchServe wants none, being on a network of its own"
+        "on", description="off: TorchServe runs without tokens, on a private network"
     )
     models: str = Field("vit_t", description="model types that must be ready, space-separated")
     stand_in: str | None = Field(
-        None, description="the model type, one of `models`, that answers for those not loaded"
+        None, description="the model type, one of `models`, that answers for types not loaded"
     )
     max_body_bytes: int = Field(64 * 2**20, gt=0, description="larger bodies get 413")
     jobs_directory: Path | None = Field(
-        None, description="folder shared with the workers: automasks' progress, cancellations"
+        None, description="folder shared with the workers: progress and cancellation of automasks"
     )
-    prompt_timeout_s: float = Field(120, gt=0, description="longest answer to a prompt")
-    automask_timeout_s: float = Field(7200, gt=0, description="longest automask")
+    prompt_timeout_s: float = Field(120, gt=0, description="longest time for a prompt")
+    automask_timeout_s: float = Field(7200, gt=0, description="longest time for an automask")
     log_level: Literal["info", "warning", "error"] = Field(
         "warning", description="info: a line for every request"
     )
 
     admin_token: SecretStr | None = Field(
-        None, min_length=16, description="who sends it may register weights; without it nobody may"
+        None,
+        min_length=16,
+        description="a client that sends this token may register weights; without it none may",
     )
     weights_origins: str = Field(
         _DEFAULT_ORIGINS,
         pattern=rf"^(\s*{_ORIGIN}(\s|$))*$",
-        description="what weights may be downloaded from, as https://host[:port], space-separated: "
-        "every address that a download is sent on to must be among them",
+        description="addresses from which weights may be downloaded, as https://host[:port], "
+        "space-separated; a redirect must lead to one of them, too",
     )
     weights_max_bytes: int = Field(4 * 2**30, gt=0, description="larger weights are refused")
-    weights_dir: Path = Field(Path("weights"), description="registered weights are put there")
-    model_store: Path = Field(Path("model_store"), description="their archives")
-    models_dir: Path = Field(Path("models"), description="the same unpacked, for TorchServe")
+    weights_dir: Path = Field(Path("weights"), description="folder of registered weights")
+    model_store: Path = Field(Path("model_store"), description="folder of the archives")
+    models_dir: Path = Field(
+        Path("models"), description="folder of unpacked archives, for TorchServe"
+    )
 
     @field_validator("stand_in")
     @classmethod
@@ -91,10 +95,14 @@ class Settings(BaseModel):
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str] = os.environ) -> Settings:
-        """Raises pydantic.ValidationError, naming the variable's field."""
+        """Return the settings of these variables.
+
+        Raises:
+            pydantic.ValidationError: a value is wrong. The error names the variable's field.
+        """
         names = {name: environ.get(PREFIX + name.upper()) for name in cls.model_fields}
         return cls.model_validate({name: value for name, value in names.items() if value})
 
     def lanes(self) -> list[str]:
-        """The lanes of `models`."""
+        """Return the lanes of `models`."""
         return list(lanes_of(self.models.split()))

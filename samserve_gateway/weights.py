@@ -1,12 +1,11 @@
-"""Which weights are registered, and which family of lanes answers with them.
+"""Lists the registered weights, and finds the family of lanes that answers a request.
 
-A worker says what weights it has, and says the same for as long as its lane is there; so the
-choice by `checkpoint_url` asks each lane once. That works wherever the workers run.
+A worker describes the weights that it has loaded. They never change while its lane exists, so each
+lane is asked once. That works on whichever machine the workers run.
 
-A model type that is not loaded may be answered by another one, its stand-in, where the server is
-started so (`SAMSERVE_STAND_IN`).
+Another model type, the stand-in (`SAMSERVE_STAND_IN`), may answer for types that are not loaded.
 
-Registers nothing: `registration.py` does.
+`registration.py` registers weights.
 """
 
 from __future__ import annotations
@@ -28,22 +27,23 @@ from samserve.model_types import (
 from samserve.serving.lanes import mode_of, model_type_of
 
 from .settings import PREFIX
-from .torchserve import TorchServe, TorchServeError
+from .torchserve import TorchServe
+from .torchserve_answers import TorchServeError
 
 LOOK_EVERY_S = 5.0
-"""How long the list of loaded types is believed when a stand-in may have to answer."""
+"""How old the list of loaded types may be when a stand-in may have to answer."""
 
 
 class Weights:
-    """What the lanes of one TorchServe have loaded.
+    """The weights that the lanes of one TorchServe have loaded.
 
     Args:
-        stand_in: the model type that answers for those that are not loaded; None: none does.
-        must_be_loaded: types for which nothing stands in: where they are missing, that is a fault
-            that must show.
+        stand_in: the model type that answers for types that are not loaded; None for no stand-in.
+        must_be_loaded: types for which the stand-in does not answer. If one of them is not loaded,
+            that is an error, which must not be hidden.
 
     Attributes:
-        joining: families that are being registered, which are nobody's choice yet.
+        joining: families that are being registered. Requests cannot choose them yet.
     """
 
     def __init__(
@@ -57,37 +57,37 @@ class Weights:
         self._must_be_loaded = must_be_loaded
         self._known: dict[str, dict[str, str]] = {}  # by family
         self._loaded: list[str] = []
-        self._looked = -math.inf
+        self._loaded_at = -math.inf
         self.joining: set[str] = set()
 
     async def loaded(self) -> list[str]:
-        """The model types that have lanes.
+        """Return the model types that have lanes.
 
         Raises:
-            TorchServeError: TorchServe does not tell.
+            TorchServeError: TorchServe gives no list of its lanes.
         """
         self._loaded = [lane for lane in await self._torchserve.lanes() if lane in MODEL_TYPES]
-        self._looked = time.monotonic()
+        self._loaded_at = time.monotonic()
         return self._loaded
 
     async def registered(self, model_types: list[str]) -> list[dict[str, str]]:
-        """What the workers tell now of the weights of these types, each type's own first.
+        """Return the workers' descriptions of these types' weights, each type's default first.
 
         Raises:
-            TorchServeError: one of them cannot be asked.
+            TorchServeError: a worker does not answer.
         """
         for failed in await self._ask(await self._families(model_types)):
             raise failed
         return [known for kind in model_types for known in self._of_type(kind).values()]
 
     async def choices(self, model_type: str) -> list[dict[str, str]]:
-        """What a client may choose for this type.
+        """Return the weights that a client may choose for this type.
 
-        A known type that is not loaded has an entry too. QuPath's extension takes the first of
-        the list, fails without a word where there is none, and shows the entry's name.
+        A known type that is not loaded has an entry, too: QuPath's extension shows the name of the
+        first entry, and fails without a message if there is none.
 
         Raises:
-            TorchServeError: TorchServe or a worker cannot be asked.
+            TorchServeError: TorchServe or a worker does not answer.
         """
         loaded = await self.loaded()
         if model_type in loaded or model_type not in KNOWN_TYPES:
@@ -99,22 +99,22 @@ class Weights:
             ]
         where = "not loaded" if model_type in MODEL_TYPES else "not on this server"
         what = f"choose {_either(loaded)}" if loaded else "nothing is loaded"
-        # The address leads to no weights, so that a request that names it gets 404, which explains.
+        # No weights have this address: a request that chooses it gets 404 and the reason.
         return [{"type": model_type, "name": f"{where}: {what}", "url": NOT_LOADED + model_type}]
 
     async def answering(self, model_type: str) -> str:
-        """The type that answers a request for this one: itself, or its stand-in.
+        """Return the type that answers a request for this type: itself, or the stand-in.
 
         Raises:
-            NotFound: there is no such type, or neither is loaded.
+            NotFound: the type is unknown, or neither it nor the stand-in is loaded.
         """
         if model_type in MODEL_TYPES and (
             self._stand_in is None or model_type in {self._stand_in, *self._must_be_loaded}
         ):
-            return model_type  # if it is not loaded, its lane will say so
+            return model_type  # if it is not loaded, TorchServe refuses the request
         if model_type not in KNOWN_TYPES or self._stand_in is None:
             raise await self.not_loaded(model_type)
-        if time.monotonic() - self._looked >= LOOK_EVERY_S:
+        if time.monotonic() - self._loaded_at >= LOOK_EVERY_S:
             await self.loaded()
         if model_type in self._loaded:
             return model_type
@@ -123,52 +123,54 @@ class Weights:
         return self._stand_in
 
     async def family(
-        self, model_type: str, wanted: str | None, asked_type: str | None = None
+        self, model_type: str, checkpoint_url: str | None, client_type: str | None = None
     ) -> str:
-        """Whose lanes answer with the weights of this name or URL; the type's own for None.
+        """Return the family of lanes with the weights of this name or URL.
 
         Args:
             model_type: the type that answers.
-            asked_type: the type that the client named, if `model_type` stands in for it.
+            checkpoint_url: name or URL of the weights; None for the type's default weights.
+            client_type: the type that the client named, if `model_type` stands in for it.
 
         Raises:
             NotFound: no such weights are registered for this type.
-            TorchServeError: that cannot be told, for a lane does not answer.
+            TorchServeError: a lane does not answer, and may have these weights.
         """
-        if wanted is None:
+        if checkpoint_url is None:
             return model_type
-        asked_type = asked_type or model_type
-        found = self._named(model_type, wanted, asked_type)
-        if found is not None:
-            return found
-        types = {model_type, asked_type}
-        is_default = any(is_default_address(each, wanted) for each in types)
+        client_type = client_type or model_type
+        family = self._find(model_type, checkpoint_url, client_type)
+        if family is not None:
+            return family
+        types = {model_type, client_type}
+        is_default = any(is_default_address(each, checkpoint_url) for each in types)
         if is_default and model_type in self._known:
             return model_type
         families = await self._families([model_type])
         if not families:
-            return model_type  # it is not loaded, which its lane will say
+            return model_type  # the type is not loaded: TorchServe refuses the request
         failures = await self._ask([name for name in families if name not in self._known])
-        # Weights that were registered with that very address come before the type's own.
-        found = self._named(model_type, wanted, asked_type)
-        if found is not None or is_default:
-            return found or model_type
+        # Weights registered with the default address have priority over the default weights.
+        family = self._find(model_type, checkpoint_url, client_type)
+        if family is not None or is_default:
+            return family or model_type
         for failed in failures:
             raise failed
-        there = ", ".join(
+        choices = ", ".join(
             f"{known['name']!r} ({known['url']})" for known in self._of_type(model_type).values()
         )
-        stands_in = "" if asked_type == model_type else f", for which {model_type} stands in"
+        stands_in = "" if client_type == model_type else f", for which {model_type} stands in"
         raise NotFound(
-            f"No weights {wanted!r} are registered for {asked_type}{stands_in}; there are {there}.",
+            f"No weights {checkpoint_url!r} are registered for {client_type}{stands_in}; "
+            f"there are {choices}.",
             "checkpoint_url",
         )
 
     async def not_loaded(self, model_type: str) -> NotFound:
-        """The refusal of a request for this type.
+        """Return the refusal of a request for a type, or for a type's weights, without lanes.
 
         Raises:
-            TorchServeError: TorchServe does not tell what is loaded, or the type should be loaded.
+            TorchServeError: TorchServe gives no list of its lanes, or the type must be loaded.
         """
         loaded = await self.loaded()
         names = f"Loaded: {' '.join(loaded) or 'none'}."
@@ -187,11 +189,11 @@ class Weights:
                 "type",
             )
         if model_type in loaded:
-            return NotFound("These weights are registered no longer.", "checkpoint_url")
+            return NotFound("These weights are no longer registered.", "checkpoint_url")
         if model_type in self._must_be_loaded:
             raise TorchServeError(
                 f"Model type {model_type} is not loaded although this server should have it. It is "
-                "starting, or it failed, and then its log says why.",
+                "still starting, or it failed to start; then the server's log says why.",
                 503,
             )
         models = " ".join([*loaded, model_type])
@@ -202,25 +204,26 @@ class Weights:
         )
 
     def forget(self, family: str) -> None:
-        """Its lanes are gone."""
+        """Forget a family whose lanes are gone."""
         self._known.pop(family, None)
-        self._looked = -math.inf
+        self._loaded_at = -math.inf
 
     async def _families(self, model_types: list[str]) -> list[str]:
-        """Those of these types that are there; the others are forgotten."""
+        """Return the families of these types that have lanes. Forget all that have none."""
         lanes = await self._torchserve.lanes()
-        there = [lane for lane in lanes if mode_of(lane) == "prompt" and lane not in self.joining]
-        self._known = {name: known for name, known in self._known.items() if name in there}
-        return [name for name in there if model_type_of(name) in model_types]
+        families = [lane for lane in lanes if mode_of(lane) == "prompt"]
+        families = [family for family in families if family not in self.joining]
+        self._known = {name: known for name, known in self._known.items() if name in families}
+        return [name for name in families if model_type_of(name) in model_types]
 
     async def _ask(self, families: list[str]) -> list[TorchServeError]:
-        """What they tell is known then; gives the failures of those that tell nothing."""
+        """Ask a worker of each family for its weights. Return the errors of those that fail."""
         failures = []
 
         async def ask(family: str) -> None:
             try:
-                described = await self._torchserve.worker_description(family)
-                self._known[family] = described["weights"]
+                description = await self._torchserve.worker_description(family)
+                self._known[family] = description["weights"]
             except TorchServeError as error:
                 failures.append(error)
 
@@ -234,23 +237,24 @@ class Weights:
             if model_type_of(name) == model_type
         }
 
-    def _named(self, model_type: str, wanted: str, asked_type: str) -> str | None:
+    def _find(self, model_type: str, checkpoint_url: str, client_type: str) -> str | None:
+        """Return the family whose weights have this name or URL, if it is known."""
         for family, known in self._of_type(model_type).items():
             names = [known["name"], known["url"]]
-            if asked_type != model_type:
-                names.append(_name_in_place(known, asked_type))
-            if wanted in names:
+            if client_type != model_type:
+                names.append(_name_in_place(known, client_type))
+            if checkpoint_url in names:
                 return family
         return None
 
 
 def _name_in_place(known: dict[str, str], model_type: str) -> str:
-    """What a stand-in's weights are called in the list of the type that they stand in for."""
+    """Return the name of a stand-in's weights in the list of the type that it stands in for."""
     name = "" if known["name"] == DEFAULT_WEIGHTS else f" {known['name']}"
     return f"{known['type']}{name} in place of {model_type}"
 
 
 def _either(names: Sequence[str]) -> str:
-    """`a`, `a or b`, or `a, b or c`."""
+    """Return `a`, `a or b`, or `a, b or c`."""
     *others, last = names
     return f"{', '.join(others)} or {last}" if others else last

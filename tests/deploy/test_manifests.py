@@ -116,8 +116,9 @@ def ports_of(image: str) -> set[int]:
 def paths_of(image: str) -> set[str]:
     """What can be asked of an image without a body."""
     if image == "gateway":
-        source = Path(gateway_app.__file__).read_text()
-        return set(re.findall(r'@app\.get\("(/[\w/]*)"', source))
+        routes = Path(gateway_app.__file__).parent / "routes"
+        source = "".join(path.read_text() for path in routes.glob("*.py"))
+        return set(re.findall(r'\bapp\.get\("(/[\w/]*)"', source))
     if image == "worker":
         source = Path(worker.__file__).read_text()
         return set(re.findall(r'web\.get\("(/\w+)"', source))

@@ -1,0 +1,271 @@
+"""Forwards a segmentation request to the lane that answers it, and the lane's answer to the client.
+
+The way of a request: its body is read (`bodies.py`), the body's `type` and `checkpoint_url` choose
+a family of lanes (`weights.py`), and the lane of the mode gets the body. A picture that the
+workers know is replaced by its digest (`known_pictures.py`); the rest of the body is unchanged.
+
+A worker's answer reaches the client as it is. The refusals of TorchServe itself (no such lane,
+queue full, worker gone) are put into the one error shape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import aiohttp
+import orjson
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+
+from samserve.errors import HeaderTooLarge, TooLarge, UnknownImage
+from samserve.serving import headers, logs
+from samserve.serving.lanes import lane_of, model_type_of
+
+from .bodies import Body, body_of, read_content
+from .compression import compressed
+from .jobs import Jobs, while_client_waits
+from .known_pictures import KnownPictures
+from .refusals import torchserve_failure
+from .retries import Retries
+from .settings import Settings
+from .torchserve import TorchServe
+from .torchserve_answers import Answer, TorchServeError, is_workers, message_of, read
+from .weights import Weights
+
+EVENTS = "application/x-ndjson"
+"""The media type of a stream of events."""
+
+MAX_ACCEPT_BYTES = 2**12
+"""TorchServe accepts 8 KiB of headers in all. It refuses longer ones without saying why."""
+
+_FORWARDED = ("Content-Type", "Server-Timing", headers.IMAGE_PAGES)
+"""Headers of a worker's answer that the client gets."""
+
+
+@dataclass(frozen=True)
+class RoutedBody:
+    """A request's body, and which lanes answer it.
+
+    Attributes:
+        family: the family of lanes.
+        stands_in: whether the family's model type stands in for the one that the body names.
+    """
+
+    body: Body
+    family: str
+    stands_in: bool
+
+
+class _Response(Protocol):
+    @property
+    def status(self) -> int: ...
+
+
+_R = TypeVar("_R", bound=_Response)
+
+
+class Forwarder:
+    """Forwards prompts and automasks to TorchServe.
+
+    Args:
+        torchserve: streams the events of an automask.
+        retries: sends all other requests.
+    """
+
+    def __init__(
+        self,
+        torchserve: TorchServe,
+        retries: Retries,
+        weights: Weights,
+        known_pictures: KnownPictures,
+        jobs: Jobs,
+        settings: Settings,
+    ) -> None:
+        self._torchserve = torchserve
+        self._retries = retries
+        self._weights = weights
+        self._known_pictures = known_pictures
+        self._jobs = jobs
+        self._settings = settings
+
+    async def prompt(self, request: Request) -> Response:
+        """Return the answer of the prompt lane.
+
+        Raises:
+            SamserveError: the client got the request wrong.
+            TorchServeError: TorchServe gave no worker's answer.
+        """
+        routed = await self.route(request)
+        lane_headers = _lane_headers(request, routed)
+        lane, timeout_s = lane_of(routed.family, "prompt"), self._settings.prompt_timeout_s
+        answer = await self._predict(lane, routed, lane_headers, timeout_s, quick=True)
+        return await self._response(request, routed.family, answer)
+
+    async def automask(self, request: Request) -> Response:
+        """Return the answer of the automask lane. If the client goes, the job is cancelled.
+
+        Raises:
+            ClientDisconnect: the client has gone.
+            SamserveError, TorchServeError: as `prompt`.
+        """
+        routed = await self.route(request)
+        lane, timeout_s = lane_of(routed.family, "automask"), self._settings.automask_timeout_s
+        with self._jobs.job() as job_headers:
+            lane_headers = {**_lane_headers(request, routed), **job_headers}
+            work = self._predict(lane, routed, lane_headers, timeout_s, quick=False)
+            answer = await while_client_waits(request, work)
+        return await self._response(request, routed.family, answer)
+
+    async def stream_automask(self, request: Request) -> Response:
+        """Return the automask lane's events as they come. If the client goes, the job is cancelled.
+
+        A worker that refuses the request before the first event gives an ordinary answer. An error
+        after that is an event.
+
+        Raises: as `automask`.
+        """
+        routed = await self.route(request)
+        lane, timeout_s = lane_of(routed.family, "automask"), self._settings.automask_timeout_s
+        async with AsyncExitStack() as stack:
+            job_headers = stack.enter_context(self._jobs.job())
+            lane_headers = {**job_headers, headers.STREAM: "true", **_stand_in_headers(routed)}
+
+            async def send(
+                content: bytes, content_headers: dict[str, str]
+            ) -> aiohttp.ClientResponse:
+                sent = {**lane_headers, **content_headers}
+                opening = self._torchserve.stream(lane, content, sent, timeout_s)
+                return await stack.enter_async_context(opening)
+
+            response = await while_client_waits(request, self._send_picture(routed, send))
+            if response.headers.get("Content-Type") == EVENTS:
+                name = headers.IMAGE_PAGES
+                pages = {name: response.headers[name]} if name in response.headers else {}
+                events = self._events(routed, response, stack.pop_all())
+                return StreamingResponse(events, headers=pages, media_type=EVENTS)
+            answer = await read(response)
+        return await self._response(request, routed.family, answer)
+
+    async def route(self, request: Request) -> RoutedBody:
+        """Read the request's body, and choose the family of lanes that answers it.
+
+        Raises:
+            SamserveError: the body cannot be read, or there are no such lanes.
+            TorchServeError: TorchServe does not tell which lanes there are.
+        """
+        content = await read_content(request, self._settings.max_body_bytes)
+        content_type = request.headers.get("content-type", "")
+        # In a thread: it takes seconds to split a form that is full of almost-boundaries.
+        body = await asyncio.to_thread(body_of, content, content_type)
+        choice = body.choice()
+        model_type = await self._weights.answering(choice.type)
+        family = await self._weights.family(model_type, choice.checkpoint_url, choice.type)
+        return RoutedBody(body, family, stands_in=model_type != choice.type)
+
+    async def _predict(
+        self,
+        lane: str,
+        routed: RoutedBody,
+        lane_headers: dict[str, str],
+        timeout_s: float,
+        *,
+        quick: bool,
+    ) -> Answer:
+        """Return the lane's answer; see `Retries.ask` for `quick`."""
+
+        async def send(content: bytes, content_headers: dict[str, str]) -> Answer:
+            sent = {**lane_headers, **content_headers}
+            return await self._retries.ask(lane, content, sent, timeout_s, quick=quick)
+
+        answer = await self._send_picture(routed, send)
+        if answer.status == 200:
+            self._known_pictures.remember(routed.family, routed.body)
+        return answer
+
+    async def _send_picture(
+        self, routed: RoutedBody, send: Callable[[bytes, dict[str, str]], Awaitable[_R]]
+    ) -> _R:
+        """Send a known picture as its digest, and whole if the worker does not know it.
+
+        Args:
+            send: sends a body and its headers, and returns the response.
+        """
+        contents = self._known_pictures.contents(routed.family, routed.body)
+        for content, content_type in contents:
+            content_headers = {**_body_headers(routed.body), "Content-Type": content_type}
+            response = await send(content, content_headers)
+            if response.status != UnknownImage.status:
+                break
+        return response
+
+    async def _events(
+        self, routed: RoutedBody, response: aiohttp.ClientResponse, resources: AsyncExitStack
+    ) -> AsyncIterator[bytes]:
+        """Yield the response's content as it comes, and an `error` event if it breaks off.
+
+        Args:
+            resources: the open response and the job. Closing them with an exception, as when the
+                client goes, cancels the job.
+        """
+        try:
+            async with resources:
+                async for part in response.content.iter_any():
+                    yield part
+                self._known_pictures.remember(routed.family, routed.body)
+        except TorchServeError as error:
+            _, content = torchserve_failure(error)
+            yield orjson.dumps({"event": "error", **content}) + b"\n"
+
+    async def _response(self, request: Request, family: str, answer: Answer) -> Response:
+        """Return TorchServe's answer as the client's.
+
+        Raises:
+            NotFound: the family has no lanes any more.
+            TooLarge: TorchServe does not accept so long a body.
+            TorchServeError: TorchServe refused the request, or the worker ended.
+        """
+        if answer.status == 404 and not is_workers(answer):
+            self._weights.forget(family)
+            raise await self._weights.not_loaded(model_type_of(family))
+        if answer.status == 413 and not is_workers(answer):
+            raise TooLarge("The body is larger than TorchServe's max_request_size.")
+        if answer.status >= 400 and not is_workers(answer):
+            raise TorchServeError(message_of(answer), answer.status)
+        forwarded = {name: answer.headers[name] for name in _FORWARDED if name in answer.headers}
+        forwarded["Vary"] = "Accept, Accept-Encoding"
+        accept_encoding = request.headers.get("accept-encoding", "")
+        content, encoding = await compressed(answer.content, accept_encoding)
+        if encoding is not None:
+            forwarded["Content-Encoding"] = encoding
+        return Response(content, answer.status, forwarded)
+
+
+def _body_headers(body: Body) -> dict[str, str]:
+    """Return the headers that name the request to the logs, and its picture to a balancer."""
+    names = {headers.REQUEST_ID: logs.request_id() or ""}
+    if body.reference is not None:
+        names[headers.IMAGE_DIGEST] = body.reference.removeprefix("sha256:")
+    return names
+
+
+def _lane_headers(request: Request, routed: RoutedBody) -> dict[str, str]:
+    """Return the headers for the worker: the output formats that the client reads, and STAND_IN.
+
+    Raises:
+        HeaderTooLarge: the client's Accept header has more bytes than TorchServe accepts.
+    """
+    accept = ", ".join(request.headers.getlist("accept"))
+    size = len(accept.encode())
+    if size > MAX_ACCEPT_BYTES:
+        raise HeaderTooLarge(
+            f"The header Accept has {size} bytes; it may have {MAX_ACCEPT_BYTES}.", "Accept"
+        )
+    return {**_stand_in_headers(routed), **({"Accept": accept} if accept else {})}
+
+
+def _stand_in_headers(routed: RoutedBody) -> dict[str, str]:
+    return {headers.STAND_IN: "true"} if routed.stands_in else {}

@@ -1,0 +1,97 @@
+"""Every error becomes an answer in the one shape, `{"error": {"code", "message", "field"}}`.
+
+The gateway refuses in two more places: `protocol.py` refuses what is not HTTP, and
+`forwarding.py` ends a stream of events with an `error` event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Route
+
+from samserve.errors import (
+    InvalidField,
+    SamserveError,
+    Unauthorized,
+    UnsupportedEncoding,
+    error_body,
+)
+
+from . import decompression
+from .torchserve_answers import TorchServeError
+
+
+def add_to(app: FastAPI) -> None:
+    """Install the handlers of all errors."""
+    app.exception_handler(SamserveError)(refuse)
+    app.exception_handler(RequestValidationError)(refuse_parameter)
+    app.exception_handler(TorchServeError)(report_torchserve)
+    app.exception_handler(HTTPException)(refuse_address)
+    app.exception_handler(ClientDisconnect)(end_without_client)
+    app.exception_handler(Exception)(report_failure)
+
+
+async def refuse(_: Request, error: SamserveError) -> JSONResponse:
+    """Answer a request that the client got wrong."""
+    headers = None
+    if isinstance(error, Unauthorized):
+        headers = {"WWW-Authenticate": "Bearer"}
+    elif isinstance(error, UnsupportedEncoding):
+        headers = {"Accept-Encoding": decompression.READ}
+    return JSONResponse(error.body(), error.status, headers)
+
+
+async def refuse_parameter(request: Request, error: RequestValidationError) -> JSONResponse:
+    """Answer a request whose query parameter has a wrong value. Names the first such parameter."""
+    first = error.errors()[0]
+    name = str(first["loc"][-1])
+    return await refuse(request, InvalidField(f"{name}: {first['msg']}.", name))
+
+
+async def report_torchserve(_: Request, error: TorchServeError) -> JSONResponse:
+    """Answer a request that TorchServe did not answer."""
+    status, content = torchserve_failure(error)
+    return JSONResponse(content, status)
+
+
+async def refuse_address(request: Request, error: HTTPException) -> JSONResponse:
+    """Answer a request to an unknown path, or with a method that the path does not have."""
+    phrase = HTTPStatus(error.status_code).phrase
+    code = phrase.lower().replace(" ", "_")
+    headers = dict(error.headers or {})
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+        # The framework lists the methods of one route, but a path may have several routes.
+        headers["Allow"] = ", ".join(_methods(request.app.routes, request.scope["path"]))
+    return JSONResponse(error_body(code, f"{phrase}."), error.status_code, headers)
+
+
+async def end_without_client(_: Request, error: ClientDisconnect) -> Response:
+    """End a request whose client has disconnected. The answer reaches nobody."""
+    return Response(status_code=400)
+
+
+async def report_failure(_: Request, error: Exception) -> JSONResponse:
+    """Answer a request on which the gateway itself failed."""
+    message = "The gateway failed on this request; its log says why."
+    return JSONResponse(error_body("internal_error", message), 500)
+
+
+def torchserve_failure(error: TorchServeError) -> tuple[int, dict[str, Any]]:
+    """Return the status and the body of the answer if TorchServe gave none."""
+    if error.status == 504:
+        return 504, error_body("timeout", str(error))
+    return 503, error_body("unavailable", str(error))
+
+
+def _methods(routes: Iterable[BaseRoute], path: str) -> list[str]:
+    """Return the methods of all routes with this path."""
+    of_path = [route for route in routes if isinstance(route, Route) and route.path == path]
+    return sorted({method for route in of_path for method in route.methods or ()})

@@ -1,0 +1,46 @@
+"""`/healthz`, `/readyz` and `/metrics`: what an orchestrator and Prometheus ask."""
+
+from __future__ import annotations
+
+import asyncio
+
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
+
+from samserve_gateway import openapi
+from samserve_gateway.metrics import CONTENT_TYPE_LATEST, Metrics
+from samserve_gateway.readiness import Readiness
+
+SCRAPE_TIMEOUT_S = 5.0
+"""A scrape by Prometheus times out after 10 s. If TorchServe has not answered after 5 s, its lanes
+are reported as unreachable."""
+
+
+class HealthRoutes:
+    """Liveness, readiness and metrics."""
+
+    def __init__(self, readiness: Readiness, metrics: Metrics) -> None:
+        self._readiness = readiness
+        self._metrics = metrics
+
+    def add_to(self, app: FastAPI) -> None:
+        """Add the routes to the application."""
+        app.get("/healthz", **openapi.HEALTHZ)(self.healthz)
+        app.get("/readyz", **openapi.READYZ)(self.readyz)
+        app.get("/metrics", include_in_schema=False)(self.metrics)
+
+    async def healthz(self) -> dict[str, str]:
+        return {"status": "alive"}
+
+    async def readyz(self) -> JSONResponse:
+        """Return the state of each lane, with 200 if all are ready and else 503."""
+        ready, lanes = await self._readiness.check()
+        return JSONResponse({"ready": ready, "lanes": lanes}, 200 if ready else 503)
+
+    async def metrics(self) -> Response:
+        """Return the page that Prometheus reads."""
+        try:
+            _, lanes = await asyncio.wait_for(self._readiness.check(), SCRAPE_TIMEOUT_S)
+        except asyncio.TimeoutError:
+            lanes = self._readiness.unreachable()
+        return Response(self._metrics.page(lanes), media_type=CONTENT_TYPE_LATEST)

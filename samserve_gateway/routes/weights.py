@@ -1,0 +1,50 @@
+"""`/sam/weights/`: the weights that requests can choose, and the registration of more."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request
+from fastapi.responses import PlainTextResponse
+
+from samserve_gateway import openapi
+from samserve_gateway.bodies import read_content
+from samserve_gateway.jobs import while_client_waits
+from samserve_gateway.registration import RegisterRequest, Registration
+from samserve_gateway.weights import Weights
+
+MAX_REGISTRATION_BYTES = 2**16
+
+
+class WeightsRoutes:
+    """The list of weights, and their registration by an administrator."""
+
+    def __init__(self, weights: Weights, registration: Registration) -> None:
+        self._weights = weights
+        self._registration = registration
+
+    def add_to(self, app: FastAPI) -> None:
+        """Add the routes to the application. The names are part of the OpenAPI operation ids."""
+        path, text = "/sam/weights/", PlainTextResponse
+        app.get(path, name="registered", **openapi.WEIGHTS)(self.list_weights)
+        app.post(path, response_class=text, **openapi.REGISTER)(self.register)
+        app.get("/sam/weights/cancel/", response_class=text, **openapi.CANCEL)(self.cancel)
+
+    async def list_weights(self, type: str | None = None) -> list[dict[str, str]]:
+        """Return the weights of one model type, or of all types that are loaded."""
+        if type is None:
+            return await self._weights.registered(await self._weights.loaded())
+        return await self._weights.choices(type)
+
+    async def register(self, request: Request) -> str:
+        """Register weights. If the client goes, the registration is cancelled."""
+        self._registration.authorize(request.headers.get("authorization"))
+        content = await read_content(request, MAX_REGISTRATION_BYTES)
+        weights = RegisterRequest.parse(content)
+        if weights.type not in await self._weights.loaded():
+            raise await self._weights.not_loaded(weights.type)
+        return await while_client_waits(request, self._registration.register(weights))
+
+    async def cancel(self, request: Request) -> str:
+        """Cancel the registration under way."""
+        self._registration.authorize(request.headers.get("authorization"))
+        self._registration.cancel()
+        return "Cancel signal sent"

@@ -1,0 +1,119 @@
+"""Every error is an answer in the one shape, with its status, its code and its headers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from samserve_gateway.readiness import Readiness
+from tests.support import torchserve
+from tests.support.http import ask
+from tests.support.torchserve import QUEUE_FULL, Gateway, answer
+from tests.support.waiting import wait_for
+
+TOKEN = "the administrator's own"
+GOOD = {"type": "vit_t", "bbox": [1, 2, 3, 4], "b64img": "QUJD"}
+WEIGHTS = {"type": "vit_t", "name": "mine", "url": "mine.pt"}
+ADMIN = {"Authorization": f"Bearer {TOKEN}"}
+LIMIT = 2**16
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[Gateway]:
+    with torchserve.gateway(admin_token=TOKEN, max_body_bytes=LIMIT) as gateway:
+        yield gateway
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "headers", "status", "code", "field"),
+    [
+        ("/sam/", b"", {}, 400, "invalid_request", None),
+        ("/sam/", b"{", {}, 400, "invalid_request", None),
+        ("/sam/", b"[]", {}, 400, "invalid_request", None),
+        ("/sam/", b'{"x": NaN, "type": 7}', {}, 422, "invalid_field", "type"),
+        ("/sam/", {**GOOD, "type": 7}, {}, 422, "invalid_field", "type"),
+        ("/sam/", {**GOOD, "checkpoint_url": 7}, {}, 422, "invalid_field", "checkpoint_url"),
+        ("/sam/", {**GOOD, "type": "vit_x"}, {}, 404, "not_found", "type"),
+        ("/sam/", {**GOOD, "type": "sam2_l"}, {}, 404, "not_found", "type"),
+        ("/sam/", {**GOOD, "checkpoint_url": "no"}, {}, 404, "not_found", "checkpoint_url"),
+        ("/sam/", GOOD, {"Accept": "a" * 5000}, 431, "header_too_large", "Accept"),
+        ("/sam/", GOOD, {"Content-Encoding": "br"}, 415, "unsupported_media_type", None),
+        ("/sam/", GOOD, {"Content-Encoding": "gzip"}, 400, "invalid_request", None),
+        ("/sam/", GOOD, {"Content-Type": "multipart/mixed"}, 415, "unsupported_media_type", None),
+        ("/sam/", GOOD, {"Content-Type": "multipart/form-data"}, 400, "invalid_request", None),
+        ("/sam/", b"{}" + b" " * LIMIT, {}, 413, "too_large", None),
+        ("/sam/automask/?stream=maybe", GOOD, {}, 422, "invalid_field", "stream"),
+        ("/sam/weights/", WEIGHTS, {}, 401, "unauthorized", None),
+        ("/sam/weights/", {**WEIGHTS, "name": "a.b"}, ADMIN, 422, "invalid_field", "name"),
+        ("/sam/weights/", {**WEIGHTS, "type": "vit_b"}, ADMIN, 404, "not_found", "type"),
+        ("/sam/weights/", {**WEIGHTS, "name": "default"}, ADMIN, 422, "invalid_field", "name"),
+        ("/sam/weights/", b" " * (LIMIT + 1), ADMIN, 413, "too_large", None),
+        ("/nowhere", GOOD, {}, 404, "not_found", None),
+        ("/healthz", GOOD, {}, 405, "method_not_allowed", None),
+    ],
+)
+def test_a_refusal(
+    gateway: Gateway,
+    path: str,
+    body: Any,
+    headers: dict[str, str],
+    status: int,
+    code: str,
+    field: str | None,
+) -> None:
+    got = gateway.post(path, body, headers)
+    error = got.error()
+    assert (got.status, error["code"], error["field"]) == (status, code, field)
+    assert got.headers["Content-Type"] == "application/json"
+    assert got.headers["X-Request-Id"]
+    assert error["message"]
+    assert got.headers["WWW-Authenticate"] == ("Bearer" if status == 401 else None)
+    accepted = "gzip, zstd" if "Content-Encoding" in headers and status == 415 else None
+    if accepted:
+        assert got.headers["Accept-Encoding"] == accepted
+    assert got.headers["Allow"] == ("GET" if status == 405 else None)
+
+
+def test_the_methods_of_a_path_with_several_routes(gateway: Gateway) -> None:
+    got = gateway.get("/sam/weights/cancel/", ADMIN)
+    assert (got.status, got.content) == (200, b"Cancel signal sent")
+    for method in ("PUT", "DELETE"):
+        answered = ask(gateway.port, method, "/sam/weights/")
+        assert (answered.status, answered.headers["Allow"]) == (405, "GET, POST")
+
+
+def test_without_a_token_nobody_may_register() -> None:
+    with torchserve.gateway() as gateway:
+        for got in (
+            gateway.post("/sam/weights/", WEIGHTS, ADMIN),
+            gateway.get("/sam/weights/cancel/", ADMIN),
+        ):
+            assert (got.status, got.error()["code"]) == (403, "forbidden")
+            assert "SAMSERVE_ADMIN_TOKEN" in got.error()["message"]
+
+
+def test_torchserves_refusals(gateway: Gateway) -> None:
+    gateway.torchserve.script("vit_t", answer(QUEUE_FULL, 503), answer({"message": "Odd."}, 507))
+    full, odd = gateway.post("/sam/", GOOD), gateway.post("/sam/", GOOD)
+    assert (full.status, full.headers["Retry-After"]) == (503, "1")
+    assert full.error() == {
+        "code": "unavailable",
+        "message": QUEUE_FULL["message"],
+        "field": None,
+    }
+    assert (odd.status, odd.error()["message"]) == (503, "Odd.")
+
+
+def test_an_error_of_the_gateways_own(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail(_: Readiness) -> None:
+        raise ZeroDivisionError("a secret")
+
+    monkeypatch.setattr(Readiness, "check", fail)
+    got = gateway.get("/readyz")
+    assert (got.status, got.error()["code"]) == (500, "internal_error")
+    assert "secret" not in got.error()["message"]
+    wait_for(lambda: "a secret" in caplog.text)  # logged after the answer
