@@ -71,7 +71,13 @@ def locate(request: PromptRequest, embedding: Embedding, max_pixels: int) -> lis
             mask_input=(
                 None
                 if prompt.b64mask is None
-                else mask_input(prompt.b64mask, embedding, max_pixels, f"{path}b64mask")
+                else mask_input(
+                    prompt.b64mask,
+                    embedding.original_size,
+                    embedding.input_size,
+                    max_pixels,
+                    f"{path}b64mask",
+                )
             ),
             channels=channels,
         )
