@@ -29,7 +29,7 @@ from ts.metrics.metric_type_enum import MetricTypes
 from samserve import automask, prompts, segmenter
 from samserve.answers import formats
 from samserve.answers.features import ObjectMask, PromptMask
-from samserve.embeddings.cache import Found
+from samserve.embeddings.cache import EmbeddedImage
 from samserve.errors import (
     Cancelled,
     InvalidRequest,
@@ -225,7 +225,7 @@ class SamHandler:
     def every_object(
         self,
         request: AutomaskRequest,
-        found: Found,
+        found: EmbeddedImage,
         picture: Picture,
         timing: ServerTiming,
         index: int,
@@ -285,7 +285,7 @@ class SamHandler:
         self,
         masks: Sequence[ObjectMask],
         request: PromptRequest | AutomaskRequest,
-        found: Found,
+        found: EmbeddedImage,
         timing: ServerTiming,
         index: int,
         context: Any,
@@ -302,7 +302,7 @@ class SamHandler:
         self,
         masks: Sequence[ObjectMask],
         request: PromptRequest | AutomaskRequest,
-        found: Found,
+        found: EmbeddedImage,
     ) -> formats.Answered:
         """What there is to write."""
         size, pages = found.image.embedding.original_size, found.pages

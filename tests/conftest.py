@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from samserve.embeddings.cache import EmbeddingCache
-from samserve.network.checkpoints import load_model
+from samserve.network.checkpoints import load_network
 from samserve.network.decoder import Decoder
 from samserve.network.encoder import Encoder
 from samserve.network.threads import Threads
@@ -67,7 +67,7 @@ def segmenter_of(model: Any) -> Segmenter:
 def model() -> Any:
     """MobileSAM with the weights that `make weights` fetched."""
     torch.set_num_threads(2)
-    return load_model("vit_t", ROOT / "weights" / "vit_t.pt", torch.device("cpu"))
+    return load_network("vit_t", ROOT / "weights" / "vit_t.pt", torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

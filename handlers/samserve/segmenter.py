@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from samserve.embeddings.cache import EmbeddingCache
-from samserve.embeddings.folder_store import EmbeddingStore
+from samserve.embeddings.folder_store import FolderStore
 from samserve.embeddings.settings import CacheSettings
 from samserve.masks.on_gpu import masks_at_once
 from samserve.model_types import Precision
 from samserve.network import openvino_parts
-from samserve.network.checkpoints import load_model
+from samserve.network.checkpoints import load_network
 from samserve.network.decoder import Decoder
 from samserve.network.devices import CPU, DeviceError
 from samserve.network.encoder import Encoder, compiled_by_inductor
@@ -84,7 +84,7 @@ def load(
         DeviceError: the model and what it works with do not fit the device.
     """
     dtype: torch.dtype = getattr(torch, precision)
-    model = load_model(model_type, weights, device, dtype)
+    model = load_network(model_type, weights, device, dtype)
     network = upscale = None
     if compiled_parts is not None and device.type == "cpu":
         try:
@@ -104,7 +104,7 @@ def load(
         identity=f"{model_type}-{sha256 or sha256_of(weights)}-{precision}-{__version__}",
         memory_bytes=memory_bytes,
         store=(
-            EmbeddingStore(cache.resolve_directory(), cache.machine_bytes)
+            FolderStore(cache.resolve_directory(), cache.machine_bytes)
             if cache.enabled and cache.machine_bytes
             else None
         ),

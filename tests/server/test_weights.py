@@ -35,8 +35,8 @@ from tests.conftest import ROOT, Server, base64_png, picture
 from tests.server.test_cache import new_picture
 from tests.support.addresses import Address, serving
 from tests.support.changed_weights import BOX, changed_weights, reference_mask
+from tests.support.checkpoints import Malice
 from tests.support.geometry import rasterise, same_mask
-from tests.unit.network.test_checkpoints import Malice
 
 TOKEN = "the administrator's own"
 ADMIN = {"Authorization": f"Bearer {TOKEN}"}

@@ -138,7 +138,7 @@ def serving_weights(model_type: str, weights: Path, precision: Precision) -> dic
         from samserve.network import checkpoints
 
         try:
-            checkpoint = checkpoints.opened(weights)
+            checkpoint = checkpoints.open_checkpoint(weights)
         except checkpoints.CheckpointError as error:
             sys.exit(str(error))
         for note in checkpoint.notes:
@@ -161,9 +161,8 @@ def compiled_parts(model_type: str, weights: Path, served: Path) -> dict[str, Pa
     """
     folder = weights.with_name(f"{weights.stem}-compiled")
     members = {name: folder / name for name in COMPILED_FILES}
-    sources = [
-        places.LIBRARY / "network" / name for name in ("openvino_parts.py", "exact_decoder.py")
-    ]
+    network = places.LIBRARY / "network"
+    sources = [network / "openvino_parts.py", *sorted(network.glob("exact_decoder/*.py"))]
     made_from = {
         "weights": _sha256_told(weights),
         "code": [sha256_of(path) for path in sources],
@@ -177,9 +176,9 @@ def compiled_parts(model_type: str, weights: Path, served: Path) -> dict[str, Pa
         import torch
 
         from samserve.network import openvino_parts
-        from samserve.network.checkpoints import load_model
+        from samserve.network.checkpoints import load_network
 
-        openvino_parts.export(load_model(model_type, served, torch.device("cpu")), folder)
+        openvino_parts.export(load_network(model_type, served, torch.device("cpu")), folder)
     return members
 
 

@@ -162,7 +162,7 @@ def fetch(request: Request, target: Path, tell: Tell) -> str:
 def check(request: Request, weights: Path) -> None:
     """Raises InvalidWeights unless the file is a checkpoint of its type, and nothing else."""
     # Heavy, and a download that fails does without.
-    from samserve.network.checkpoints import CheckpointError, model_from, opened
+    from samserve.network.checkpoints import CheckpointError, model_from, open_checkpoint
 
     if zipfile.is_zipfile(weights):
         try:
@@ -174,7 +174,7 @@ def check(request: Request, weights: Path) -> None:
             raise TooLarge(f"{request.url} unpacks to {unpacked} bytes.", "url")
     try:
         # What is left out of the file is told once, where the archive is made.
-        tensors = opened(weights).tensors
+        tensors = open_checkpoint(weights).tensors
         model_from(request.type, tensors, origin=str(weights))
     except CheckpointError as exc:
         raise InvalidWeights(str(exc).replace(str(weights), request.url), "url") from exc

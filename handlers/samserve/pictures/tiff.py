@@ -110,7 +110,7 @@ class TiffPage:
         return self._tags.integer(_WIDTH, 0), self._tags.integer(_HEIGHT, 0)
 
     def description(self) -> str:
-        """Return the tags that describe the pixels, in brackets, for the end of an error message."""
+        """Return the tags that describe the pixels, for the end of an error message."""
         return self._layout.description()
 
     def rgb(self, max_pixels: int) -> NDArray[np.uint8]:
@@ -167,7 +167,11 @@ class TiffPage:
             shape = described.get("shape") if isinstance(described, dict) else None
             width, height = self.size
             per_plane = width * height * self._layout.samples
-            if isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape) and per_plane:
+            if (
+                isinstance(shape, list)
+                and all(type(n) is int and n > 0 for n in shape)
+                and per_plane
+            ):
                 return math.prod(shape[:16]) // per_plane
         return 1
 
@@ -186,7 +190,9 @@ class TiffPage:
             padded = grid.down * grid.across * across * down
             # A narrow picture in wide tiles, or a flat one in high tiles, is mostly padding.
             if padded > 2 * max(max_pixels, 2 * width * height):
-                raise Unreadable(f"the TIFF's tiles have {padded} pixels together: too much padding")
+                raise Unreadable(
+                    f"the TIFF's tiles have {padded} pixels together: too much padding"
+                )
         else:
             rows = min(self._tags.integer(_ROWS_PER_STRIP, height), height)
             if rows < 1:
@@ -350,7 +356,7 @@ class TiffPage:
         if len(stored) != 3 * 2**self._layout.bits:
             raise ValueError("its colour map does not have three values for each index")
         entries = np.array(stored, np.uint16).reshape(3, -1).T
-        # The specification says 16 bits. Like libtiff, take a map with no value above 255 for 8 bits.
+        # The specification says 16 bits. Like libtiff, take a map without values above 255 for 8.
         return (entries >> 8 if entries.max() > 255 else entries).astype(np.uint8)
 
 

@@ -85,7 +85,9 @@ class Directory:
             raise Unreadable("the TIFF is truncated: it ends within its directory")
         if count > MAX_TAGS:
             raise Unreadable(f"the TIFF's directory has {count} tags; at most {MAX_TAGS} are read")
-        self._values: dict[int, tuple[int, int, int]] = {}  # tag -> type, count, offset of the values
+        self._values: dict[
+            int, tuple[int, int, int]
+        ] = {}  # tag -> type, count, offset of the values
         for index in range(count):
             entry = start + index * form.per_entry
             tag, kind, values = form.entry.unpack_from(data, entry)
@@ -126,7 +128,7 @@ class Directory:
         return values[0] if values else default
 
     def bytes_of(self, tag: int, most: int = 2**20) -> bytes | None:
-        """Return the content of a tag with bytes or text; None if the tag is missing or too long."""
+        """Return the content of a tag with bytes or text; None if it is missing or too long."""
         kind, count, where = self._values.get(tag, (0, 0, 0))
         if kind not in _TEXTS or count > most or where + count > len(self._data):
             return None

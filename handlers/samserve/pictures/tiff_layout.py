@@ -85,7 +85,9 @@ class Layout:
         """The number of samples per pixel, extra samples included."""
         samples = self._tags.integer(_SAMPLES, 1)
         if not 1 <= samples <= _MAX_SAMPLES:
-            raise Unreadable(f"TIFF with {samples} samples per pixel is not read" + self.description())
+            raise Unreadable(
+                f"TIFF with {samples} samples per pixel is not read" + self.description()
+            )
         return samples
 
     @cached_property
@@ -98,7 +100,9 @@ class Layout:
         """The number of bits of each sample."""
         bits = set((self._tags.integers(_BITS, 2**16) or (1,))[: self.samples])
         if len(bits) > 1:
-            raise Unreadable("TIFF whose samples have different numbers of bits is not read" + self.description())
+            raise Unreadable(
+                "TIFF whose samples have different numbers of bits is not read" + self.description()
+            )
         return bits.pop()
 
     @cached_property
@@ -163,7 +167,7 @@ class Layout:
         return eight_bit.rounded_to(self.dtype, self._tags.text(_NO_DATA).replace(",", "."))
 
     def description(self) -> str:
-        """Return the tags that describe the pixels, in brackets, for the end of an error message."""
+        """Return the tags that describe the pixels, for the end of an error message."""
         tags = {
             "samples": self._tags.integer(_SAMPLES, 1),
             "bits": self._tags.integers(_BITS, 2**16),
@@ -195,7 +199,10 @@ class Layout:
                 + self.description()
             )
         if photometric < 0:
-            raise Unreadable("the TIFF does not declare what its samples mean (PhotometricInterpretation)" + self.description())
+            raise Unreadable(
+                "the TIFF does not declare what its samples mean (PhotometricInterpretation)"
+                + self.description()
+            )
         if photometric not in GREYS and photometric not in _COLOURS:
             name = _NOT_READ.get(photometric, "an unknown photometric interpretation")
             raise Unreadable(f"TIFF with {name} is not read" + self.description())
@@ -215,7 +222,8 @@ class Layout:
             compression == JPEG and samples == 4 and self.photometric != CMYK
         ):
             raise Unreadable(
-                f"TIFF with such samples, compressed by {COMPRESSIONS[compression]}, is not read" + self.description()
+                f"TIFF with such samples, compressed by {COMPRESSIONS[compression]}, is not read"
+                + self.description()
             )
         predictor = self._tags.integer(_PREDICTOR, 1)
         if predictor not in (1, 2, 3) or (predictor == 3 and self.dtype.kind != "f"):
@@ -250,5 +258,6 @@ class Layout:
         # A missing YCbCrSubSampling means (2, 2).
         if photometric == YCBCR and self._tags.integers(_SUBSAMPLING) != (1, 1):
             raise Unreadable(
-                "TIFF in YCbCr is read only without subsampling, or compressed by JPEG" + self.description()
+                "TIFF in YCbCr is read only without subsampling, or compressed by JPEG"
+                + self.description()
             )

@@ -163,7 +163,9 @@ def _decompressed(data: bytes, coding: Coding, height: int, width: int) -> bytes
 def _unpacked(raw: bytes | bytearray, coding: Coding, shape: tuple[int, int, int]) -> NDArray[Any]:
     if coding.bits not in _ORDINARY_BITS:
         if coding.predictor != 1:
-            raise Unreadable(f"TIFF with a predictor for samples with {coding.bits} bits is not read")
+            raise Unreadable(
+                f"TIFF with a predictor for samples with {coding.bits} bits is not read"
+            )
         values = imagecodecs.packints_decode(
             raw,
             coding.dtype.newbyteorder(coding.byte_order),

@@ -83,8 +83,10 @@ def wide_jpeg(data: bytes, max_pixels: int, field: str) -> NDArray[np.uint8] | N
         raise Unreadable(f"JPEG with {frame.bits} bits is not read")
     check_size((frame.width, frame.height), max_pixels, field)
     if frame.refusal is not None or frame.components not in (1, 3):
-        raise Unreadable("JPEG with 12 bits is read only if it has 1 or 3 components, and is neither lossless, "
-            "hierarchical nor arithmetic-coded")
+        raise Unreadable(
+            "JPEG with 12 bits is read only if it has 1 or 3 components, and is neither lossless, "
+            "hierarchical nor arithmetic-coded"
+        )
     if not containers.is_whole_jpeg(data):
         raise ValueError("the JPEG has no end mark")
     if containers.has_too_many_scans(data):

@@ -22,7 +22,7 @@ from samserve.errors import InvalidField, InvalidWeights, SamserveError, TooLarg
 from samserve_gateway.settings import Settings
 from tests.conftest import ROOT
 from tests.support.addresses import CONTENT, Address, serving
-from tests.unit.network.test_checkpoints import Malice
+from tests.support.checkpoints import Malice
 
 
 @pytest.fixture
@@ -316,7 +316,7 @@ def test_a_file_that_unpacks_to_more_than_it_has(request_of: Request) -> None:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ({"image_encoder.pos_embed": torch.zeros(1, 64, 64, 768)}, "no vit_t checkpoint"),
+        ({"image_encoder.pos_embed": torch.zeros(1, 64, 64, 768)}, "not a vit_t checkpoint"),
         ([1, 2], "not named tensors"),
     ],
     ids=["another type's", "a list"],
