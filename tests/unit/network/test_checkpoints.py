@@ -25,7 +25,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def state_dict() -> dict[str, torch.Tensor]:
-    """Random vit_t weights. The builder leaves the attention biases at zero: they are random, too."""
+    """Random vit_t weights, with random attention biases, which the builder leaves at zero."""
     torch.manual_seed(0)
     state = blank_model("vit_t").state_dict()
     return {
