@@ -13,7 +13,7 @@ import time
 from types import FrameType
 
 from samserve import __version__
-from samserve.archives.build import make, weights_of
+from samserve.archives.build import build_if_stale, weights_of
 from samserve.model_types import MODEL_TYPES
 from samserve.weights.fetch import FetchError, fetch
 from samserve_gateway import probe
@@ -63,7 +63,7 @@ def prepare(options: Options) -> None:
             continue
         fetch(MODEL_TYPES[model_type], options.weights_dir)
         for path in weights_of(model_type, options.weights_dir):
-            make(options.model_store / f"{path.stem}.mar", model_type, path)
+            build_if_stale(options.model_store / f"{path.stem}.mar", model_type, path)
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

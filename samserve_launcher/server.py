@@ -29,7 +29,7 @@ import psutil
 import requests
 
 from samserve import places
-from samserve.archives.build import unpack
+from samserve.archives.build import unpack_archive
 from samserve.machine import usable_cores
 from samserve.serving.lanes import Mode, lane_of, mode_of, model_type_of
 from samserve_gateway.settings import ADMIN_TOKEN
@@ -167,7 +167,7 @@ def unpack_archives(options: Options) -> None:
     for family in options.families():
         archive = options.model_store / f"{family}.mar"
         try:
-            unpack(archive, options.models_dir / family)
+            unpack_archive(archive, options.models_dir / family)
         except (OSError, zipfile.BadZipFile, zlib.error) as exc:
             shutil.rmtree(options.models_dir, ignore_errors=True)
             raise ServerError(f"{archive} cannot be unpacked: {exc}") from exc

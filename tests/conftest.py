@@ -33,10 +33,10 @@ def model() -> Any:
     """MobileSAM with the weights that `make weights` fetched."""
     import torch
 
-    from samserve.network.checkpoints import load_model
+    from samserve.network.checkpoints import load_network
 
     torch.set_num_threads(2)
-    return load_model("vit_t", ROOT / "weights" / "vit_t.pt", torch.device("cpu"))
+    return load_network("vit_t", ROOT / "weights" / "vit_t.pt", torch.device("cpu"))
 
 
 @pytest.fixture(scope="session")

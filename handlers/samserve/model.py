@@ -15,12 +15,12 @@ import torch
 
 from . import __version__
 from .embeddings.cache import EmbeddingCache
-from .embeddings.folder_store import EmbeddingStore
+from .embeddings.folder_store import FolderStore
 from .embeddings.settings import CacheSettings
 from .masks.on_gpu import masks_at_once
 from .model_types import Precision, sha256_of
 from .network import openvino_parts
-from .network.checkpoints import load_model as load_network
+from .network.checkpoints import load_network
 from .network.decoder import Decoder
 from .network.devices import CPU, DeviceError
 from .network.encoder import Encoder, compiled_by_inductor
@@ -151,10 +151,10 @@ def _work_once(encoder: Encoder, decoder: Decoder, n_prompts: int, reserved: int
     del taken
 
 
-def _folder(cache: CacheSettings) -> EmbeddingStore | None:
+def _folder(cache: CacheSettings) -> FolderStore | None:
     if not cache.enabled or not cache.machine_bytes:
         return None
-    return EmbeddingStore(cache.resolve_directory(), cache.machine_bytes)
+    return FolderStore(cache.resolve_directory(), cache.machine_bytes)
 
 
 def _redis(cache: CacheSettings) -> RedisStore | None:

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image as PillowImage
 
 from . import automask, places, prompts
-from .embeddings.cache import Found
+from .embeddings.cache import EmbeddedImage
 from .errors import InvalidImage, TimedOut
 from .masks.mask import AutoMask, PromptMask
 from .model import MEMORY_CACHE, Model, load_model
@@ -108,8 +108,8 @@ class Segmenter:
         Raises:
             SamserveError: it cannot be decoded, or only its digest is known.
         """
-        found = self.model.embeddings.of_picture(picture)
-        return _embedded(found, lambda: picture.pixels)
+        embedded = self.model.embeddings.of_picture(picture)
+        return _embedded(embedded, lambda: picture.pixels)
 
     def _embed_array(self, pixels: NDArray[Any]) -> EmbeddedPicture:
         if pixels.dtype != np.uint8 or not (
@@ -255,8 +255,8 @@ def load(
     )
 
 
-def _embedded(found: Found, pixels: automask.Pixels) -> EmbeddedPicture:
-    return EmbeddedPicture(found.image, found.source, found.pages, pixels)
+def _embedded(embedded: EmbeddedImage, pixels: automask.Pixels) -> EmbeddedPicture:
+    return EmbeddedPicture(embedded.image, embedded.source, embedded.pages, pixels)
 
 
 def _file_of(image: PillowImage.Image) -> bytes:

@@ -23,18 +23,18 @@ from tests.support.addresses import serving
 from tests.support.answers import error_of
 from tests.support.bodies import BOX
 from tests.support.changed_weights import changed_weights, reference_mask
-from tests.support.geometry import rasterise, same_mask
-from tests.support.lanes import mapped_weights, pids_of
-from tests.support.paths import ROOT
-from tests.support.sample_pictures import base64_png, new_picture, picture
-from tests.support.servers import ADMIN, TOKEN, RestartableServer
-from tests.unit.network.test_checkpoint_layouts import (
+from tests.support.checkpoints import (
+    Malice,
     decoder_state,
     foreign,
     prefixed,
     training_checkpoint,
 )
-from tests.unit.network.test_checkpoints import Malice
+from tests.support.geometry import rasterise, same_mask
+from tests.support.lanes import mapped_weights, pids_of
+from tests.support.paths import ROOT
+from tests.support.sample_pictures import base64_png, new_picture, picture
+from tests.support.servers import ADMIN, TOKEN, RestartableServer
 
 OFFERED = ["vit_h", "vit_l", "vit_b", "vit_t", "sam2_l", "sam2_bp", "sam2_s", "sam2_t", "sam3"]
 META = "https://dl.fbaipublicfiles.com/segment_anything"

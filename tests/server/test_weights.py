@@ -31,11 +31,11 @@ from tests.support.addresses import Address, serving
 from tests.support.answers import error_of
 from tests.support.bodies import BOX
 from tests.support.changed_weights import changed_weights, reference_mask
+from tests.support.checkpoints import Malice
 from tests.support.geometry import rasterise, same_mask
 from tests.support.paths import ROOT
 from tests.support.sample_pictures import base64_png, new_picture, picture
 from tests.support.servers import ADMIN, TOKEN, RestartableServer
-from tests.unit.network.test_checkpoints import Malice
 
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 OWN = {"vit_t", "vit_t-automask"}

@@ -1,15 +1,16 @@
-"""Build `model_store/<type>.mar`; nothing to do where it holds just what it would hold.
+"""This module builds `model_store/<type>.mar`, unless the archive is up to date.
 
     samserve archive vit_t
 
-An archive is the handler with its package, the model's YAML, the weights and where they
-came from (`weights.json`), and, where the YAML asks for it, the network's heavy parts
-compiled for CPUs. One archive serves both lanes.
+An archive has the handler and this package, the model's YAML, the weights, their source
+(`weights.json`), and, if the YAML says so, the encoder and the upscaler exported for CPUs. One
+archive serves both lanes of a model type.
 
-Weights of the type that were registered (weights/registered/<type>.<name>.pt) get theirs, too.
+Registered weights of the type (weights/registered/<type>.<name>.pt) get an archive each.
 
-The weights are the file that was fetched, if a worker can map it as it is, and else the network's
-tensors out of it: `weights.json` has the SHA-256 of the file that was fetched in any case.
+The weights in the archive are the fetched file if a worker can map it unchanged, and otherwise a
+file with the network's tensors only. `weights.json` has the SHA-256 of the fetched file in any
+case.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from samserve.serving.model_settings import ModelSettings
 from samserve.weights.steps import step
 
 HANDLER = "sam_handler.py"
-MODEL_VERSION = "1.0"  # config.properties names the lanes' settings by it
+MODEL_VERSION = "1.0"  # config.properties has the settings of this version
 MANIFEST = "MAR-INF/MANIFEST.json"
-STAMP = "made_from.json"  # in a folder of what was made: from what
+STAMP = "made_from.json"  # the inputs from which the other files of a folder were made
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Build the archives of a model type. Exit non-zero with the name of a missing file."""
+    """Build the archives of a model type. Exit with an error that names a missing file."""
     parser = argparse.ArgumentParser(
         prog="samserve archive",
         description="Build the .mar archive of a model type, if it is not up to date.",
@@ -54,17 +55,18 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--version",
         default=MODEL_VERSION,
-        help=f"other than {MODEL_VERSION}: <type>-<version>.mar, to be registered beside the first",
+        help=f"a version other than {MODEL_VERSION} gives <type>-<version>.mar, for TorchServe to "
+        "serve beside the first",
     )
     parsed = parser.parse_args(arguments)
     suffix = "" if parsed.version == MODEL_VERSION else f"-{parsed.version}"
     for weights in weights_of(parsed.type, parsed.weights_dir):
         archive = parsed.model_store / f"{weights.stem}{suffix}.mar"
-        make(archive, parsed.type, weights, parsed.version)
+        build_if_stale(archive, parsed.type, weights, parsed.version)
 
 
 def weights_of(model_type: str, weights_dir: Path) -> list[Path]:
-    """The type's own weights, and those that were registered."""
+    """Return the paths of a model type's published weights and of its registered weights."""
     registered = sorted((weights_dir / REGISTERED).glob("*.pt"))
     return [
         weights_dir / f"{model_type}.pt",
@@ -72,31 +74,40 @@ def weights_of(model_type: str, weights_dir: Path) -> list[Path]:
     ]
 
 
-def make(archive: Path, model_type: str, weights: Path, version: str = MODEL_VERSION) -> None:
-    """Build the archive of these weights, if it is not there as it should be.
+def build_if_stale(
+    archive: Path, model_type: str, weights: Path, version: str = MODEL_VERSION
+) -> None:
+    """Build the archive of these weights, unless it is up to date.
 
-    Exits with the name of the file that is missing, or of the setting that is wrong.
+    Args:
+        archive: the path of the .mar file.
+        model_type: the model type.
+        weights: the checkpoint, with its sidecar `<name>.json` beside it.
+        version: the archive's version for TorchServe.
+
+    Raises:
+        SystemExit: a file is missing, or a setting or the weights are wrong; the message names it.
     """
     members = members_of(model_type, weights)
     missing = [str(path) for path in members.values() if not path.is_file()]
     if missing:
-        sys.exit(f"{archive}: cannot be built, there is no {', '.join(missing)}")
+        sys.exit(f"{archive}: cannot be built: {', '.join(missing)} missing")
     settings = checked_settings(model_type, members[f"{model_type}.yaml"])
-    check_weights(weights, members["weights.json"])
-    # On a CPU they are mapped as they are, and a GPU gets a copy of its own anyhow.
+    check_digest(weights, members["weights.json"])
+    # On a CPU the file is mapped unchanged. A GPU gets a converted copy when the worker starts.
     precision = "float32" if settings.precision == "auto" else settings.precision
     members |= serving_weights(model_type, weights, precision)
     if settings.cpu_runtime == "openvino":
         members |= compiled_parts(model_type, weights, members[f"{model_type}.pt"])
-    if holds(archive, members):
+    if is_up_to_date(archive, members):
         print(f"{relative(archive)}: up to date")
         return
     with step(f"{relative(archive)}: building"):
-        build(archive, model_type, members, version)
+        run_archiver(archive, model_type, members, version)
 
 
 def members_of(model_type: str, weights: Path) -> dict[str, Path]:
-    """What the archive holds: name inside -> file it comes from."""
+    """Return the files of an archive: from the name in the archive to the path of the file."""
     members = {
         str(path.relative_to(places.LIBRARY.parent)): path
         for path in sorted(places.LIBRARY.rglob("*.py"))
@@ -108,44 +119,44 @@ def members_of(model_type: str, weights: Path) -> dict[str, Path]:
     return members
 
 
-def check_weights(weights: Path, sidecar: Path) -> None:
-    """Exits if they are not the file whose SHA-256 was written down beside them."""
+def check_digest(weights: Path, sidecar: Path) -> None:
+    """Exit with an error unless the weights have the SHA-256 in their sidecar."""
     if sha256_of(weights) != json.loads(sidecar.read_text())["sha256"]:
-        sys.exit(f"{relative(weights)} is not the file that {relative(sidecar)} tells of")
+        sys.exit(f"{relative(weights)} is not the file that {relative(sidecar)} describes")
 
 
 def serving_weights(model_type: str, weights: Path, precision: Precision) -> dict[str, Path]:
-    """The weights as workers want them: to be mapped, and in the precision of the YAML.
+    """Return the archive member with the weights: mappable, and in the precision of the YAML.
 
-    A file that a worker cannot map as it is is rewritten here, once: one of before PyTorch 1.6, and
-    one that was registered and holds more than the network's tensors. A type's own weights have
-    been compared with the published file, so they need not be looked into.
+    A file that a worker cannot map unchanged is rewritten once: a file written before PyTorch 1.6,
+    and a registered file with more than the network's tensors. Published weights have been compared
+    with their SHA-256, so their content is not examined.
     """
     name, folder = f"{model_type}.pt", weights.with_name(f"{weights.stem}-{precision}")
-    as_it_is = precision == "float32" and is_mappable(weights)
-    if as_it_is and not is_registered(weights.stem, model_type):
+    is_servable = precision == "float32" and is_mappable(weights)
+    if is_servable and not is_registered(weights.stem, model_type):
         return {name: weights}
     served = folder / name
     code = ("checkpoints.py", "checkpoint_layouts.py", "checkpoint_pickles.py")
     made_from = {
-        "weights": _sha256_told(weights),
+        "weights": _sha256_in_sidecar(weights),
         "code": [sha256_of(places.LIBRARY / "network" / file) for file in code],
     }
     if not _is_made_from(folder, made_from):
-        # Heavy, and needed only here.
+        # Imported here, because torch takes seconds to import.
         import torch
 
         from samserve.network import checkpoints
 
         try:
-            checkpoint = checkpoints.opened(weights)
+            checkpoint = checkpoints.open_checkpoint(weights)
         except checkpoints.CheckpointError as error:
             sys.exit(str(error))
         for note in checkpoint.notes:
             print(f"{relative(weights)}: {note}", flush=True)
-        with _making(folder, made_from):
+        with _stamped(folder, made_from):
             served.unlink(missing_ok=True)
-            if not (as_it_is and checkpoint.is_plain):
+            if not (is_servable and checkpoint.is_plain):
                 print(f"{relative(folder)}: converting", flush=True)
                 dtype = getattr(torch, precision)
                 tensors = checkpoints.serving_form(checkpoint.tensors, dtype)
@@ -154,48 +165,53 @@ def serving_weights(model_type: str, weights: Path, precision: Precision) -> dic
 
 
 def compiled_parts(model_type: str, weights: Path, served: Path) -> dict[str, Path]:
-    """The compiled parts' archive members, kept beside the weights they are made of.
+    """Return the archive members with the compiled parts, which are kept beside the weights.
+
+    They are compiled again if the weights, the code that exports them (`openvino_parts.py` and all
+    modules of `exact_decoder`), OpenVINO or PyTorch has changed.
 
     Args:
-        served: these weights as `serving_weights` gives them.
+        model_type: the model type.
+        weights: the checkpoint.
+        served: the same weights as `serving_weights` returns them.
     """
     folder = weights.with_name(f"{weights.stem}-compiled")
     members = {name: folder / name for name in COMPILED_FILES}
-    sources = [
-        places.LIBRARY / "network" / name for name in ("openvino_parts.py", "exact_decoder.py")
-    ]
+    network = places.LIBRARY / "network"
+    sources = [network / "openvino_parts.py", *sorted(network.glob("exact_decoder/*.py"))]
     made_from = {
-        "weights": _sha256_told(weights),
+        "weights": _sha256_in_sidecar(weights),
         "code": [sha256_of(path) for path in sources],
         "openvino": version("openvino"),
         "torch": version("torch"),
     }
     if _is_made_from(folder, made_from):
         return members
-    with step(f"{relative(folder)}: compiling for OpenVINO"), _making(folder, made_from):
-        # Heavy, and needed only here.
+    with step(f"{relative(folder)}: compiling for OpenVINO"), _stamped(folder, made_from):
+        # Imported here, because torch takes seconds to import.
         import torch
 
         from samserve.network import openvino_parts
-        from samserve.network.checkpoints import load_model
+        from samserve.network.checkpoints import load_network
 
-        openvino_parts.export(load_model(model_type, served, torch.device("cpu")), folder)
+        openvino_parts.export(load_network(model_type, served, torch.device("cpu")), folder)
     return members
 
 
-def _sha256_told(weights: Path) -> str:
-    """Of a file that `check_weights` has found to be the one."""
+def _sha256_in_sidecar(weights: Path) -> str:
+    """Return the SHA-256 in the sidecar. `check_digest` has compared it with the weights."""
     return str(json.loads(weights.with_suffix(".json").read_text())["sha256"])
 
 
 def _is_made_from(folder: Path, made_from: dict[str, Any]) -> bool:
+    """Return whether the folder's files were made from these inputs."""
     stamp = folder / STAMP
     return stamp.is_file() and bool(json.loads(stamp.read_text()) == made_from)
 
 
 @contextlib.contextmanager
-def _making(folder: Path, made_from: dict[str, Any]) -> Iterator[None]:
-    """What the block leaves in the folder is made from this; until it ends, nothing is there."""
+def _stamped(folder: Path, made_from: dict[str, Any]) -> Iterator[None]:
+    """Stamp the folder after the block has made its files. Without a stamp they are invalid."""
     folder.mkdir(exist_ok=True)
     (folder / STAMP).unlink(missing_ok=True)
     yield
@@ -203,7 +219,10 @@ def _making(folder: Path, made_from: dict[str, Any]) -> Iterator[None]:
 
 
 def checked_settings(model_type: str, path: Path) -> ModelSettings:
-    """Exits with the wrong setting's name: here at once, not in a worker that never loads."""
+    """Return the settings in a model's YAML.
+
+    Exit with an error that names a wrong setting. Otherwise only the worker would fail to start.
+    """
     try:
         settings = ModelSettings.from_yaml(yaml.safe_load(path.read_text()), {})
     except (ValueError, KeyError, TypeError, yaml.YAMLError) as exc:
@@ -213,20 +232,20 @@ def checked_settings(model_type: str, path: Path) -> ModelSettings:
     return settings
 
 
-def holds(archive: Path, members: dict[str, Path]) -> bool:
-    """Whether the archive is whole and its members are these files, byte for byte."""
+def is_up_to_date(archive: Path, members: dict[str, Path]) -> bool:
+    """Return whether the archive is undamaged and has exactly these files, byte for byte."""
     try:
         with zipfile.ZipFile(archive) as mar:
-            found = {i.filename: i.CRC for i in mar.infolist() if not i.is_dir()}
-            found.pop(MANIFEST, None)
+            actual = {i.filename: i.CRC for i in mar.infolist() if not i.is_dir()}
+            actual.pop(MANIFEST, None)
             expected = {name: crc32_of(path) for name, path in members.items()}
-            return found == expected and mar.testzip() is None
+            return actual == expected and mar.testzip() is None
     except (OSError, zipfile.BadZipFile, zlib.error):
         return False
 
 
 def crc32_of(path: Path) -> int:
-    """The file's CRC-32, read in pieces."""
+    """Return the file's CRC-32, read in pieces."""
     crc = 0
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -234,32 +253,34 @@ def crc32_of(path: Path) -> int:
     return crc
 
 
-def build(
+def run_archiver(
     archive: Path, model_type: str, members: dict[str, Path], version: str = MODEL_VERSION
 ) -> None:
-    """Build the archive with torch-model-archiver, beside its destination, and move it there.
+    """Build the archive with torch-model-archiver in a temporary folder, and move it into place.
 
-    So nobody ever sees half an archive, and several can be built at the same time.
+    So no process sees half an archive, and several can be built at the same time.
 
-    The archiver takes a file's own name, so links stand for the files under the names that they
-    have in the archive. It copies each file once before it stores it. It does not deflate: that
-    would take minutes and save a tenth.
+    The archiver stores files under the names that they have on disk. So it gets links to the files,
+    with the names that they have in the archive. It copies each file once before it stores it. It
+    does not compress: that would take minutes and save a tenth.
 
-    Exits with the archiver's own words if it fails.
+    Raises:
+        SystemExit: the archiver fails; the message has its output.
     """
-    own = {HANDLER, f"{model_type}.pt", f"{model_type}.yaml"}  # each has an option of its own
+    with_option = {HANDLER, f"{model_type}.pt", f"{model_type}.yaml"}  # each has its option
     archive.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".building-") as scratch:
         for name, path in members.items():
-            link = Path(scratch, "own" if name in own else "extra", name)
+            link = Path(scratch, "main" if name in with_option else "extra", name)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(path.resolve())
         command = [sys.executable, "-m", "model_archiver.model_packaging"]
         command += ["--archive-format", "zip-store", "--export-path", "."]
         command += ["--model-name", archive.stem, "--version", version, "--extra-files", "extra"]
-        command += ["--handler", f"own/{HANDLER}", "--config-file", f"own/{model_type}.yaml"]
-        command += ["--serialized-file", f"own/{model_type}.pt"]
-        # It makes its copies in a folder there, which is named after the model.
+        command += ["--handler", f"main/{HANDLER}", "--config-file", f"main/{model_type}.yaml"]
+        command += ["--serialized-file", f"main/{model_type}.pt"]
+        # The archiver copies the files to a folder in TMPDIR that is named after the model, which
+        # builds of one model at the same time would share.
         environ = {**os.environ, "TMPDIR": str(Path(scratch).resolve())}
         done = subprocess.run(
             command, cwd=scratch, env=environ, capture_output=True, text=True, check=False
@@ -269,21 +290,21 @@ def build(
         Path(scratch, archive.name).replace(archive)
 
 
-def unpack(archive: Path, folder: Path) -> None:
-    """What TorchServe is given in the archive's place, for all of its lanes.
+def unpack_archive(archive: Path, folder: Path) -> None:
+    """Unpack an archive to a folder, which TorchServe loads for all lanes instead of the archive.
 
-    It would unpack an archive for every lane itself, at 60 MB/s for the hash that it makes in
-    passing; and workers who map their weights share them only where they map the same file.
+    TorchServe would unpack the archive for every lane, at 60 MB/s because it computes a hash. And
+    workers share the memory of mapped weights only if they map the same file.
 
     Raises:
-        OSError, zipfile.BadZipFile, zlib.error: it is damaged, or there is no room.
+        OSError, zipfile.BadZipFile, zlib.error: the archive is damaged, or the disk is full.
     """
     with zipfile.ZipFile(archive) as mar:
         mar.extractall(folder)
 
 
 def relative(path: Path) -> Path:
-    """For messages: seen from the repository where it lies inside."""
+    """Return a path for messages: relative to the state folder if it is inside that."""
     state = places.state_folder()
     return path.relative_to(state) if path.is_relative_to(state) else path
 

@@ -1,19 +1,19 @@
-"""A bounded folder of byte strings that all worker processes of one machine share.
+"""This module keeps byte strings in a bounded folder that all worker processes of a machine share.
 
-It is meant for image embeddings, some 4 MB each, in a folder in memory (tmpfs). A key
-stands for its content: whoever saves under a key saves what anybody else would have.
+It is meant for image embeddings, about 4 MB each, in a folder in memory (tmpfs). A key determines
+its payload: every process would save the same bytes under a key.
 
-    with store.lock(key, timeout_s=5):  # the others wait here, and then find it
+    with store.lock(key, timeout_s=5):  # other processes wait here, and then find the entry
         payload = store.load(key)
         if payload is None:
             payload = compute()
             store.save(key, payload)
 
-Whatever the file system does, nothing is raised: loading misses, saving does nothing,
-and a warning says why, once until it works again.
+No error of the file system is raised: a load misses, a save does nothing, and one warning says why.
+The same warning appears again only after the operation has succeeded in between.
 
-Does not keep anything over a crash of the machine (no fsync), does not guard against
-other programs of the same user, and touches no file that it has not named itself.
+Entries need not survive a crash of the machine (no fsync). Other programs of the same user are not
+guarded against. Files with names that this module does not use are never touched.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ import logging
 import os
 import re
 import stat
-import struct
 import time
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
+
+from .entry import FOLDER_FORMAT
 
 logger = logging.getLogger(__name__)
 
@@ -40,46 +41,43 @@ _UNFINISHED = re.compile(r"\.writing-[0-9a-f]{16}")
 _FOLDER_LOCK = ".lock"
 _KEY_LOCKS = 64
 
-_HEADER = struct.Struct(">8sQI")  # magic, length of the payload, checksum
-_MAGIC = b"samserv\x01"  # ends in the format's version
-
-_POLL_S = 0.005  # flock either waits for ever or not at all
-_SAVE_PATIENCE_S = 2.0  # a save takes milliseconds: whoever locks out others longer is stuck
+_POLL_S = 0.005  # flock has no timeout: it waits for ever or not at all
+_SAVE_TIMEOUT_S = 2.0  # a save takes milliseconds, so a process that holds the lock longer is stuck
 
 
-class EmbeddingStore:
-    """At most `max_bytes` of byte strings in `directory`; the least recently used go first.
+class FolderStore:
+    """Entries in a folder, with a bound on their bytes. The least recently used are removed first.
 
     Any number of threads and processes may use one folder, through one store or several.
 
     Args:
-        directory: made where it is missing, readable by this user only. It must belong to
-            this user, and no one else may write to it, or else it is not used: anybody on
-            the machine could plant embeddings.
-        max_bytes: entries and unfinished files together take no more than this, nor more
-            than 90 % of the file system (Docker's /dev/shm has 64 MB).
+        directory: the folder. It is created, readable by this user only, if it is missing. It is
+            not used unless it belongs to this user and nobody else may write to it: otherwise
+            anybody on the machine could plant embeddings.
+        max_bytes: the bound for entries and unfinished files together. They also take no more than
+            90 % of the file system (Docker's /dev/shm has 64 MB).
     """
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
         self._directory = directory
         self._max_bytes = max_bytes
-        self._told: dict[str, set[str]] = {}
+        self._warned: dict[str, set[str]] = {}  # operation -> reasons already logged
 
     @property
     def usable(self) -> bool:
-        """Whether the folder is there, ours, and can be written to; made if need be."""
-        with suppress(_GaveUp), self._locked(_FOLDER_LOCK, 0):
+        """Whether the folder can be used. It is created if it is missing."""
+        with suppress(_Abandoned), self._locked(_FOLDER_LOCK, 0):
             return True
         return False
 
     def load(self, key: str) -> bytes | None:
-        """What was saved under `key`, or None."""
+        """Return the payload that was saved under `key`, or None."""
         name = _entry_name(key)
-        with suppress(_GaveUp), self._folder() as folder, self._watching("read", name):
+        with suppress(_Abandoned), self._folder() as folder, self._logging_errors("read", name):
             try:
                 return _read_entry(folder, key, self._max_bytes)
             except FileNotFoundError:
-                raise _GaveUp from None  # an ordinary miss: neither trouble nor success
+                raise _Abandoned from None  # a miss: neither a failure nor a success to be logged
             except _BadEntry:
                 with suppress(OSError):
                     os.unlink(name, dir_fd=folder)
@@ -87,19 +85,19 @@ class EmbeddingStore:
         return None
 
     def save(self, key: str, payload: bytes | memoryview) -> None:
-        """Keeps `payload` under `key` if possible, and makes room for it."""
+        """Save `payload` under `key` if possible, and remove old entries if that is necessary."""
         name = _entry_name(key)
         content = memoryview(payload).cast("B")
-        size = _allocated(_HEADER.size + len(content))
-        header = _HEADER.pack(_MAGIC, len(content), _checksum(key, content))
-        locked = self._locked(_FOLDER_LOCK, _SAVE_PATIENCE_S)
-        with suppress(_GaveUp), locked as folder, self._watching("write", name):
+        size = _allocated(FOLDER_FORMAT.header_size + len(content))
+        header = FOLDER_FORMAT.header(key, content)
+        locked = self._locked(_FOLDER_LOCK, _SAVE_TIMEOUT_S)
+        with suppress(_Abandoned), locked as folder, self._logging_errors("write", name):
             if folder is None:
-                raise OSError(f"the folder was locked for {_SAVE_PATIENCE_S:g} s")
+                raise OSError(f"the folder was locked for {_SAVE_TIMEOUT_S:g} s")
             bound = min(self._max_bytes, _most_it_can_hold(folder))
             if size > bound:
-                logger.debug("%s is not kept: %d bytes, of %d in all.", name, size, bound)
-                raise _GaveUp
+                logger.debug("%s is not kept: %d bytes; the limit is %d.", name, size, bound)
+                raise _Abandoned
             _make_room(folder, name, size, bound)
             try:
                 _write_entry(folder, name, header, content)
@@ -111,37 +109,37 @@ class EmbeddingStore:
 
     @contextmanager
     def lock(self, key: str, timeout_s: float) -> Iterator[bool]:
-        """Lets one thread of one process at a time work on `key`.
+        """Let one thread of one process at a time work on `key`.
 
-        Yields True while the lock is held, False when it could not be had in time or the
-        folder is unusable: go on without it then. Now and then two keys share a lock, so
-        never hold two. It is freed when its process dies.
+        Yields True while the lock is held. Yields False if it was not free in time, or the folder
+        is unusable; the caller then continues without it. Some keys share a lock, so a thread must
+        not hold two. The lock is released when its process dies.
         """
         number = zlib.crc32(_entry_name(key).encode()) % _KEY_LOCKS
         with ExitStack() as stack:
             folder = None
-            with suppress(_GaveUp):
+            with suppress(_Abandoned):
                 folder = stack.enter_context(self._locked(f".lock-{number:02}", timeout_s))
             yield folder is not None
 
     @contextmanager
     def _locked(self, name: str, timeout_s: float) -> Iterator[int | None]:
-        """Holds a lock file; yields the folder's descriptor, or None when time ran out.
+        """Hold a lock file. Yield the folder's descriptor, or None after the timeout.
 
-        Each try opens folder and file anew, so that those who wait notice when either was
-        deleted and made again.
+        Each attempt opens the folder and the file again, so that a waiting process notices if one
+        of them was deleted and created again.
         """
         deadline = time.monotonic() + timeout_s
         while True:
             with self._folder() as folder:
-                with self._watching("lock", name):
+                with self._logging_errors("lock", name):
                     lock = _try_lock(folder, name)
                 if lock is not None:
                     try:
                         yield folder
                     finally:
                         with suppress(OSError):
-                            # Closing is no unlocking where a forked child has it open too.
+                            # Closing does not unlock if a forked child has the file open, too.
                             fcntl.flock(lock, fcntl.LOCK_UN)
                         os.close(lock)
                     return
@@ -154,7 +152,7 @@ class EmbeddingStore:
     def _folder(self) -> Iterator[int]:
         """The folder's descriptor. Files are reached through it and not by their paths, so
         that they are in the very folder that was checked."""
-        with self._watching("use", ""):
+        with self._logging_errors("use", ""):
             folder = _open_folder(self._directory)
         try:
             yield folder
@@ -162,27 +160,27 @@ class EmbeddingStore:
             os.close(folder)
 
     @contextmanager
-    def _watching(self, doing: str, name: str) -> Iterator[None]:
-        """Tells of trouble, but of the same trouble not again until `doing` has succeeded."""
+    def _logging_errors(self, operation: str, name: str) -> Iterator[None]:
+        """Log an error of the block once, and again only after `operation` has succeeded."""
         try:
             yield
         except OSError as exc:
             reason = exc.strerror or str(exc)
-            told = self._told.setdefault(doing, set())
-            if reason not in told:
-                told.add(reason)
+            reasons = self._warned.setdefault(operation, set())
+            if reason not in reasons:
+                reasons.add(reason)
                 path = self._directory / name
-                logger.warning("Stored embeddings: cannot %s %s: %s.", doing, path, reason)
-            raise _GaveUp from exc
-        self._told.pop(doing, None)
+                logger.warning("Stored embeddings: cannot %s %s: %s.", operation, path, reason)
+            raise _Abandoned from exc
+        self._warned.pop(operation, None)
 
 
-class _GaveUp(Exception):
-    """There is no going on; what is to be told has been told."""
+class _Abandoned(Exception):
+    """The operation cannot continue. Its error, if it is one, has been logged."""
 
 
 class _BadEntry(OSError):
-    """A file that is no entry, or not the one it is named after."""
+    """The file is no entry, is damaged, or belongs to another key."""
 
 
 def _entry_name(key: str) -> str:
@@ -191,29 +189,22 @@ def _entry_name(key: str) -> str:
     return key + _SUFFIX
 
 
-def _checksum(key: str, content: bytes | memoryview) -> int:
-    # Against accidents only: malice is kept out by the folder's owner and mode. CRC-32 takes
-    # 0.9 ms for 4 MB; SHA-1 and SHA-256 2.2 ms where the processor has instructions for them
-    # and several times that elsewhere; BLAKE2b 3.4 ms.
-    return zlib.crc32(content, zlib.crc32(key.encode()))
-
-
 def _allocated(size: int) -> int:
-    # In pages, which is what tmpfs allocates. st_blocks would be the truth anywhere, but is
-    # known only after writing: too late to make room.
+    # tmpfs allocates pages. st_blocks would be exact on any file system, but is known only after
+    # writing, when it is too late to remove entries.
     return -(-size // 4096) * 4096
 
 
 def _most_it_can_hold(folder: int) -> int:
     status = os.fstatvfs(folder)
-    # A tmpfs without a limit says that it has 0 blocks.
+    # A tmpfs without a limit reports 0 blocks.
     return status.f_blocks * status.f_frsize * 9 // 10 or 1 << 63
 
 
 def _open_folder(path: Path) -> int:
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
     if path.is_symlink():
-        raise OSError("it is a symbolic link, and must be the folder itself")
+        raise OSError("it is a symbolic link; a folder is required")
     try:
         folder = os.open(path, flags)
     except FileNotFoundError:
@@ -232,19 +223,19 @@ def _open_folder(path: Path) -> int:
 
 def _open(folder: int, name: str, mode: str) -> IO[bytes]:
     def opener(path: str, flags: int) -> int:
-        # Neither through a symbolic link, nor waiting for the other end of a FIFO.
+        # Do not follow a symbolic link, and do not wait for the other end of a FIFO.
         return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600, dir_fd=folder)
 
     return open(name, mode, opener=opener)
 
 
 def _try_lock(folder: int, name: str) -> int | None:
-    """The descriptor of the locked file, or None if somebody else has it."""
+    """Return the descriptor of the locked file, or None if another process holds the lock."""
     with suppress(BlockingIOError, FileNotFoundError), ExitStack() as undo:
         lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600, dir_fd=folder)
         undo.callback(os.close, lock)
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # A file that was deleted since it was opened would lock nobody out.
+        # A lock on a file that was deleted since it was opened would exclude nobody.
         if os.path.samestat(os.fstat(lock), os.stat(name, dir_fd=folder, follow_symlinks=False)):
             undo.pop_all()
             return lock
@@ -262,14 +253,14 @@ def _read_entry(folder: int, key: str, bound: int) -> bytes:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
             raise _BadEntry("it is not a regular file")
-        header = file.read(_HEADER.size)
-        if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+        header = file.read(FOLDER_FORMAT.header_size)
+        length = FOLDER_FORMAT.declared_length(header)
+        if length is None:
             raise _BadEntry("it is of another kind or version")
-        _, length, checksum = _HEADER.unpack(header)
-        if status.st_size != _HEADER.size + length or status.st_size > bound:
+        if status.st_size != FOLDER_FORMAT.header_size + length or status.st_size > bound:
             raise _BadEntry("its length is wrong")
         content = file.read(length)
-        if _checksum(key, content) != checksum:
+        if FOLDER_FORMAT.header(key, content) != header:
             raise _BadEntry("it is damaged, or was saved under another key")
         with suppress(OSError):
             _touch(file)
@@ -277,7 +268,7 @@ def _read_entry(folder: int, key: str, bound: int) -> bytes:
 
 
 def _write_entry(folder: int, name: str, header: bytes, content: memoryview) -> None:
-    """Writes under another name and renames: nobody ever reads half an entry."""
+    """Write a file under a temporary name and rename it, so that no process reads half an entry."""
     unfinished = f".writing-{os.urandom(8).hex()}"
     try:
         with _open(folder, unfinished, "xb") as file:
@@ -292,17 +283,19 @@ def _write_entry(folder: int, name: str, header: bytes, content: memoryview) -> 
 
 
 def _touch(file: IO[bytes]) -> None:
-    # With our own clock: the file system's ticks only every few milliseconds.
+    # With this process's clock: the file system's clock has a resolution of some milliseconds.
     now = time.time_ns()
     os.utime(file.fileno(), ns=(now, now))
 
 
 def _make_room(folder: int, name: str, size: int, bound: int | None) -> None:
-    """Removes entries until `size` bytes more stay within `bound`; None: until `size` bytes
-    came free. The entry to be replaced goes first, then the least recently used.
+    """Remove entries until `size` bytes more are within `bound`.
 
-    Only for who holds the folder's lock: then nobody is writing, and unfinished files are
-    what dead writers left.
+    If `bound` is None, remove entries of `size` bytes. The entry `name`, which is to be replaced,
+    is removed first, then the least recently used ones.
+
+    The caller must hold the folder's lock. Then no process is writing, so unfinished files belong
+    to processes that died.
     """
     entries = []
     with os.scandir(folder) as files:
@@ -310,7 +303,9 @@ def _make_room(folder: int, name: str, size: int, bound: int | None) -> None:
             if _UNFINISHED.fullmatch(file.name):
                 _remove(folder, file.name)
             elif file.name.endswith(_SUFFIX) and file.is_file(follow_symlinks=False):
-                with suppress(FileNotFoundError):  # another's load removed a damaged one
+                with suppress(
+                    FileNotFoundError
+                ):  # a load in another process removed a damaged entry
                     status = file.stat(follow_symlinks=False)
                     order = (file.name != name, status.st_mtime_ns, file.name)
                     entries.append((order, _allocated(status.st_size)))

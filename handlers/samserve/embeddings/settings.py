@@ -1,4 +1,4 @@
-"""The settings of the embedding cache."""
+"""This module has the settings of the embedding cache."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from samserve.machine import memory_folder
 
 
 class CacheSettings(BaseModel):
-    """How many embeddings are kept, so that a known image is not encoded again."""
+    """The settings of the embedding cache, as in a model's YAML.
+
+    Attributes:
+        enabled: whether embeddings are kept at all.
+        memory_bytes: the memory of each worker for images; 0 to keep none.
+        machine_bytes: the bytes of the folder that the workers of a machine share; 0 for none.
+        directory: that folder; None for the user's folder in shared memory.
+        redis_url: the Redis that machines share, or None.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -20,10 +28,10 @@ class CacheSettings(BaseModel):
     memory_bytes: int = Field(ge=0)
     machine_bytes: int = Field(ge=0)
     directory: Path | None
-    redis_url: str | None = None  # by the environment only: an archive is no place for passwords
+    redis_url: str | None = None  # from the environment only: an archive must not have passwords
 
     def resolve_directory(self) -> Path:
-        """The setting; or, where it is null, this user's own folder in shared memory."""
+        """Return `directory`; if that is None, this user's folder in shared memory."""
         if self.directory is not None:
             return self.directory
         parent = memory_folder() or Path(tempfile.gettempdir())

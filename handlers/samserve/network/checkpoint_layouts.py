@@ -1,4 +1,4 @@
-"""Where a checkpoint keeps the network's tensors, and what it calls them.
+"""This module finds the network's tensors in the layouts of checkpoints that programs write.
 
     {"image_encoder.…": tensor, …}                       as segment-anything publishes it
     {"sam.image_encoder.…": tensor, …}                   a wrapper's state dict
@@ -6,9 +6,9 @@
      "optimizer_state": …, "epoch": …, …}                micro-sam writes it
     {"image_encoder.…": …, "decoder_state": {…}}         micro-sam's export with a decoder for AIS
 
-`module.` of `DataParallel`, `_orig_mod.` of `torch.compile` and any other prefix that all of the
-network's tensors share is taken away likewise. What belongs to none of that stays, to be refused
-by its name.
+The prefixes `module.` of `DataParallel` and `_orig_mod.` of `torch.compile`, and any other prefix
+that all of the network's tensors share, are removed. Entries of unknown kinds stay, so that the
+caller refuses the file and names them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NETWORK = re.compile(
 )
 
 # micro-sam's decoder for automatic instance segmentation (AIS) is a U-Net on the image encoder's
-# output, which samserve has no use for. Its other parts are known by being beside a `decoder`.
+# output, which samserve does not use. Its other parts are recognised only beside a `decoder`.
 _DECODER = ("decoder", "decoder_state", "unetr")
 _DECODER_PARTS = (
     *("encoder", "base", "out_conv", "deconv1", "deconv2", "deconv3", "deconv4", "deconv_out"),
@@ -37,13 +37,13 @@ _DECODER_PARTS = (
 
 
 @dataclass(frozen=True)
-class Found:
+class NetworkEntries:
     """The entries of a checkpoint that should be the network's tensors.
 
     Attributes:
-        tensors: by the network's own names.
-        notes: what was left out, a line for each kind.
-        is_plain: nothing was left out, and no name changed.
+        tensors: the entries by the network's names.
+        notes: a line for each kind of entry that was left out.
+        is_plain: whether nothing was left out and no name changed.
     """
 
     tensors: dict[Any, Any]
@@ -51,7 +51,7 @@ class Found:
     is_plain: bool
 
 
-def weights_in(content: Mapping[Any, Any]) -> Found:
+def weights_in(content: Mapping[Any, Any]) -> NetworkEntries:
     """Return the network's entries of a checkpoint in any known layout."""
     notes: list[str] = []
     weights = content
@@ -73,11 +73,13 @@ def weights_in(content: Mapping[Any, Any]) -> Found:
         for key, value in weights.items()
         if key not in decoder_keys
     }
-    return Found(tensors, tuple(notes), weights is content and not prefix and not decoder_keys)
+    return NetworkEntries(
+        tensors, tuple(notes), weights is content and not prefix and not decoder_keys
+    )
 
 
 def _container(content: Mapping[Any, Any]) -> str | None:
-    """Return the entry that holds the state dict, if the checkpoint is not one itself."""
+    """Return the name of the entry with the state dict; None if the checkpoint itself is one."""
     if any(_matched(key) for key in content):
         return None
     return next((name for name in _CONTAINERS if isinstance(content.get(name), dict)), None)
@@ -88,7 +90,7 @@ def _matched(key: object) -> re.Match[str] | None:
 
 
 def _decoder_keys(weights: Mapping[Any, Any]) -> set[Any]:
-    """Return the entries of a decoder for automatic instance segmentation (AIS)."""
+    """Return the names of the entries of a decoder for automatic instance segmentation (AIS)."""
     others = [key for key in weights if isinstance(key, str) and not _matched(key)]
     if not any(_top(key) in _DECODER for key in others):
         return set()
@@ -104,8 +106,9 @@ def _top(key: str) -> str:
 
 
 def _note(notes: list[str], left_out: list[Any], what: str, unit: str) -> None:
+    """Add a note about the entries that were left out, if there are any."""
     if left_out:
-        # Names are the file's own, of any number and length.
+        # The file determines the number and the length of the names.
         names = ", ".join(str(name)[:80] for name in left_out[:12])
         more = ", …" if len(left_out) > 12 else ""
         notes.append(f"left out {what}, {len(left_out)} {unit}: {names}{more}")

@@ -1,13 +1,13 @@
 """This module reads a checkpoint that names foreign classes, without importing any of them.
 
-A checkpoint that a training program wrote holds the program's own objects beside the weights: its
-data sets, its transforms, NumPy's scalars. PyTorch's `weights_only` unpickler refuses such a file,
-since it looks up no class that is not on its list. Here each of those names gets an inert class in
-its place: nothing is imported, nothing is called, and what was in the object is dropped.
+A training program's checkpoint has objects of the program beside the weights: its data sets, its
+transforms, NumPy's scalars. PyTorch's `weights_only` unpickler refuses such a file, because it
+accepts only classes on its list. This module puts an inert class in the place of each foreign one:
+nothing is imported or called, and the content of the object is dropped.
 
-A name from Python's own library is another matter. A few stand for plain values; every other one
-(`builtins.eval`, `os.system`, `subprocess.Popen`) has no place beside weights, and the file is
-refused by that name.
+Names from Python's standard library are treated differently. A few stand for plain values. With
+any other (`builtins.eval`, `os.system`, `subprocess.Popen`) the file is refused, and the error
+names it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,12 @@ import torch
 from samserve.model_types import is_mappable
 
 MAX_STRANGERS = 1000
-"""PyTorch looks through all of them for every object, so that more would take for ever."""
+"""The largest number of foreign classes. PyTorch searches all of them for every object, so loading
+takes time in proportion to their number."""
 
-_TOLD = 5
+_NAMED_GLOBALS = 5
 
-# Plain values of Python's library, and how the pickles of older versions spell them.
+# Plain values of Python's library, also under the names in pickles of older versions.
 _PLAIN_VALUES = frozenset(
     {
         *("builtins." + name for name in ("bool", "bytes", "dict", "float", "frozenset", "int")),
@@ -50,11 +51,11 @@ _PLAIN_VALUES = frozenset(
 
 
 class RefusedGlobals(pickle.UnpicklingError):
-    """The file names something that may run code; the message says what."""
+    """The file names a function or class that may run code. The message says which."""
 
 
 class Inert:
-    """Stands for any object of a class that is not loaded: takes everything and keeps nothing."""
+    """Stands for any object of a class that is not loaded: takes all arguments and keeps none."""
 
     __slots__ = ()
 
@@ -62,19 +63,19 @@ class Inert:
         return super().__new__(cls)
 
     def __init__(self, *args: object, **kwargs: object) -> None:
-        """Takes what the pickle gives to the class."""
+        """Take the arguments that the pickle passes to the class."""
 
     def __setstate__(self, state: object) -> None:
-        """Takes what the pickle puts into the object."""
+        """Take the state that the pickle puts into the object."""
 
 
 def _plain_dict(*args: object, **kwargs: object) -> dict[object, object]:
-    """Stands for `collections.defaultdict`, into which a pickle puts items one by one."""
+    """Stand for `collections.defaultdict`, into which a pickle puts items one by one."""
     return {}
 
 
 def _plain_list(*args: object, **kwargs: object) -> list[object]:
-    """Stands for `collections.deque`, likewise."""
+    """Stand for `collections.deque`, to which a pickle appends items one by one."""
     return []
 
 
@@ -85,19 +86,19 @@ _CONTAINERS: dict[str, Callable[..., object]] = {
 
 
 def strangers_in(path: Path) -> list[str]:
-    """Return the classes and functions that the checkpoint names, except PyTorch's plain ones.
+    """Return the classes and functions that the checkpoint names, except those PyTorch accepts.
 
     Raises:
-        RefusedGlobals: some of them may run code.
+        RefusedGlobals: some of them may run code, or there are too many.
         pickle.UnpicklingError, OSError, RuntimeError, ValueError: the file cannot be read.
     """
     if not is_mappable(path):
-        return []  # of before PyTorch 1.6: the unpickler itself refuses what it does not know
+        return []  # written before PyTorch 1.6: the unpickler itself refuses unknown classes
     strangers = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))
     refused = [name for name in map(_by_python_3, strangers) if not _may_be_inert(name)]
     if refused:
-        more = f" and {len(refused) - _TOLD} more" if len(refused) > _TOLD else ""
-        raise RefusedGlobals(f"it names {', '.join(refused[:_TOLD])}{more}")
+        more = f" and {len(refused) - _NAMED_GLOBALS} more" if len(refused) > _NAMED_GLOBALS else ""
+        raise RefusedGlobals(f"it names {', '.join(refused[:_NAMED_GLOBALS])}{more}")
     if len(strangers) > MAX_STRANGERS:
         raise RefusedGlobals(f"it names {len(strangers)} classes; at most {MAX_STRANGERS} are read")
     return strangers
@@ -113,13 +114,13 @@ def inert(strangers: Iterable[str]) -> Iterator[None]:
 
 
 def _by_python_3(name: str) -> str:
-    """Return Python 3's name: a pickle of protocol 2 says `commands` for `subprocess`."""
+    """Return a name as in Python 3: a pickle of protocol 2 has `commands` for `subprocess`."""
     module, dot, rest = name.partition(".")
     return IMPORT_MAPPING.get(module, module) + dot + rest
 
 
 def _may_be_inert(name: str) -> bool:
-    """Return whether this is a plain value of Python's library, or no part of that library."""
+    """Return whether a global is a plain value of Python's library, or outside that library."""
     module, _, _ = name.partition(".")
     return name in _PLAIN_VALUES or (
         all(part.isidentifier() for part in name.split("."))
@@ -128,7 +129,7 @@ def _may_be_inert(name: str) -> bool:
     )
 
 
-# Not in the library of every Python, but made to import or run things by name.
+# These are not in the library of every Python, but import or run code by name.
 _RUN_CODE = frozenset(
     {
         *("cloudpickle", "compiler", "dill", "distutils", "ihooks", "imp", "joblib", "new", "nt"),

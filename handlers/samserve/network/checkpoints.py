@@ -1,12 +1,11 @@
-"""A checkpoint file turned into a network ready to run.
+"""This module loads a checkpoint file into a network.
 
-Does not download: `scripts/fetch_weights.py` puts the files where they belong.
-A checkpoint is data from elsewhere: only tensors and plain values are ever unpickled, and the
-keys must be the network's own, no fewer and no more. What a training program wrote round them,
-`checkpoint_layouts.py` takes away.
+A checkpoint is untrusted data: only tensors and plain values are unpickled, and the keys must be
+exactly those of the network. `checkpoint_layouts.py` removes the entries that training programs
+add. `samserve.weights.fetch` downloads the published checkpoints.
 
-On a CPU the network's weights are the file's own pages, mapped: vit_h is there in a
-moment, and all processes that map one file hold its 2.5 GB once between them.
+On a CPU the weights are mapped from the file: vit_h loads in a moment, and all processes that map
+one file share its 2.5 GB in the page cache.
 """
 
 from __future__ import annotations
@@ -33,26 +32,32 @@ EXPORT = (
     "python -c \"import torch; c = torch.load('in.pt', map_location='cpu', weights_only=False); "
     "torch.save(c.get('model_state', c), 'out.pt')\""
 )
-"""Runs whatever the file holds, so it is for the file's owner, where its classes are installed."""
+"""A command that the file's owner can run to write its tensors only. It runs any code in the file,
+and needs the file's classes installed."""
 
-_LONGEST_KEY = 200  # a file's own names may be of any length
-_NAMED_KEYS = 5  # a wrong file differs in hundreds of keys; the first few tell which
+_LONGEST_KEY = 200  # the names in a file may have any length
+_NAMED_KEYS = (
+    5  # a wrong file differs in hundreds of keys; the first few are enough to recognise it
+)
 
 
 class CheckpointError(ValueError):
-    """The operator's file is no checkpoint of the type it is served as."""
+    """The file is no checkpoint of the model type that it is loaded as."""
 
 
-def load_model(
+def load_network(
     model_type: str, path: Path, device: torch.device, precision: torch.dtype = torch.float32
 ) -> Sam:
-    """The network of this type with the file's weights, for inference only.
+    """Return the network of a model type with a file's weights, for inference only.
 
     Args:
-        precision: of the image encoder's weights; see `serving_form`.
+        model_type: a name in `MODEL_TYPES`.
+        path: the checkpoint.
+        device: the device that the network is moved to.
+        precision: the dtype of the image encoder's weights; see `serving_form`.
 
     Raises:
-        CheckpointError: the file is unreadable, carries code, or is another network's.
+        CheckpointError: the file is unreadable, has code, or is a checkpoint of another network.
     """
     return model_from(model_type, read(path), origin=str(path), precision=precision).to(device)
 
@@ -63,30 +68,40 @@ def model_from(
     origin: str,
     precision: torch.dtype = torch.float32,
 ) -> Sam:
-    """The network of this type on the CPU, with these very tensors where they fit as they are.
+    """Return the network of a model type on the CPU. Tensors of the right dtype are not copied.
 
     Args:
-        origin: names the weights in errors.
+        model_type: a name in `MODEL_TYPES`.
+        state_dict: the weights by the network's names.
+        origin: the name of the weights in errors.
+        precision: the dtype of the image encoder's weights; see `serving_form`.
+
+    Raises:
+        CheckpointError: the names, shapes or kinds of the tensors are not the network's.
     """
     model = unallocated_model(model_type)
     _refuse_other_keys(model_type, model.state_dict(), state_dict, origin)
     model.load_state_dict(serving_form(state_dict, precision), assign=True)
-    # Only now: TinyViT's attention copies its biases aside when eval() is called,
-    # and the builder has already called it, on the random ones.
+    # TinyViT's attention copies its biases when eval() is called. The builder has called it with
+    # the random biases, so call it again.
     model.eval()
     return model.requires_grad_(False)
 
 
 def blank_model(model_type: str) -> Sam:
-    """The network of this type with random weights."""
+    """Return the network of a model type with random weights.
+
+    Raises:
+        CheckpointError: the model type is unknown.
+    """
     if model_type not in MODEL_TYPES:
         raise CheckpointError(f"no model type {model_type!r}; there are {', '.join(MODEL_TYPES)}")
-    # Never with the builder's own `checkpoint`: it unpickles whatever it is given.
+    # Never pass the builder a `checkpoint`: it would unpickle the file without restrictions.
     return sam_builder(model_type)()
 
 
 def unallocated_model(model_type: str) -> Sam:
-    """The network of this type whose layers have weights with a shape, but no memory."""
+    """Return the network of a model type, with weights that have shapes but no memory."""
     with _Unallocated():
         return blank_model(model_type)
 
@@ -94,11 +109,12 @@ def unallocated_model(model_type: str) -> Sam:
 def serving_form(
     state_dict: Mapping[str, torch.Tensor], precision: torch.dtype
 ) -> dict[str, torch.Tensor]:
-    """The weights as they are computed with: the image encoder's in `precision`.
+    """Return the weights in the dtypes that they are computed in.
 
-    All others are float32, for the decoder's logits decide on pixels; and so are those of an
-    encoder with BatchNorm, which `Encoder` folds into the convolutions before it rounds. What
-    has its precision already is not copied.
+    The image encoder's weights get `precision`. All others are float32, because rounding the
+    decoder's logits would change pixels of the masks. The weights of an encoder with BatchNorm are
+    float32, too, because `Encoder` folds BatchNorm into the convolutions before it rounds. Tensors
+    that have their dtype already are not copied.
     """
     folds = any(key.endswith(".running_var") for key in state_dict)
 
@@ -114,8 +130,8 @@ def serving_form(
 def alone(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return the same tensors, each in separate memory.
 
-    A file has the whole memory of every tensor that is written to it, and a tensor cut from a
-    larger one shares that one's.
+    `torch.save` writes the whole storage of a tensor. A slice of a larger tensor shares that
+    tensor's storage, so the file would have all of it.
     """
     return {
         key: tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
@@ -124,10 +140,10 @@ def alone(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 class _Unallocated(TorchFunctionMode):
-    """Within it, uninitialised tensors get no memory, and initialising them is free.
+    """A context in which `torch.empty` allocates no memory, so initialising weights takes no time.
 
-    Not the `meta` device for everything: a network also computes a little as it is built,
-    TinyViT the indices of its biases, and that must be real.
+    It does not put everything on the `meta` device, because constructors also compute values that
+    must be real, such as TinyViT's indices of its biases.
     """
 
     def __torch_function__(
@@ -137,7 +153,7 @@ class _Unallocated(TorchFunctionMode):
         return func(*args, **{**kwargs, "device": "meta"} if func is torch.empty else kwargs)
 
 
-# Damaged bytes fail in torch's unpickler at whatever line they reach first.
+# Exceptions that torch's unpickler raises for damaged bytes.
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -153,14 +169,13 @@ _UNREADABLE = (
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a file holds.
+    """The content of a checkpoint file.
 
     Attributes:
-        tensors: the network's, by the names that the network has for them; mapped rather than read
-            where that is possible.
-        notes: what the file holds besides and is left out, a line for each kind.
-        is_plain: whether the file holds just these tensors by these names, so that it can be
-            served as it is.
+        tensors: the network's tensors by the network's names; mapped from the file if possible.
+        notes: a line for each kind of entry that was left out.
+        is_plain: whether the file has exactly these tensors under these names, so that it can be
+            served unchanged.
     """
 
     tensors: dict[str, torch.Tensor]
@@ -169,22 +184,22 @@ class Checkpoint:
 
 
 def read(path: Path) -> dict[str, torch.Tensor]:
-    """A checkpoint's named tensors; the log says what is left out.
+    """Return a checkpoint's named tensors, and log a warning for each kind of entry left out.
 
     Raises:
-        CheckpointError: the file is unreadable, or holds anything else.
+        CheckpointError: see `open_checkpoint`.
     """
-    checkpoint = opened(path)
+    checkpoint = open_checkpoint(path)
     for note in checkpoint.notes:
         logger.warning("%s: %s", path, note)
     return checkpoint.tensors
 
 
-def opened(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path) -> Checkpoint:
     """Return a checkpoint's tensors, and notes about the entries that are left out.
 
     Raises:
-        CheckpointError: the file is unreadable, holds code, or holds no named tensors.
+        CheckpointError: the file is unreadable, has code, or has no named tensors.
     """
     try:
         strangers = checkpoint_pickles.strangers_in(path)
@@ -195,24 +210,26 @@ def opened(path: Path) -> Checkpoint:
     except pickle.UnpicklingError as error:
         named = f" ({error})" if isinstance(error, checkpoint_pickles.RefusedGlobals) else ""
         raise CheckpointError(
-            f"{path}: no checkpoint, or one that holds more than tensors{named}; "
-            "it is refused because unpickling the rest could run code. Where the file is trusted, "
-            f"this writes its tensors alone: {EXPORT}"
+            f"{path}: not a checkpoint, or one with more than tensors{named}. "
+            "It is refused because unpickling the rest could run code. If you trust the file, "
+            f"this command writes its tensors only: {EXPORT}"
         ) from error
     except _UNREADABLE as error:
         raise CheckpointError(f"{path}: cannot be read: {error or type(error).__name__}") from error
     if isinstance(content, checkpoint_pickles.Inert):
-        raise CheckpointError(f"{path}: holds a whole model or another object, not named tensors")
+        raise CheckpointError(f"{path}: has a whole model or another object, not named tensors")
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not named tensors")
-    found = checkpoint_layouts.weights_in(content)
-    others = [str(key) for key, value in found.tensors.items() if not _is_named_tensor(key, value)]
+        raise CheckpointError(f"{path}: has a {type(content).__name__}, not named tensors")
+    entries = checkpoint_layouts.weights_in(content)
+    others = [
+        str(key) for key, value in entries.tensors.items() if not _is_named_tensor(key, value)
+    ]
     if others:
-        raise CheckpointError(f"{path}: {_listed(others, 'entries that are no named tensor')}")
-    notes = list(found.notes)
+        raise CheckpointError(f"{path}: {_listed(others, 'entries that are not named tensors')}")
+    notes = list(entries.notes)
     if strangers:
         notes.append(_listed(strangers, "named classes were ignored, with their data"))
-    return Checkpoint(found.tensors, tuple(notes), found.is_plain and not strangers)
+    return Checkpoint(entries.tensors, tuple(notes), entries.is_plain and not strangers)
 
 
 def _is_named_tensor(key: object, value: object) -> bool:
@@ -222,41 +239,42 @@ def _is_named_tensor(key: object, value: object) -> bool:
 def _refuse_other_keys(
     model_type: str,
     expected: Mapping[str, torch.Tensor],
-    given: Mapping[str, torch.Tensor],
+    actual: Mapping[str, torch.Tensor],
     origin: str,
 ) -> None:
+    """Raise CheckpointError unless names, shapes and kinds of tensors are the expected ones."""
     misshapen = [
-        f"{key} {tuple(given[key].shape)} instead of {tuple(tensor.shape)}"
+        f"{key} {tuple(actual[key].shape)} instead of {tuple(tensor.shape)}"
         for key, tensor in expected.items()
-        if key in given and given[key].shape != tensor.shape
+        if key in actual and actual[key].shape != tensor.shape
     ]
     unlike = [
-        f"{key} {_kind_of(given[key])} instead of {_kind_of(tensor)}"
+        f"{key} {_kind_of(actual[key])} instead of {_kind_of(tensor)}"
         for key, tensor in expected.items()
-        if key in given and not _is_loadable(given[key], tensor)
+        if key in actual and not _is_loadable(actual[key], tensor)
     ]
     faults = [
         _listed(keys, kind)
         for keys, kind in (
-            ([key for key in expected if key not in given], "missing"),
-            ([key for key in given if key not in expected], "unexpected"),
+            ([key for key in expected if key not in actual], "missing"),
+            ([key for key in actual if key not in expected], "unexpected"),
             (misshapen, "of the wrong shape"),
             (unlike, "of the wrong kind"),
         )
         if keys
     ]
     if faults:
-        raise CheckpointError(f"{origin}: no {model_type} checkpoint: {'; '.join(faults)}")
+        raise CheckpointError(f"{origin}: not a {model_type} checkpoint: {'; '.join(faults)}")
 
 
-def _is_loadable(given: torch.Tensor, expected: torch.Tensor) -> bool:
+def _is_loadable(actual: torch.Tensor, expected: torch.Tensor) -> bool:
     """Return whether the tensor holds plain numbers of the expected kind, in any precision."""
-    if given.layout != torch.strided or given.is_quantized or given.is_meta:
+    if actual.layout != torch.strided or actual.is_quantized or actual.is_meta:
         return False
     if expected.is_floating_point():
-        return given.is_floating_point()
-    is_integer = not (given.is_floating_point() or given.is_complex())
-    return is_integer and given.dtype != torch.bool
+        return actual.is_floating_point()
+    is_integer = not (actual.is_floating_point() or actual.is_complex())
+    return is_integer and actual.dtype != torch.bool
 
 
 def _kind_of(tensor: torch.Tensor) -> str:
@@ -266,7 +284,7 @@ def _kind_of(tensor: torch.Tensor) -> str:
 
 
 def _listed(keys: list[str], kind: str) -> str:
-    """`3 missing: a, b, c`, or `9 missing: a, b, c, d, e and 4 more`."""
+    """Return `3 missing: a, b, c`, or `9 missing: a, b, c, d, e and 4 more`."""
     more = len(keys) - _NAMED_KEYS
     tail = f" and {more} more" if more > 0 else ""
     named = ", ".join(key[:_LONGEST_KEY] for key in keys[:_NAMED_KEYS])

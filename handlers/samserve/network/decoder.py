@@ -1,8 +1,8 @@
-"""Embedding + prompts -> mask logits: SAM's prompt encoder and mask decoder.
+"""This module computes mask logits from an embedding and prompts: prompt encoder and mask decoder.
 
-Masks leave the network at 256×256 (`low_res_masks`), less the padding that is none of the image,
-and only those that are asked for are made at all: the predicted IoUs come first. Thresholds
-nothing and chooses nothing: that is the callers' part.
+Masks have the network's 256×256 resolution (`low_res_masks`), without the padding beyond the image.
+The predicted IoUs are computed first, and a mask only when its logits are read. Callers choose
+among the masks and threshold them.
 """
 
 from __future__ import annotations
@@ -14,52 +14,54 @@ from typing import Protocol
 import torch
 
 from .encoder import Embedding
-from .exact_decoder import FactoredDecoder, PreparedImage, Upscaling
+from .exact_decoder import ExactDecoder, PreparedImage, Upscaling
 from .originals import Sam
 
 PROMPTS_AT_ONCE = 16
-"""Prompts decoded together by one thread of a CPU; about 3 MB of memory each."""
+"""The number of prompts that one thread of a CPU decodes in a call; about 3 MB of memory each."""
 
 GPU_PROMPTS_AT_ONCE = 1024
-"""On a GPU, if its memory will do: a whole grid of automask's points."""
+"""The number of prompts that a GPU decodes in a call, if its memory is sufficient: automask's whole
+grid of points."""
 
-FACTORED_POINTS = 24
-"""Points in a prompt up to which the rewritten decoder is the faster one."""
+MAX_EXACT_POINTS = 24
+"""The most points in a prompt for which the exact decoder is faster than the original one."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """An embedding with what the decoder makes of it, once, for all its prompts."""
+    """An embedding, and the part of decoding that all prompts on the image share."""
 
     embedding: Embedding
     prepared: PreparedImage
 
     @property
     def nbytes(self) -> int:
+        """The bytes of memory that the image takes."""
         return self.embedding.features.nbytes + self.prepared.nbytes
 
 
 class Masks(Protocol):
-    """B prompts decoded.
+    """B decoded prompts.
 
     Attributes:
-        iou_predictions: B×4; `single_or_three` says which are whose.
+        iou_predictions: B×4, one for each of the network's four masks; see `single_or_three`.
     """
 
     @property
     def iou_predictions(self) -> torch.Tensor: ...
 
     def low_res_masks(self, prompt: int, channels: slice | list[int]) -> torch.Tensor:
-        """C×h×w logits of one prompt: as much of the 256×256 as the image's pixels need."""
+        """Return C×h×w logits of one prompt: the part of 256×256 that the image's pixels need."""
         ...
 
     def of_several(self, prompts: list[int], channels: slice) -> torch.Tensor:
-        """K×C×h×w logits of several prompts, made at once: for a GPU, which likes that."""
+        """Return K×C×h×w logits of several prompts, computed in one batch, as suits a GPU."""
         ...
 
 
 def single_or_three(multimask_output: bool) -> slice:
-    """Which of the network's four masks: the three for ambiguous prompts, or the one."""
+    """Return which of the four masks answer a prompt: three if it may be ambiguous, or one."""
     return slice(1, 4) if multimask_output else slice(0, 1)
 
 
@@ -67,29 +69,35 @@ class Decoder:
     """The decoder of one model, ready to run.
 
     Args:
-        upscale: what runs in the place of PyTorch's upscaling.
+        model: a `Sam` of any type.
+        upscale: runs in place of PyTorch's upscaler, for a compiled one.
 
     Attributes:
-        prompts_at_once: how many prompts a call of `decode` may have at most, as far as memory
-            goes; `at_once` says it for prompts of one kind.
+        prompts_at_once: the largest number of prompts in a call of `decode`, for the sake of
+            memory. `at_once` returns it for prompts of one kind.
     """
 
     def __init__(self, model: Sam, upscale: Upscaling | None = None) -> None:
         self._model = model
         on_cpu = model.device.type == "cpu"
-        self._factored = FactoredDecoder(model, upscale, at_once=1 if on_cpu else None)
+        self._exact = ExactDecoder(model, upscale, at_once=1 if on_cpu else None)
         self.prompts_at_once = PROMPTS_AT_ONCE if on_cpu else GPU_PROMPTS_AT_ONCE
-        # A few numbers a prompt, in double precision, which not every device has.
+        # It handles few numbers per prompt, in double precision, which not every device has.
         encoder = model.prompt_encoder
         self._prompt_encoder = encoder if on_cpu else copy.deepcopy(encoder).cpu()
 
     def at_once(self, points: int, masks: bool) -> int:
-        """How many prompts with so many points each, with masks or without, to decode at once."""
-        return PROMPTS_AT_ONCE if _goes_plain(points, masks) else self.prompts_at_once
+        """Return how many prompts to decode in a call.
+
+        Args:
+            points: the number of points in each prompt.
+            masks: whether the prompts have a mask.
+        """
+        return PROMPTS_AT_ONCE if _needs_original(points, masks) else self.prompts_at_once
 
     def prepare(self, embedding: Embedding) -> Image:
-        """The image's part of decoding, about as much work as one prompt's."""
-        return Image(embedding, self._factored.prepare(embedding.features, embedding.input_size))
+        """Compute the image's part of decoding, which is about as much work as one prompt."""
+        return Image(embedding, self._exact.prepare(embedding.features, embedding.input_size))
 
     @torch.inference_mode()
     def decode(
@@ -102,39 +110,50 @@ class Decoder:
     ) -> Masks:
         """Decode B prompts on one image, in one run of the network.
 
-        The arguments are on the CPU, wherever the model is.
+        The tensors are on the CPU, whatever the model's device.
 
         Args:
+            image: the image, as `prepare` returns it.
             points: (B×N×2 XY, B×N labels: 1 object, 0 background) in the input frame
                 (`Embedding.to_input_frame`).
-            boxes: B×4 XYXY, in the input frame.
-            masks: B×1×256×256 logits of that frame, as `low_res_masks` are.
+            boxes: B×4 XYXY in the input frame.
+            masks: B×1×256×256 logits of that frame, like `low_res_masks`.
         """
-        if _goes_plain(0 if points is None else points[1].shape[1], masks is not None):
+        if _needs_original(0 if points is None else points[1].shape[1], masks is not None):
             return decode_plain(
                 self._model, image.embedding, points=points, boxes=boxes, masks=masks
             )
         sparse, _ = self._prompt_encoder(points=points, boxes=boxes, masks=None)
-        return self._factored.decode(image.prepared, sparse.to(self._model.device))
+        return self._exact.decode(image.prepared, sparse.to(self._model.device))
 
 
-def _goes_plain(points: int, masks: bool) -> bool:
-    """The rewrite shares the image among prompts, into which a mask prompt is mixed; and its
-    work grows with the square of the points."""
-    return masks or points > FACTORED_POINTS
+def _needs_original(points: int, masks: bool) -> bool:
+    """Return whether these prompts are decoded by the original modules.
+
+    The exact decoder shares the image among prompts, but a mask prompt changes the image. And its
+    work grows with the square of the number of points.
+    """
+    return masks or points > MAX_EXACT_POINTS
 
 
 @dataclass(frozen=True)
 class PlainMasks:
-    """What `decode_plain` gives: every mask, made already."""
+    """The result of `decode_plain`: all masks, computed.
+
+    Attributes:
+        iou_predictions: B×4.
+        masks: B×4×256×256 logits.
+    """
 
     iou_predictions: torch.Tensor
-    masks: torch.Tensor  # B×4×256×256
+    masks: torch.Tensor
 
     def low_res_masks(self, prompt: int, channels: slice | list[int]) -> torch.Tensor:
+        """Return C×256×256 logits of one prompt."""
         return self.masks[prompt, channels]
 
     def of_several(self, prompts: list[int], channels: slice) -> torch.Tensor:
+        """Return K×C×256×256 logits of several prompts."""
         return self.masks[prompts, channels]
 
 
@@ -147,7 +166,7 @@ def decode_plain(
     boxes: torch.Tensor | None = None,
     masks: torch.Tensor | None = None,
 ) -> PlainMasks:
-    """`Decoder.decode` by the network's own modules: what the rewrite is tested against."""
+    """Like `Decoder.decode`, with the original modules. Tests compare the exact decoder with it."""
     device = model.device
     sparse, dense = model.prompt_encoder(
         points=None if points is None else (points[0].to(device), points[1].to(device)),

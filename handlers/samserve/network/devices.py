@@ -1,10 +1,8 @@
-"""Where a worker computes: chosen once, at its start, and refused there if it cannot be had.
+"""This module chooses the device of a worker when it starts, and bounds the memory it takes.
 
-TorchServe deals its GPUs out to the workers of a lane in turn; one it has given is taken, or
-the worker does not start. Nothing falls back to the CPU by itself: that would be slower by a
-factor that looks like a fault elsewhere.
-
-Chooses the device and bounds what is taken of it; what runs there is `encoder`'s and `decoder`'s.
+TorchServe assigns its GPUs to the workers of a lane in turn. A worker uses the GPU that it was
+assigned, or does not start. It never falls back to the CPU, because the operator would see only
+that everything is many times slower.
 """
 
 from __future__ import annotations
@@ -23,57 +21,58 @@ CPU = torch.device("cpu")
 
 
 class DeviceError(Exception):
-    """The device asked for cannot be used; the message says why, and what would help."""
+    """The worker's device cannot be used. The message says why, and what the operator can do."""
 
 
 def assigned(gpu_id: int | None, config: Mapping[str, Any]) -> torch.device:
-    """The device of a worker.
+    """Return the device of a worker.
 
     Args:
-        gpu_id: the GPU that TorchServe gave it; None for none.
-        config: the model's YAML, whose `deviceType` and `deviceIds` are for TorchServe. It
-            does without, quietly, where it finds no such GPU.
+        gpu_id: the GPU that TorchServe assigned to the worker; None for the CPU.
+        config: the model's YAML. TorchServe reads its `deviceType` and `deviceIds`, but starts
+            the worker without a GPU, and without a warning, if it finds no such GPU.
 
     Raises:
-        DeviceError: that GPU cannot be used, or was not given though the YAML wants it.
+        DeviceError: the GPU cannot be used, or the YAML requires one and none was assigned.
     """
-    wanted = config.get("deviceIds") or []
+    required_ids = config.get("deviceIds") or []
     if gpu_id is None:
-        if config.get("deviceType") == "gpu" or wanted:
+        if config.get("deviceType") == "gpu" or required_ids:
             raise DeviceError(
-                "The model's YAML wants a GPU (deviceType, deviceIds), and TorchServe found none: "
-                "`nvidia-smi` must work where it starts, and number_of_gpu must not be 0."
+                "The model's YAML requires a GPU (deviceType, deviceIds), but TorchServe found "
+                "none: `nvidia-smi` must work where it starts, and number_of_gpu must not be 0."
             )
         return CPU
-    if wanted and gpu_id not in wanted:
+    if required_ids and gpu_id not in required_ids:
         raise DeviceError(
-            f"The model's YAML wants GPUs {wanted} (deviceIds), which are not all there: "
-            f"TorchServe gave number {gpu_id}."
+            f"The model's YAML requires GPUs {required_ids} (deviceIds), but some are missing: "
+            f"TorchServe assigned GPU {gpu_id}."
         )
     if torch.cuda.is_available():
         if gpu_id < torch.cuda.device_count():
             return torch.device("cuda", gpu_id)
-        why = f"it sees {torch.cuda.device_count()} of them"
+        why = f"it finds {torch.cuda.device_count()} GPUs"
     elif torch.backends.mps.is_available():
         return torch.device("mps")
     else:
-        why = _why_not()
+        why = _cuda_failure()
     raise DeviceError(
-        f"TorchServe gave GPU {gpu_id}, which PyTorch {torch.__version__} cannot use: {why}. "
-        "To do without, set number_of_gpu=0 in config/config.properties."
+        f"TorchServe assigned GPU {gpu_id}, which PyTorch {torch.__version__} cannot use: {why}. "
+        "To use the CPU instead, set number_of_gpu=0 in config/config.properties."
     )
 
 
-def _why_not() -> str:
+def _cuda_failure() -> str:
+    """Return PyTorch's reason why CUDA is not available."""
     try:
         torch.empty(0, device="cuda")
-    except (RuntimeError, AssertionError) as exc:  # the latter where it was built without
+    except (RuntimeError, AssertionError) as exc:  # AssertionError: built without CUDA
         return str(exc).rstrip(".")
-    return "no reason given"
+    return "it gives no reason"
 
 
 def bound_memory(device: torch.device, share: float) -> None:
-    """Take at most this share of a GPU's memory: beyond it, out of memory, whoever has the rest."""
+    """Let this process take at most this share of a GPU's memory, even if more is free."""
     if device.type == "cuda":
         torch.cuda.set_per_process_memory_fraction(share, device)
 
@@ -81,22 +80,23 @@ def bound_memory(device: torch.device, share: float) -> None:
 def in_halves(
     work: Callable[[Sequence[Task]], list[Result]], batch: Sequence[Task]
 ) -> list[Result]:
-    """`work` on the batch, or on its two halves where the device's memory did not do for all.
+    """Apply `work` to the batch, or to its two halves if the device runs out of memory.
 
     Raises:
-        OutOfMemory: nor did it for a half.
+        OutOfMemory: the device runs out of memory for a half, too.
     """
     try:
         return work(batch)
     except torch.OutOfMemoryError:
-        pass  # and on beyond this block, which would keep alive what the failed run holds
+        pass  # Retry outside this block: the traceback would keep the failed run's tensors.
     half = -(-len(batch) // 2)
     try:
-        return [found for part in (batch[:half], batch[half:]) if len(part) for found in work(part)]
+        halves = (batch[:half], batch[half:])
+        return [result for part in halves if len(part) for result in work(part)]
     except torch.OutOfMemoryError as exc:
         raise out_of_memory() from exc
 
 
 def out_of_memory() -> OutOfMemory:
-    """What a request is told."""
+    """Return the error that answers a request for which the device has too little memory."""
     return OutOfMemory("The device has too little memory left for this request; try again later.")

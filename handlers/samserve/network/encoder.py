@@ -1,15 +1,17 @@
-"""Image -> embedding: the expensive step, once per image.
+# Preprocessing follows segment-anything's predictor.py and modeling/sam.py (Apache-2.0):
+# Copyright (c) Meta Platforms, Inc. and affiliates.
+"""This module computes the embedding of an image: the expensive step, done once per image.
 
-Preprocessing is the reference's (`SamPredictor.set_image`): the longer side resized to
-the network's 1024 pixels as PIL does it, normalised, padded at the right and bottom.
+Preprocessing equals `SamPredictor.set_image`: the image is resized with PIL so that its longer side
+has the network's 1024 pixels, normalised, and padded at the right and the bottom.
 
-On a CPU the network runs in OpenVINO where the archive brings it compiled for that
-(`compiled.py`), two to three times as fast as PyTorch; else in PyTorch, rewritten: TinyViT
-with each BatchNorm folded into its convolution, the ViTs as `vit.py` says. All give the
-reference's numbers up to rounding.
+On a CPU the network runs in OpenVINO if the archive has it exported (`openvino_parts.py`), two to
+three times as fast as in PyTorch. Otherwise it runs in PyTorch, rewritten: in TinyViT each
+BatchNorm is folded into its convolution, and the ViTs are those of `vit.py`. All equal the
+original network up to rounding.
 
-Remembers nothing: an embedding is a value, good for any number of prompts, and
-`embeddings.py` keeps it.
+Nothing is stored here: an embedding is a value that serves any number of prompts, and
+`samserve.embeddings` caches it.
 """
 
 from __future__ import annotations
@@ -32,12 +34,12 @@ from .vit import ViT
 
 @dataclass(frozen=True)
 class Embedding:
-    """What the network knows of one image.
+    """The image encoder's output for one image.
 
     Attributes:
         features: 1×256×64×64 float tensor on the model's device.
         input_size: (height, width) of the resized image, in pixels of the network's input.
-        original_size: (height, width) of the image itself, in pixels.
+        original_size: (height, width) of the image before resizing, in pixels.
     """
 
     features: torch.Tensor
@@ -45,7 +47,7 @@ class Embedding:
     original_size: tuple[int, int]
 
     def to_input_frame(self, coords: NDArray[np.float64]) -> NDArray[np.float64]:
-        """(…, 2) XY from pixels of the image to pixels of the network's input."""
+        """Convert (…, 2) XY from pixels of the image to pixels of the network's input."""
         (in_h, in_w), (h, w) = self.input_size, self.original_size
         scale: NDArray[np.float64] = np.array([in_w / w, in_h / h])
         return coords * scale
@@ -56,9 +58,10 @@ class Encoder:
 
     Args:
         model: a `Sam` of any type.
-        network: 1×3×1024×1024 normalised pixels -> 1×256×64×64 features, in the place of
-            the model's own.
-        precision: what the network computes in; pixels and features are float32 all the same.
+        network: runs in place of the model's encoder. It takes 1×3×1024×1024 normalised pixels
+            and returns 1×256×64×64 features.
+        precision: the dtype in which the network computes. Pixels and features are float32 in
+            any case.
     """
 
     def __init__(
@@ -78,8 +81,8 @@ class Encoder:
         """Embed an H×W×3 uint8 RGB image.
 
         Raises:
-            InvalidImage: so thin that nothing of its short side is left at the network's
-                resolution (longer than about 2000 times its width).
+            InvalidImage: the image is so thin (about 2000 times as long as wide) that its short
+                side rounds to 0 pixels at the network's resolution.
         """
         height, width = image.shape[:2]
         target = self._transform.target_length
@@ -96,27 +99,28 @@ class Encoder:
 
     @torch.inference_mode()
     def features(self, pixels: torch.Tensor) -> torch.Tensor:
-        """B×3×1024×1024 normalised pixels on the device -> B×256×64×64 float32 there."""
+        """Return B×256×64×64 float32 features of B×3×1024×1024 normalised pixels, on the device."""
         return self._network(pixels.to(self._precision)).float()
 
 
 def rewritten(encoder: nn.Module) -> nn.Module:
-    """The same function of the same weights, done with less work: TinyViT's or a ViT's."""
+    """Return a network that computes the same function of the same weights with less work."""
     return ViT(encoder) if isinstance(encoder, ImageEncoderViT) else fold_batch_norms(encoder)
 
 
 def compiled_by_inductor(encoder: nn.Module, precision: torch.dtype) -> nn.Module:
-    """`rewritten`, compiled by PyTorch for its device when it is first called: a minute or so.
+    """Return `rewritten(encoder)`, compiled by PyTorch for its device at its first call.
 
-    What was compiled is kept on disk (`TORCHINDUCTOR_CACHE_DIR`, or in the temporary folder), from
-    which later starts have it in seconds. For one image at a time, the only shape there is.
+    Compiling takes about a minute. PyTorch stores the result (in `TORCHINDUCTOR_CACHE_DIR`, or in
+    the temporary folder), from which later starts load it in seconds. It is compiled for one image
+    at a time, because the encoder is never called with more.
     """
     network: nn.Module = torch.compile(rewritten(encoder).to(precision), dynamic=False)  # type: ignore[assignment]
     return network
 
 
 def fold_batch_norms(encoder: nn.Module) -> nn.Module:
-    """The same network without BatchNorm, and with channels last; itself if it has none."""
+    """Return a copy without BatchNorm and with channels last; the network itself if it has none."""
     if not any(isinstance(module, nn.BatchNorm2d) for module in encoder.modules()):
         return encoder
     folded = copy.deepcopy(encoder)

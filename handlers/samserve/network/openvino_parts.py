@@ -1,7 +1,7 @@
-"""The heavy parts for a CPU: taken out of PyTorch once, run by OpenVINO ever after.
+"""This module exports the encoder and the decoder's upscaler to OpenVINO, and runs them on a CPU.
 
-`export` is for building an archive; `load` is for a worker. In float32 throughout: on
-processors that have faster, coarser numbers, OpenVINO would otherwise use them.
+`export` is called when an archive is built, `load` when a worker starts. Everything is
+in float32: on processors with bfloat16 or float16, OpenVINO would otherwise use these.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import nn
 from torch.export import Dim
 
 from .encoder import fold_batch_norms
-from .exact_decoder import FactoredDecoder, Upscaler
+from .exact_decoder import ExactDecoder, Upscaler
 from .originals import Sam
 
 Network = Callable[..., torch.Tensor]
@@ -26,11 +26,11 @@ Network = Callable[..., torch.Tensor]
 
 @torch.no_grad()
 def export(model: Sam, folder: Path) -> None:
-    """Write the encoder and the decoder's upscaling of a model to `folder`: COMPILED_FILES."""
+    """Write the encoder and the decoder's upscaler of a model to `folder`, as `COMPILED_FILES`."""
     side = model.image_encoder.img_size
     encoder = fold_batch_norms(model.image_encoder)
-    _export(encoder, (torch.zeros(1, 3, side, side),), None, folder / "encoder.xml")
-    # Any number of tokens and of masks, some of a prompt's four; and an image of any shape.
+    _export_module(encoder, (torch.zeros(1, 3, side, side),), None, folder / "encoder.xml")
+    # The number of tokens, the number of masks and the shape of the image vary.
     rank, masks = Dim("rank", min=16, max=4096), Dim("masks", min=1, max=4)
     height, width = Dim("height", min=1, max=64), Dim("width", min=1, max=64)
     inputs = {
@@ -50,48 +50,51 @@ def export(model: Sam, folder: Path) -> None:
         "d1": area,
         "hyper": {0: masks},
     }
-    upscaler: Upscaler = FactoredDecoder(model).upscaler
-    _export(upscaler, tuple(inputs.values()), varying, folder / "upscaler.xml")
+    upscaler: Upscaler = ExactDecoder(model).upscaler
+    _export_module(upscaler, tuple(inputs.values()), varying, folder / "upscaler.xml")
 
 
 def load(folder: Path, threads: int) -> tuple[Network, Network]:
-    """The encoder and the upscaling that `export` wrote: tensors in, a tensor out.
+    """Return the encoder and the upscaler that `export` wrote.
 
-    Both may be called from several threads at once.
+    Both take tensors, return a tensor, and may be called from several threads at once.
 
     Args:
-        threads: of the processor, which the encoder uses all for one image; the upscaling
-            uses the one that calls it.
+        folder: the folder with the exported files.
+        threads: the number of threads that the encoder uses for one image. The upscaler runs in
+            the calling thread only.
 
     Raises:
-        ImportError: OpenVINO is not there for this machine.
-        RuntimeError: it cannot run the files.
+        ImportError: OpenVINO is not installed.
+        RuntimeError: OpenVINO cannot run the files.
     """
     core = _openvino().Core()
-    exactly = {"INFERENCE_PRECISION_HINT": "f32"}
-    # Not pinned to cores: the other lane's worker is on the same ones.
-    with_all = {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
-    # No stream of its own: it runs in the thread that calls, where the data is.
-    by_caller = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 0}
-    encoder = core.compile_model(folder / "encoder.xml", "CPU", exactly | with_all)
-    # One for each thread: calls of one that has no stream of its own wait for each other.
+    full_precision = {"INFERENCE_PRECISION_HINT": "f32"}
+    # Threads are not pinned to cores, because the other lane's worker runs on the same cores.
+    all_threads = {"INFERENCE_NUM_THREADS": threads, "ENABLE_CPU_PINNING": False}
+    # Without a stream it runs in the calling thread, whose cache has the data.
+    in_caller = {"INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 0}
+    encoder = core.compile_model(folder / "encoder.xml", "CPU", full_precision | all_threads)
+    # One per thread, because calls of a network without a stream wait for each other.
     upscalers = [
-        core.compile_model(folder / "upscaler.xml", "CPU", exactly | by_caller)
+        core.compile_model(folder / "upscaler.xml", "CPU", full_precision | in_caller)
         for _ in range(threads)
     ]
     return _callable([encoder]), _callable(upscalers)
 
 
-def _export(module: nn.Module, inputs: tuple[torch.Tensor, ...], varying: Any, path: Path) -> None:
+def _export_module(
+    module: nn.Module, inputs: tuple[torch.Tensor, ...], varying: Any, path: Path
+) -> None:
     openvino = _openvino()
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.fx_decoder import TorchFXPythonDecoder
 
     program = torch.export.export(module, inputs, dynamic_shapes=varying)
-    # It complains of operations that it knows and this version of PyTorch has dropped.
+    # OpenVINO logs operations that it knows and this version of PyTorch no longer has.
     logging.getLogger().addFilter(_is_not_about_decompositions)
     try:
-        # Kept in a name because nothing in the frontend holds on to it.
+        # The frontend keeps no reference to the decoder, so this name keeps it alive.
         decoder = TorchFXPythonDecoder.from_exported_program(program)
     finally:
         logging.getLogger().removeFilter(_is_not_about_decompositions)
@@ -100,11 +103,11 @@ def _export(module: nn.Module, inputs: tuple[torch.Tensor, ...], varying: Any, p
 
 
 def _callable(compiled: list[Any]) -> Network:
-    """What runs on whichever of these, all the same network, is free."""
+    """Return a function that runs whichever of these copies of one network is free."""
     free: queue.LifoQueue[Any] = queue.LifoQueue()
     for network in compiled:
-        # OpenVINO fills its table of types when it is first asked for one. Two threads that both
-        # come first wait for each other for ever, one for the table and one for the interpreter.
+        # OpenVINO fills its table of types at the first look-up. If two threads do that at the same
+        # time, they deadlock: one holds the table's lock, the other the interpreter's.
         network.inputs[0].get_element_type().to_dtype()
         free.put(network.create_infer_request())
 
@@ -120,8 +123,8 @@ def _callable(compiled: list[Any]) -> Network:
 
 
 def _openvino() -> Any:
-    # The package reports every import to its maker, over the internet, unless its
-    # reporting package is missing. A server does not do that on its own.
+    # The package reports every import over the internet, unless openvino_telemetry is missing. A
+    # server must not send reports that its administrator did not ask for.
     sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     import openvino
 

@@ -1,7 +1,12 @@
-"""The reference implementations: every import from them is in this file.
+"""This module has all imports from `segment_anything` and `mobile_sam`, SAM's original code.
 
-vit_b, vit_l and vit_h are `segment_anything`'s networks, vit_t is `mobile_sam`'s. mobile_sam is a
-copy of segment_anything with one more encoder, so what both have comes from segment_anything.
+They are in one module for three reasons: the other modules get types instead of the untyped
+packages, warnings during the import are silenced in one place, and a reader sees at a glance which
+parts of the original code this package uses.
+
+The networks vit_b, vit_l and vit_h are segment_anything's, vit_t is mobile_sam's. mobile_sam is a
+copy of segment_anything with one more encoder, so everything that both have is imported from
+segment_anything.
 """
 
 from __future__ import annotations
@@ -25,14 +30,14 @@ def sam_builder(model_type: str) -> Callable[[], Sam]:
     A network of mobile_sam is no instance of `Sam`, but has the same parts under the same names.
 
     Raises:
-        KeyError: there is no such type.
+        KeyError: the model type is unknown.
     """
     if model_type != "vit_t":
         builder: Callable[[], Sam] = _segment_anything[model_type]
         return builder
     with warnings.catch_warnings():
-        # mobile_sam imports timm by its old names and registers TinyViTs that timm
-        # has too: seven warnings at every start that no reader of a log can act on.
+        # mobile_sam imports timm by its old names, and registers TinyViTs that timm has too. That
+        # gives seven warnings at every start that no reader of a log can act on.
         warnings.simplefilter("ignore")
         from mobile_sam import sam_model_registry
     mobile_builder: Callable[[], Sam] = sam_model_registry[model_type]

@@ -1,10 +1,10 @@
-"""Several prompts at once: a thread each, instead of all threads in every operation.
+"""This module runs several prompts at once: one thread per prompt, not all in each operation.
 
-The decoder is hundreds of small operations a prompt. Shared out between threads, each of
-them ends in a barrier, where all wait for whichever thread the system has just taken off its
-core: with another busy process on the machine that made automask several times as slow. And a
-click after a pause would wait, at each barrier, for a core that has gone to sleep. Prompts
-share nothing, so each thread may as well take its own; one alone gets one.
+Decoding a prompt is hundreds of small operations. If each is shared out among threads, it ends in a
+barrier, at which all wait for the thread that the system has just descheduled: with another busy
+process on the machine, automask took several times as long. And the first click after a pause
+would wait, at each barrier, for a core that was asleep. Prompts share no state, so each runs in one
+thread, and a single prompt uses one thread.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Result = TypeVar("Result")
 
 
 class Threads:
-    """A number of threads in each of which PyTorch uses just that one.
+    """A pool of threads, in each of which PyTorch uses one thread only.
 
     Attributes:
-        count: how many there are.
+        count: the number of threads.
     """
 
     def __init__(self, count: int) -> None:
@@ -33,9 +33,9 @@ class Threads:
         )
 
     def map(self, work: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
-        """`work` done on each task; the results in the tasks' order.
+        """Apply `work` to each task, and yield the results in the order of the tasks.
 
         Raises:
-            Exception: what `work` raised, at its task's turn.
+            Exception: an exception that `work` raised, when the result of its task is read.
         """
         return self._pool.map(work, tasks)

@@ -1,20 +1,22 @@
-"""segment-anything's image encoder (vit_b, vit_l, vit_h): the same numbers with less work.
+# Follows segment-anything's modeling/image_encoder.py (Apache-2.0):
+# Copyright (c) Meta Platforms, Inc. and affiliates.
+"""This module is segment-anything's image encoder (vit_b, vit_l, vit_h), rewritten with less work.
 
-Source: `image_encoder.py` of segment-anything. The same function of the same weights; only float
-rounding differs. What is done otherwise:
+It is the same function of the same weights as `image_encoder.py` of segment-anything; only float
+rounding differs. The differences:
 
-- A score is q·k + q·R_row + q·R_column, where R depends on how many rows and columns the key is
-  away (the *decomposed* relative position). As written, each of the three is N×N for every head,
-  and two of them need never be: the row's part is one number for each query and key *row*, the
-  column's likewise (N×64 each). On a CPU they are added to a strip of scores that is still in the
-  cache. Elsewhere they ride along inside the product: with [q, q·R_row, q·R_column] for a query
-  and [k, one-hot of its row, one-hot of its column] for a key, the product *is* the score, so that
-  any fused attention kernel does, and N×N is never formed.
-- Windows of 14×14 do not divide 64×64, so the image is padded to 70×70 and the empty tokens take
-  part in attention. Their queries, keys and values are the biases alone: they are filled in, and
-  not computed, nor what comes out of them.
+- A score is q·k + q·R_row + q·R_column, where R depends on the distance of the key in rows and
+  columns (the *decomposed* relative position). The original computes each of the three as N×N for
+  every head. But the second is one number for each query and key *row*, and the third one for each
+  query and key column (N×64 each). On a CPU they are added to a strip of scores that is still in
+  the cache. On other devices they are part of the product: with [q, q·R_row, q·R_column] for a
+  query and [k, one-hot of its row, one-hot of its column] for a key, the product *is* the score, so
+  that any fused attention kernel computes it, and N×N is never in memory.
+- Windows of 14×14 do not divide 64×64, so the image is padded to 70×70 tokens, which take part in
+  attention. The queries, keys and values of the padding are the biases: they are filled in instead
+  of computed, and the output of the padding is not projected.
 
-Takes and gives what the reference's encoder does; `encoder.py` chooses between the two.
+Input and output are those of the original encoder; `encoder.py` chooses between the two.
 """
 
 from __future__ import annotations
@@ -26,15 +28,15 @@ from torch import nn
 from torch.nn import functional as F
 
 _STRIP = 2
-"""Rows of queries whose scores for all keys are worked on at once, on a CPU: some megabytes."""
+"""The number of rows of queries in a strip on a CPU: their scores for all keys take some MB."""
 
 
 class ViT(nn.Module):
     """The rewritten encoder.
 
     Args:
-        encoder: a `segment_anything.modeling.ImageEncoderViT`, whose weights it uses as they are:
-            where they are mapped from a file, they stay so.
+        encoder: a `segment_anything.modeling.ImageEncoderViT`. Its weights are used without a
+            copy, so weights that are mapped from a file stay mapped.
     """
 
     def __init__(self, encoder: Any) -> None:
@@ -45,7 +47,7 @@ class ViT(nn.Module):
         self.neck = encoder.neck
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """B×3×1024×1024 normalised pixels -> B×256×64×64 features."""
+        """Return B×256×64×64 features of B×3×1024×1024 normalised pixels."""
         x = self.patch_embed(pixels).permute(0, 2, 3, 1) + self.pos_embed
         for block in self.blocks:
             x = block(x)
@@ -54,7 +56,7 @@ class ViT(nn.Module):
 
 
 class _Block(nn.Module):
-    """Attention and a perceptron, each added to what it reads: B×H×W×C -> B×H×W×C."""
+    """A transformer block: attention and an MLP, each with a residual; B×H×W×C -> B×H×W×C."""
 
     rows: torch.Tensor
     columns: torch.Tensor
@@ -68,8 +70,10 @@ class _Block(nn.Module):
         self.window: int = block.window_size
         self.heads: int = attention.num_heads
         self.scale: float = attention.scale
-        side = (len(attention.rel_pos_h) + 1) // 2  # of what attends: a window, or the image
-        # side × width × side: for a query's row (column), by each of the keys' rows (columns).
+        side = (
+            len(attention.rel_pos_h) + 1
+        ) // 2  # of the attention: a window's or the image's, in tokens
+        # side × width × side: for a query's row (column), one vector for each row (column) of keys.
         apart = torch.arange(side)[:, None] - torch.arange(side) + side - 1
         self.register_buffer("rows", attention.rel_pos_h[apart].mT.contiguous())
         self.register_buffer("columns", attention.rel_pos_w[apart].mT.contiguous())
@@ -113,9 +117,9 @@ def _fused(
     columns: torch.Tensor,
     positions: torch.Tensor,
 ) -> torch.Tensor:
-    """Attention by one kernel, positions within the product; B×heads×N×width.
+    """Return attention by one kernel, with positions within the product; B×heads×N×width.
 
-    The kernels want queries, keys and values of one width, a multiple of eight.
+    The kernels require queries, keys and values of one width, a multiple of eight.
     """
     width = v.shape[-1]
     missing = -(width + positions.shape[1]) % 8
@@ -128,7 +132,7 @@ def _fused(
 def _in_strips(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor
 ) -> torch.Tensor:
-    """The same where a cache is worth more than a kernel.
+    """Return the same as `_fused`, strip by strip: faster on a CPU, where the cache is the limit.
 
     Args:
         rows, columns: B×heads×side×side×side.
@@ -149,7 +153,7 @@ def _in_strips(
 
 
 def _windows(x: torch.Tensor, window: int, empty: torch.Tensor) -> torch.Tensor:
-    """B×H×W×C -> B·windows × window × window × C, `empty` in the tokens beyond the image."""
+    """B×H×W×C -> B·windows × window × window × C, with `empty` in the tokens of the padding."""
     batch, height, width, channels = x.shape
     down, across = -(-height // window), -(-width // window)
     padded = empty.expand(batch, down * window, across * window, channels).clone()
@@ -159,7 +163,7 @@ def _windows(x: torch.Tensor, window: int, empty: torch.Tensor) -> torch.Tensor:
 
 
 def _picture(windows: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """What `_windows` took apart, put together, without the tokens beyond the image."""
+    """Invert `_windows`: put the windows together, without the tokens of the padding."""
     height, width = size
     window, channels = windows.shape[1], windows.shape[3]
     down, across = -(-height // window), -(-width // window)

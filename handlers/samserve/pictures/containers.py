@@ -1,8 +1,8 @@
-"""This module leaves out what a PNG, JPEG or WebP holds besides its pixels, and counts frames.
+"""This module removes the metadata from a PNG or JPEG, and reads sizes and counts of frames.
 
-Profiles, texts and previews change no pixel here, so a decoder need not see them: however large
-they are, and whatever they decompress to, they cost nothing and are no reason to refuse. One pass
-over the lengths, nothing decompressed.
+Profiles, texts and previews change no pixel, so the decoder does not get them. However large they
+are, and whatever they decompress to, they take no time or memory, and are no reason to refuse a
+file. Each function reads the lengths of the parts once and decompresses nothing.
 """
 
 from __future__ import annotations
@@ -12,29 +12,32 @@ import struct
 from dataclasses import dataclass
 
 MAX_JPEG_SCANS = 200
-"""Each scan of a progressive JPEG passes over the whole picture, and costs the sender some hundred
-bytes: 6 MB of scans would keep a worker busy for an hour. Encoders write about ten."""
+"""The largest number of scans of a JPEG that is decoded.
+
+Each scan of a progressive JPEG is a pass over the whole picture, and takes the sender some hundred
+bytes: 6 MB of scans would occupy a worker for an hour. Encoders write about ten scans.
+"""
 
 _PNG_NAME = re.compile(rb"[A-Za-z]{4}")
 _PNG_START = 8  # the signature's length
 
-# Segments of a JPEG that its decoder reads: APP0 (JFIF) and APP14 (Adobe) say the colour space.
+# A JPEG decoder reads APP0 (JFIF) and APP14 (Adobe), which declare the colour space.
 _APP0, _APP14, _COMMENT = 0xE0, 0xEE, 0xFE
 _START_OF_SCAN = 0xDA
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
-_KINDS_OF_FRAME = {0xC3: "lossless JPEG", 0xC5: "hierarchical JPEG", 0xC6: "hierarchical JPEG"}
-_KINDS_OF_FRAME |= dict.fromkeys(
-    (0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF), "JPEG with arithmetic coding or of a rare process"
+_REFUSED_FRAMES = {0xC3: "lossless JPEG", 0xC5: "hierarchical JPEG", 0xC6: "hierarchical JPEG"}
+_REFUSED_FRAMES |= dict.fromkeys(
+    (0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF), "JPEG with arithmetic coding or a rare process"
 )
 
 
 @dataclass(frozen=True)
 class Png:
-    """A PNG without what its pixels do not need.
+    """A PNG without metadata.
 
     Attributes:
-        data: its critical chunks.
-        frames: pictures that the file holds: more than one where it is animated.
+        data: the file with its critical chunks only.
+        frames: the number of pictures in the file: more than one if it is animated.
     """
 
     data: bytes
@@ -42,13 +45,14 @@ class Png:
 
 
 def png_pixels(data: bytes) -> Png:
-    """Return the PNG's critical chunks (PNG 5.4: the first letter of their names is a capital).
+    """Return a PNG with its critical chunks only, and its number of frames.
 
-    A damaged part and everything behind it stay as they are: the decoder reports the damage.
+    The names of critical chunks begin with a capital letter (PNG specification, 5.4). A damaged
+    part and everything behind it stay as they are, so that the decoder reports the damage.
     """
     kept = [data[:_PNG_START]]
     at, frames, animated, still = _PNG_START, 0, False, 0
-    # A run of chunks to keep is copied at once: pixels come in thousands of small ones.
+    # Consecutive critical chunks are copied together: pixels can come in thousands of chunks.
     run = at
     while at + 12 <= len(data):
         (length,) = struct.unpack_from(">I", data, at)
@@ -62,7 +66,7 @@ def png_pixels(data: bytes) -> Png:
             frames += name == b"fcTL"
             run = following
         elif name == b"IDAT" and not frames:
-            still = 1  # the picture that others see is none of the animation's frames
+            still = 1  # a picture apart from the frames of the animation
         elif name == b"IEND":
             break
         at = following
@@ -74,11 +78,14 @@ def png_pixels(data: bytes) -> Png:
 
 
 def jpeg_pixels(data: bytes) -> bytes:
-    """Return the JPEG without the metadata before its first scan. A damaged part stays as it is."""
+    """Return a JPEG without the metadata before its first scan.
+
+    A damaged part and everything behind it stay as they are.
+    """
     kept, at, run = [], 2, 0
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
-        if marker == 0xFF:  # a byte to fill up with
+        if marker == 0xFF:  # a fill byte
             at += 1
             continue
         (length,) = struct.unpack_from(">H", data, at + 2)
@@ -97,11 +104,13 @@ def jpeg_pixels(data: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class JpegFrame:
-    """The size and kind of picture that a JPEG's frame header declares.
+    """The content of a JPEG's frame header.
 
     Attributes:
-        bits: of a sample.
-        refusal: what it is, if that is not read.
+        bits: the bits of a sample.
+        height, width: the size in pixels.
+        components: the number of colour components.
+        refusal: the name of the kind of JPEG if that kind is not read, otherwise None.
     """
 
     bits: int
@@ -121,7 +130,7 @@ def jpeg_frame(data: bytes) -> JpegFrame | None:
             continue
         if marker in _FRAMES:
             bits, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
-            return JpegFrame(bits, height, width, components, _KINDS_OF_FRAME.get(marker))
+            return JpegFrame(bits, height, width, components, _REFUSED_FRAMES.get(marker))
         if marker == _START_OF_SCAN:
             return None
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -129,7 +138,7 @@ def jpeg_frame(data: bytes) -> JpegFrame | None:
 
 
 def is_whole_jpeg(data: bytes) -> bool:
-    """Return whether a stream has its end mark. libjpeg fills up a cut stream with grey."""
+    """Return whether a stream has an end mark. libjpeg fills a truncated stream with grey."""
     return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") >= 0
 
 
@@ -156,7 +165,7 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def webp_frames(data: bytes) -> int:
-    """Return how many frames the file holds: more than one if it is animated."""
+    """Return the number of frames in the file: more than one if it is animated."""
     at, frames = 12, 0
     while at + 8 <= len(data):
         name, length = struct.unpack_from("<4sI", data, at)

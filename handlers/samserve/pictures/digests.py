@@ -1,12 +1,12 @@
-"""A picture sent before, named by a digest in its place.
+"""This module has the digests that stand for a picture that was sent before.
 
-`"b64img": "sha256:<64 hex digits>"` stands for the base64 text of that SHA-256, or for the image
-file of that SHA-256 where it came as a file. A colon is no base64, so nothing can be taken for
-the other. The worker answers from the embedding that it keeps of that picture, or with 409, and
-then wants the picture itself.
+`"b64img": "sha256:<64 hex digits>"` stands for the base64 text with that SHA-256, or for the image
+file with that SHA-256 if it was sent as a file. Base64 has no colon, so a digest cannot be
+confused with a base64 text. If the worker still has the picture's embedding, it answers from it.
+If not, it answers 409, and the picture itself must be sent.
 
-The gateway uses it, so that a megabyte that a client sends with every click does not go
-through TorchServe each time.
+The gateway sends digests to TorchServe, so that the megabyte that a client sends with every click
+does not pass through TorchServe each time.
 """
 
 from __future__ import annotations
@@ -14,25 +14,28 @@ from __future__ import annotations
 import hashlib
 import re
 
-_REFERENCE = re.compile(r"sha256:([0-9a-f]{64})")
+_DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
 def digest_of_sent(sent: str | bytes) -> str:
-    """SHA-256 in hex of a base64 text or an image file; of what a reference stands for."""
+    """Return the SHA-256, in hex, of a base64 text or an image file.
+
+    If `sent` is itself a digest (`sha256:…`), return its 64 hex digits.
+    """
     if isinstance(sent, str):
-        referred = _REFERENCE.fullmatch(sent)
-        if referred:
-            return referred[1]
-        # Surrogates that JSON let in are no base64, which decoding will say.
+        match = _DIGEST.fullmatch(sent)
+        if match:
+            return match[1]
+        # JSON admits lone surrogates. Decoding the base64 text will refuse them.
         sent = sent.encode(errors="surrogatepass")
     return hashlib.sha256(sent).hexdigest()
 
 
 def reference_to(sent: str | bytes) -> str:
-    """What stands for this base64 text or image file once it was sent."""
+    """Return the digest, `sha256:…`, that stands for this base64 text or image file."""
     return f"sha256:{digest_of_sent(sent)}"
 
 
 def is_reference(text: str) -> bool:
-    """Whether this stands for a picture that was sent before."""
-    return _REFERENCE.fullmatch(text) is not None
+    """Return whether a text is a digest, which stands for a picture that was sent before."""
+    return _DIGEST.fullmatch(text) is not None

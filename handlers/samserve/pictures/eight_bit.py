@@ -1,13 +1,14 @@
-"""This module turns samples of any kind into 8 bits. docs/pictures.md states the rules.
+"""This module converts samples of any kind to 8 bits. docs/pictures.md states the rules.
 
     stretch  grey, and channels that have no common unit: the smallest value becomes 0, the
              largest 255
-    scale    colour: one factor for all its channels, so that colours do not shift; zero stays
-             zero, the largest value becomes 255
-    share    samples of a fixed range: the whole range becomes 0..255
+    scale    colour: one factor for all channels, so that colours do not shift; zero stays zero,
+             the largest value becomes 255
+    share    samples with a fixed range: the whole range is scaled to 0..255
 
-Values that are no measurement (NaN, infinities, what a file declares as "no data") count for no
-range and become 0. Works in blocks of rows, so that a picture costs little more memory than itself.
+NaN, infinities and the value that a file declares as "no data" are no measurements: they are left
+out of the range and become 0. The functions work in blocks of rows, so that they need little
+memory besides the picture.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK = 2**20
-"""Samples that are converted at once; in float64 they take 8 MB."""
+"""The number of samples in a block; in float64 they take 8 MB."""
 
 
 def stretch(
@@ -27,10 +28,12 @@ def stretch(
 ) -> NDArray[np.uint8]:
     """Stretch the range of all values over 0..255, to the nearest integer, ties to even.
 
-    A picture without a range, of one value only, becomes 0.
+    A picture that has one value only, and so no range, becomes 0.
 
     Args:
-        inverted: the largest value is the darkest.
+        values: the samples, in any shape.
+        no_data: the value that stands for a missing measurement, or None.
+        inverted: whether the largest value is the darkest.
     """
     low, high = _range(values, no_data)
     return _mapped(values, no_data, low, high, inverted=inverted)
@@ -40,7 +43,7 @@ def scale(colour: NDArray[Any], no_data: float | int | None = None) -> NDArray[n
     """Scale zero to the largest value of all channels to 0..255. Negative values become 0.
 
     Raises:
-        ValueError: there are values, and none is above zero although some are below.
+        ValueError: some values are below zero, and none is above.
     """
     low, high = _range(colour, no_data)
     if low < 0 and high <= 0:
@@ -54,9 +57,11 @@ def share(values: NDArray[Any], most: int) -> NDArray[np.uint8]:
 
 
 def rounded_to(dtype: np.dtype[Any], text: str) -> float | int | None:
-    """Return the number in `text` as samples of this kind hold it; None if they cannot hold it.
+    """Return the number in `text` as a sample of this dtype represents it.
 
-    What is no number, or beyond the range of the samples, can be no sample's value.
+    Returns:
+        None if `text` is no number, or the number is outside the range of the dtype: then no
+        sample can have this value.
     """
     try:
         number = float(text)
@@ -64,7 +69,7 @@ def rounded_to(dtype: np.dtype[Any], text: str) -> float | int | None:
             with np.errstate(over="ignore"):
                 value = float(dtype.type(number))
             return value if np.isfinite(value) else None
-        # An integer of 64 bits is more than a float holds.
+        # A 64-bit integer can have more digits than a float.
         whole = int(text) if text.strip().lstrip("+-").isdecimal() else int(number)
         limits = np.iinfo(dtype)
     except (ValueError, OverflowError):
@@ -73,13 +78,18 @@ def rounded_to(dtype: np.dtype[Any], text: str) -> float | int | None:
     return whole if exact and limits.min <= whole <= limits.max else None
 
 
+def grey_as_rgb(grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return an H×W grey picture as H×W×3, with three equal channels."""
+    return np.repeat(grey[:, :, np.newaxis], 3, axis=2)
+
+
 def _measured(block: NDArray[Any], no_data: float | int | None) -> NDArray[np.bool_] | None:
     """Return a mask of the values that are measurements; None if all of them are."""
     valid = np.isfinite(block) if block.dtype.kind == "f" else None
     if no_data is not None:
         same = block == no_data
         if block.dtype.kind == "f":
-            # The text of a float is written with fewer digits than it has.
+            # Writers print a float with fewer digits than it has.
             near = 4 * float(np.finfo(block.dtype).eps) * abs(no_data)
             with np.errstate(over="ignore", invalid="ignore"):
                 same |= np.abs(block - block.dtype.type(no_data)) <= near
@@ -94,7 +104,7 @@ def _range(values: NDArray[Any], no_data: float | int | None) -> tuple[float, fl
         measured = block if valid is None else block[valid]
         if measured.size:
             low, high = min(low, measured.min()), max(high, measured.max())
-    # As floats: the range of integers may be more than they hold.
+    # As floats: high - low can overflow the integers' dtype.
     return float(low), float(high)
 
 
@@ -118,7 +128,7 @@ def _mapped(
             np.subtract(high, scaled, out=scaled)
         else:
             scaled -= low
-        if high - low > 1e300:  # or 255 times that would be infinite
+        if high - low > 1e300:  # 255 times that would be infinite
             scaled /= high - low
             scaled *= 255
         else:

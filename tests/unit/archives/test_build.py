@@ -1,4 +1,4 @@
-"""The archive holds what the worker needs, and one that does not is built again."""
+"""An archive has all files that a worker needs, and is built again if one has changed."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import torch
 
 from samserve.archives.build import (
     MANIFEST,
-    build,
-    check_weights,
+    check_digest,
     checked_settings,
-    holds,
+    is_up_to_date,
     members_of,
+    run_archiver,
     serving_weights,
     weights_of,
 )
 from samserve.model_types import is_mappable, sha256_of
+from tests.support.checkpoints import Malice
 from tests.support.paths import ROOT
-from tests.unit.network.test_checkpoints import Malice
 
 
 @pytest.fixture
 def weights_dir(tmp_path: Path) -> Path:
-    """Weights that are none: the archive does not look inside."""
+    """A file in place of weights: building an archive does not read published weights."""
     folder = tmp_path / "weights"
     folder.mkdir()
     (folder / "vit_t.pt").write_bytes(bytes(range(256)) * 1000)
@@ -40,7 +40,7 @@ def weights_dir(tmp_path: Path) -> Path:
 @pytest.fixture
 def archive(tmp_path: Path, weights_dir: Path) -> Path:
     path = tmp_path / "store" / "vit_t.mar"
-    build(path, "vit_t", members_of("vit_t", weights_dir / "vit_t.pt"))
+    run_archiver(path, "vit_t", members_of("vit_t", weights_dir / "vit_t.pt"))
     return path
 
 
@@ -66,7 +66,7 @@ def test_registered_weights_get_an_archive_each(tmp_path: Path, weights_dir: Pat
     own, nuclei = weights_of("vit_t", weights_dir)
     assert (own, nuclei) == (weights_dir / "vit_t.pt", registered / "vit_t.nuclei.pt")
     archive = tmp_path / "store" / "vit_t.nuclei.mar"
-    build(archive, "vit_t", members_of("vit_t", nuclei))
+    run_archiver(archive, "vit_t", members_of("vit_t", nuclei))
     with zipfile.ZipFile(archive) as mar:
         assert json.loads(mar.read(MANIFEST))["model"]["modelName"] == "vit_t.nuclei"
         assert mar.read("vit_t.pt") == b"vit_t.nuclei.pt"
@@ -75,33 +75,33 @@ def test_registered_weights_get_an_archive_each(tmp_path: Path, weights_dir: Pat
 
 
 def test_archives_of_one_name_are_built_side_by_side(tmp_path: Path, weights_dir: Path) -> None:
-    """torch-model-archiver removes what is in the folder that it stages a model of this name in."""
+    """torch-model-archiver clears the folder in which it copies a model of this name."""
     members = members_of("vit_t", weights_dir / "vit_t.pt")
     archives = [tmp_path / f"store {i}, [x]" / "vit_t.mar" for i in range(3)]
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda archive: build(archive, "vit_t", members), archives))
-    assert all(holds(archive, members) for archive in archives)
+        list(pool.map(lambda archive: run_archiver(archive, "vit_t", members), archives))
+    assert all(is_up_to_date(archive, members) for archive in archives)
 
 
 def test_the_archivers_own_words_are_passed_on(tmp_path: Path, weights_dir: Path) -> None:
     members = members_of("vit_t", weights_dir / "vit_t.pt")
     (weights_dir / "vit_t.pt").unlink()
     with pytest.raises(SystemExit, match=r"(?s)torch-model-archiver failed.*vit_t\.pt"):
-        build(tmp_path / "store" / "vit_t.mar", "vit_t", members)
+        run_archiver(tmp_path / "store" / "vit_t.mar", "vit_t", members)
     assert not list((tmp_path / "store").iterdir())
 
 
 def test_nothing_is_deflated(archive: Path) -> None:
-    """Gigabytes of weights would take minutes, there and back, and not become smaller."""
+    """Compressing gigabytes of weights takes minutes and hardly makes them smaller."""
     with zipfile.ZipFile(archive) as mar:
         assert {member.compress_type for member in mar.infolist()} == {zipfile.ZIP_STORED}
 
 
 def test_it_is_up_to_date_until_a_source_changes(archive: Path, weights_dir: Path) -> None:
     members = members_of("vit_t", weights_dir / "vit_t.pt")
-    assert holds(archive, members)
+    assert is_up_to_date(archive, members)
     (weights_dir / "vit_t.json").write_text('{"source": "another"}')
-    assert not holds(archive, members)
+    assert not is_up_to_date(archive, members)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "a byte changed", "empty", "gone"])
@@ -116,11 +116,11 @@ def test_a_damaged_archive_is_not_valid(archive: Path, weights_dir: Path, damage
         archive.write_bytes(b"")
     else:
         archive.unlink()
-    assert not holds(archive, members_of("vit_t", weights_dir / "vit_t.pt"))
+    assert not is_up_to_date(archive, members_of("vit_t", weights_dir / "vit_t.pt"))
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ("max_points: 262144", "max_points"),
         ("model_type: vit_t", "model_type is vit_h"),
@@ -128,19 +128,19 @@ def test_a_damaged_archive_is_not_valid(archive: Path, weights_dir: Path, damage
     ],
 )
 def test_a_wrong_setting_is_named_before_anything_is_built(
-    tmp_path: Path, wrong: str, said: str
+    tmp_path: Path, wrong: str, message: str
 ) -> None:
     config = (ROOT / "config" / "models" / "vit_t.yaml").read_text()
     path = tmp_path / "vit_t.yaml"
     right = {"max_points: 262144": "max_pionts: 1", "model_type: vit_t": "model_type: vit_h"}
     path.write_text(config.replace(wrong, right.get(wrong, "  promt:")))
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(SystemExit, match=message):
         checked_settings("vit_t", path)
 
 
 @pytest.fixture
 def fetched(tmp_path: Path) -> Path:
-    """A folder with weights that can be read; of a network of two tensors."""
+    """A folder with readable weights, of a network with two tensors."""
     tensors = {"image_encoder.x": torch.rand(9), "mask_decoder.x": torch.rand(9)}
     torch.save(tensors, tmp_path / "vit_b.pt")
     describe(tmp_path / "vit_b.pt")
@@ -192,7 +192,7 @@ def registered(fetched: Path) -> Path:
 
 
 def test_registered_weights_that_are_plain_go_in_as_they_are(registered: Path) -> None:
-    for _ in range(2):  # the second time it is not looked into again
+    for _ in range(2):  # the second time the file is not read again
         assert serving_weights("vit_b", registered, "float32") == {"vit_b.pt": registered}
     assert not (registered.with_name("vit_b.mine-float32") / "vit_b.pt").exists()
 
@@ -203,7 +203,7 @@ def test_registered_weights_of_another_layout_are_rewritten_once(
 ) -> None:
     tensors = torch.load(registered)
     shared = torch.rand(1000, 9)
-    tensors["mask_decoder.y"] = shared[3]  # a file would hold all of `shared` with it
+    tensors["mask_decoder.y"] = shared[3]  # a file would have all of `shared`
     prefixed = {f"sam.{key}": tensor for key, tensor in tensors.items()}
     content = {
         "training": {"model_state": prefixed, "optimizer_state": {"state": shared}, "epoch": 3},
@@ -220,13 +220,13 @@ def test_registered_weights_of_another_layout_are_rewritten_once(
     rewritten = torch.load(path)
     assert rewritten.keys() == tensors.keys()
     assert all(torch.equal(rewritten[key], tensor) for key, tensor in tensors.items())
-    said = capsys.readouterr().out
-    assert "converting" in said
-    assert ("left out" in said) == (layout != "prefixed")
+    output = capsys.readouterr().out
+    assert "converting" in output
+    assert ("left out" in output) == (layout != "prefixed")
     before = path.stat().st_mtime_ns
     assert serving_weights("vit_b", registered, "float32") == {"vit_b.pt": path}
     assert (path.stat().st_mtime_ns, capsys.readouterr().out) == (before, "")
-    torch.save(tensors, registered)  # and if they become plain ones
+    torch.save(tensors, registered)  # plain weights replace them
     describe(registered)
     assert serving_weights("vit_b", registered, "float32") == {"vit_b.pt": registered}
     assert not path.exists()
@@ -241,17 +241,17 @@ def test_registered_weights_that_hold_code_stop_it(registered: Path, tmp_path: P
 
 
 def test_other_weights_than_those_described_are_refused(fetched: Path) -> None:
-    check_weights(fetched / "vit_b.pt", fetched / "vit_b.json")
+    check_digest(fetched / "vit_b.pt", fetched / "vit_b.json")
     with (fetched / "vit_b.pt").open("ab") as file:
         file.write(b"!")
     with pytest.raises(SystemExit, match="is not the file that"):
-        check_weights(fetched / "vit_b.pt", fetched / "vit_b.json")
+        check_digest(fetched / "vit_b.pt", fetched / "vit_b.json")
 
 
 def test_missing_weights_are_named(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "samserve.archives.build", "vit_t"]
     command += ["--weights-dir", str(tmp_path), "--model-store", str(tmp_path)]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert told.returncode != 0
-    assert str(tmp_path / "vit_t.pt") in told.stderr
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert str(tmp_path / "vit_t.pt") in done.stderr
     assert not list(tmp_path.iterdir())

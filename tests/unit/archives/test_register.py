@@ -1,4 +1,4 @@
-"""Weights come only from where they may, whole and of their type; or the reason is told."""
+"""Weights come from allowed places only, complete and of their type, or an error says why not."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import pytest
 import requests
 import torch
 
-from samserve.archives.register import Request, check, fetch
+from samserve.archives.register import Registration, check_weights, fetch_weights
 from samserve.errors import InvalidField, InvalidWeights, SamserveError, TooLarge, Unreachable
 from samserve_gateway.settings import Settings
 from tests.support.addresses import CONTENT, Address, serving
+from tests.support.checkpoints import Malice
 from tests.support.paths import ROOT
-from tests.unit.network.test_checkpoints import Malice
 
 
 @pytest.fixture
@@ -34,14 +34,14 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[Address]:
 
 
 @pytest.fixture
-def request_of(tmp_path: Path) -> Request:
-    """Of a file `mine.pt` in the weights folder, whose parent has one, too."""
+def registration(tmp_path: Path) -> Registration:
+    """A registration of `mine.pt` in the weights folder. The parent folder has a file, too."""
     weights_dir, incoming = tmp_path / "weights", tmp_path / "incoming"
     weights_dir.mkdir()
     incoming.mkdir()
     (weights_dir / "mine.pt").write_bytes(CONTENT)
     (tmp_path / "outside.pt").write_bytes(CONTENT)
-    return Request(
+    return Registration(
         type="vit_t",
         name="mine",
         url="mine.pt",
@@ -55,42 +55,41 @@ def request_of(tmp_path: Path) -> Request:
     )
 
 
-def fetched(request: Request) -> tuple[str, bytes]:
-    """The source, and the content."""
-    target = Path(request.incoming, "target")
-    source = fetch(request, target, lambda message, percent: None)
+def fetched(registration: Registration) -> tuple[str, bytes]:
+    """Return the kind of source, and the content."""
+    target = Path(registration.incoming, "target")
+    source = fetch_weights(registration, target, lambda message, percent: None)
     return source, target.read_bytes()
 
 
-def refusal_of(request: Request) -> SamserveError:
+def refusal_of(registration: Registration) -> SamserveError:
     with pytest.raises(SamserveError) as refused:
-        fetched(request)
+        fetched(registration)
     assert refused.value.field == "url"
-    assert os.listdir(request.incoming) == []
+    assert os.listdir(registration.incoming) == []
     return refused.value
 
 
-def downloaded(request: Request, address: Address, url: str | None = None) -> Request:
+def downloaded(
+    registration: Registration, address: Address, url: str | None = None
+) -> Registration:
     origin = address.url.removesuffix("/file")
-    return replace(request, url=url or address.url, origins=[origin])
+    return replace(registration, url=url or address.url, origins=[origin])
 
 
-def parts_of(request: Request) -> list[str]:
-    return sorted(os.listdir(request.parts))
-
-
-# Files
+def parts_of(registration: Registration) -> list[str]:
+    return sorted(os.listdir(registration.parts))
 
 
 @pytest.mark.parametrize(
     "url", ["mine.pt", "./mine.pt", "file://{}/mine.pt", "file:mine.pt", "link.pt", "a%20b.pt"]
 )
-def test_files_within_the_weights_folder(request_of: Request, url: str) -> None:
-    folder = Path(request_of.weights_dir)
+def test_files_within_the_weights_folder(registration: Registration, url: str) -> None:
+    folder = Path(registration.weights_dir)
     (folder / "link.pt").symlink_to("mine.pt")
     (folder / "a%20b.pt").write_bytes(CONTENT)
-    asked = replace(request_of, url=url.format(folder))
-    assert fetched(asked) == ("weights folder", CONTENT)
+    variant = replace(registration, url=url.format(folder))
+    assert fetched(variant) == ("weights folder", CONTENT)
 
 
 @pytest.mark.parametrize(
@@ -101,93 +100,92 @@ def test_files_within_the_weights_folder(request_of: Request, url: str) -> None:
         *("file://elsewhere{}/weights/mine.pt", "ftp://127.0.0.1/mine.pt", "data:,x", "http://[x"),
     ],
 )
-def test_no_other_files(request_of: Request, tmp_path: Path, url: str) -> None:
-    folder = Path(request_of.weights_dir)
+def test_no_other_files(registration: Registration, tmp_path: Path, url: str) -> None:
+    folder = Path(registration.weights_dir)
     (folder / "out.pt").symlink_to(tmp_path / "outside.pt")
     (folder / "out").symlink_to(tmp_path)
     (folder / "loop").symlink_to("loop")
     (folder / "folder").mkdir()
     os.mkfifo(folder / "fifo")
-    assert type(refusal_of(replace(request_of, url=url.format(tmp_path)))) is InvalidField
+    assert type(refusal_of(replace(registration, url=url.format(tmp_path)))) is InvalidField
 
 
-def test_a_file_over_the_limit(request_of: Request) -> None:
-    refused = refusal_of(replace(request_of, max_bytes=len(CONTENT) - 1))
+def test_a_file_over_the_limit(registration: Registration) -> None:
+    refused = refusal_of(replace(registration, max_bytes=len(CONTENT) - 1))
     assert isinstance(refused, TooLarge)
 
 
-# Downloads
+def test_a_download(registration: Registration, address: Address) -> None:
+    variant = downloaded(registration, address)
+    percents: list[int] = []
+    fetch_weights(
+        variant, Path(variant.incoming, "target"), lambda message, percent: percents.append(percent)
+    )
+    assert Path(variant.incoming, "target").read_bytes() == CONTENT
+    assert percents == sorted(percents)
+    assert (percents[0], percents[-1]) == (0, 100)
 
 
-def test_a_download(request_of: Request, address: Address) -> None:
-    asked = downloaded(request_of, address)
-    told: list[int] = []
-    fetch(asked, Path(asked.incoming, "target"), lambda message, percent: told.append(percent))
-    assert Path(asked.incoming, "target").read_bytes() == CONTENT
-    assert told == sorted(told)
-    assert (told[0], told[-1]) == (0, 100)
-
-
-def test_it_goes_on_where_it_broke_off(request_of: Request, address: Address) -> None:
-    asked = downloaded(request_of, address)
+def test_it_goes_on_where_it_broke_off(registration: Registration, address: Address) -> None:
+    variant = downloaded(registration, address)
     address.n_sent_before_hanging_up = 500_000
-    refused = refusal_of(asked)
+    refused = refusal_of(variant)
     assert isinstance(refused, Unreachable)
     assert "500000 bytes are kept" in refused.message
     address.n_sent_before_hanging_up = None
-    assert fetched(asked) == ("downloaded", CONTENT)
+    assert fetched(variant) == ("downloaded", CONTENT)
     assert address.asked == [None, "bytes=500000-"]
 
 
 @pytest.mark.parametrize("etag", ['"second"', None], ids=["another version", "none told"])
 def test_two_versions_are_never_put_together(
-    request_of: Request, address: Address, etag: str | None
+    registration: Registration, address: Address, etag: str | None
 ) -> None:
-    asked = downloaded(request_of, address)
+    variant = downloaded(registration, address)
     address.n_sent_before_hanging_up = 500_000
-    refusal_of(asked)
+    refusal_of(variant)
     address.n_sent_before_hanging_up = None
     address.etag, address.content = etag, CONTENT[::-1]
-    assert fetched(asked) == ("downloaded", CONTENT[::-1])
+    assert fetched(variant) == ("downloaded", CONTENT[::-1])
 
 
-def test_without_a_version_it_starts_anew(request_of: Request, address: Address) -> None:
-    asked = downloaded(request_of, address)
+def test_without_a_version_it_starts_anew(registration: Registration, address: Address) -> None:
+    variant = downloaded(registration, address)
     address.etag, address.n_sent_before_hanging_up = None, 500_000
-    assert "kept" not in refusal_of(asked).message
+    assert "kept" not in refusal_of(variant).message
     address.n_sent_before_hanging_up = None
-    fetched(asked)
+    fetched(variant)
     assert address.asked == [None, None]
 
 
-def test_the_beginning_of_one_file_is_kept(request_of: Request, address: Address) -> None:
+def test_the_beginning_of_one_file_is_kept(registration: Registration, address: Address) -> None:
     address.n_sent_before_hanging_up = 1000
-    refusal_of(downloaded(request_of, address))
-    first = parts_of(request_of)
-    refusal_of(downloaded(request_of, address, address.url + "?other"))
-    assert len(parts_of(request_of)) == len(first) == 2
-    assert not set(parts_of(request_of)) & set(first)
+    refusal_of(downloaded(registration, address))
+    first = parts_of(registration)
+    refusal_of(downloaded(registration, address, address.url + "?other"))
+    assert len(parts_of(registration)) == len(first) == 2
+    assert not set(parts_of(registration)) & set(first)
 
 
 @pytest.mark.parametrize("tells_length", [True, False])
 def test_a_download_over_the_limit(
-    request_of: Request, address: Address, tells_length: bool
+    registration: Registration, address: Address, tells_length: bool
 ) -> None:
     address.tells_length = tells_length
-    asked = downloaded(replace(request_of, max_bytes=len(CONTENT) - 1), address)
-    assert isinstance(refusal_of(asked), TooLarge)
-    assert [Path(name).suffix for name in parts_of(asked)] == [".etag"]
+    variant = downloaded(replace(registration, max_bytes=len(CONTENT) - 1), address)
+    assert isinstance(refusal_of(variant), TooLarge)
+    assert [Path(name).suffix for name in parts_of(variant)] == [".etag"]
 
 
 def test_redirects_are_followed_within_what_is_allowed(
-    request_of: Request, address: Address
+    registration: Registration, address: Address
 ) -> None:
-    asked = downloaded(request_of, address, address.url.replace("/file", "/moved"))
-    assert fetched(asked) == ("downloaded", CONTENT)
-    Path(asked.incoming, "target").unlink()
+    variant = downloaded(registration, address, address.url.replace("/file", "/moved"))
+    assert fetched(variant) == ("downloaded", CONTENT)
+    Path(variant.incoming, "target").unlink()
     with serving() as elsewhere:
         address.moved_to = elsewhere.url
-        refused = refusal_of(asked)
+        refused = refusal_of(variant)
         assert type(refused) is InvalidField
         assert elsewhere.url.removesuffix("/file") in refused.message
         assert elsewhere.asked == []
@@ -198,27 +196,27 @@ def test_redirects_are_followed_within_what_is_allowed(
     ["http://[x", "http://127.0.0.1:port/", "//elsewhere.invalid\\@127.0.0.1/", "ftp://x/"],
 )
 def test_redirects_to_what_is_no_address(
-    request_of: Request, address: Address, target: str
+    registration: Registration, address: Address, target: str
 ) -> None:
     address.moved_to = target
-    refusal_of(downloaded(request_of, address, address.url.replace("/file", "/moved")))
+    refusal_of(downloaded(registration, address, address.url.replace("/file", "/moved")))
     assert len(address.asked) == 1
 
 
 def test_no_credentials_of_the_environment_are_sent(
-    request_of: Request, address: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    registration: Registration, address: Address, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login somebody password secret\n")
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
-    fetched(downloaded(request_of, address))
+    fetched(downloaded(registration, address))
     assert [headers["Authorization"] for headers in address.headers] == [None]
     assert requests.utils.get_netrc_auth(address.url) == ("somebody", "secret"), "nothing to send"
 
 
-def test_redirects_without_end(request_of: Request, address: Address) -> None:
+def test_redirects_without_end(registration: Registration, address: Address) -> None:
     address.moved_to = "/moved"
-    asked = downloaded(request_of, address, address.url.replace("/file", "/moved"))
-    assert isinstance(refusal_of(asked), Unreachable)
+    variant = downloaded(registration, address, address.url.replace("/file", "/moved"))
+    assert isinstance(refusal_of(variant), Unreachable)
 
 
 @pytest.mark.parametrize(
@@ -240,10 +238,12 @@ def test_redirects_without_end(request_of: Request, address: Address) -> None:
         ("http://127.0.0.1:{port}0/file", "http://127.0.0.1:{port}"),
     ],
 )
-def test_only_listed_origins(request_of: Request, address: Address, url: str, origin: str) -> None:
+def test_only_listed_origins(
+    registration: Registration, address: Address, url: str, origin: str
+) -> None:
     port = address.url.rsplit(":")[-1].removesuffix("/file")
-    asked = replace(request_of, url=url.format(port=port), origins=[origin.format(port=port)])
-    assert type(refusal_of(asked)) is InvalidField
+    variant = replace(registration, url=url.format(port=port), origins=[origin.format(port=port)])
+    assert type(refusal_of(variant)) is InvalidField
     assert address.asked == []
 
 
@@ -258,9 +258,9 @@ def test_only_listed_origins(request_of: Request, address: Address, url: str, or
     ],
 )
 def test_what_is_allowed_without_being_told(
-    request_of: Request, monkeypatch: pytest.MonkeyPatch, url: str
+    registration: Registration, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
-    """The proxy is a closed door, so that an allowed address is tried and not reached."""
+    """The proxy refuses connections, so that an allowed address is tried but not reached."""
     origins = Settings().weights_origins.split()
     with socket.socket() as bound_but_not_listening:
         bound_but_not_listening.bind(("127.0.0.1", 0))
@@ -269,7 +269,7 @@ def test_what_is_allowed_without_being_told(
             monkeypatch.setenv(name, proxy)
         for name in ("NO_PROXY", "no_proxy"):
             monkeypatch.delenv(name, raising=False)
-        refused = refusal_of(replace(request_of, url=url, origins=origins))
+        refused = refusal_of(replace(registration, url=url, origins=origins))
     assert isinstance(refused, Unreachable)
     for other in (
         url.replace("https:", "http:"),
@@ -278,55 +278,52 @@ def test_what_is_allowed_without_being_told(
         re.sub(r"(https://[^/]+)", r"\1:8443", url),
         re.sub(r"(https://[^/]+)", r"\1.evil.example", url),
     ):
-        refused = refusal_of(replace(request_of, url=other, origins=origins))
+        refused = refusal_of(replace(registration, url=other, origins=origins))
         assert type(refused) is InvalidField, other
 
 
 def test_a_redirect_to_a_host_that_is_not_allowed_names_the_setting(
-    request_of: Request, address: Address
+    registration: Registration, address: Address
 ) -> None:
     address.moved_to = "https://files.zenodo.example/vit_t.pt"
-    asked = downloaded(request_of, address, address.url.replace("/file", "/moved"))
-    refused = refusal_of(replace(asked, origins=[*asked.origins, "https://zenodo.org"]))
+    variant = downloaded(registration, address, address.url.replace("/file", "/moved"))
+    refused = refusal_of(replace(variant, origins=[*variant.origins, "https://zenodo.org"]))
     assert "files.zenodo.example" in refused.message
     assert "SAMSERVE_WEIGHTS_ORIGINS" in refused.message
 
 
-def test_nobody_there(request_of: Request, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nobody_there(registration: Registration, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     with socket.socket() as bound_but_not_listening:
         bound_but_not_listening.bind(("127.0.0.1", 0))
         origin = f"http://127.0.0.1:{bound_but_not_listening.getsockname()[1]}"
-        refused = refusal_of(replace(request_of, url=f"{origin}/file", origins=[origin]))
+        refused = refusal_of(replace(registration, url=f"{origin}/file", origins=[origin]))
     assert isinstance(refused, Unreachable)
 
 
-# What is in them
-
-
-def test_a_file_that_unpacks_to_more_than_it_has(request_of: Request) -> None:
-    bomb = Path(request_of.weights_dir, "bomb.pt")
+def test_a_file_that_unpacks_to_more_than_it_has(registration: Registration) -> None:
+    bomb = Path(registration.weights_dir, "bomb.pt")
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("data.pkl", bytes(len(CONTENT) + 1))
     assert bomb.stat().st_size < 10_000
     with pytest.raises(TooLarge, match="unpacks"):
-        check(request_of, bomb)
+        check_weights(registration, bomb)
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "message"),
     [
-        ({"image_encoder.pos_embed": torch.zeros(1, 64, 64, 768)}, "no vit_t checkpoint"),
+        ({"image_encoder.pos_embed": torch.zeros(1, 64, 64, 768)}, "not a vit_t checkpoint"),
         ([1, 2], "not named tensors"),
     ],
     ids=["another type's", "a list"],
 )
-def test_other_checkpoints(request_of: Request, content: object, said: str) -> None:
-    path = Path(request_of.weights_dir, "other.pt")
+def test_other_checkpoints(registration: Registration, content: object, message: str) -> None:
+    path = Path(registration.weights_dir, "other.pt")
     torch.save(content, path)
-    asked = replace(request_of, max_bytes=2**30, url="http://x/other.pt")
-    with pytest.raises(InvalidWeights, match=said) as refused:
-        check(asked, path)
+    variant = replace(registration, max_bytes=2**30, url="http://x/other.pt")
+    with pytest.raises(InvalidWeights, match=message) as refused:
+        check_weights(variant, path)
     assert refused.value.message.startswith("http://x/other.pt")
     assert str(path) not in refused.value.message
 
@@ -346,31 +343,33 @@ KINDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's sparse tensors are in beta
-def test_tensors_that_are_no_plain_numbers(request_of: Request, kind: str) -> None:
+def test_tensors_that_are_no_plain_numbers(registration: Registration, kind: str) -> None:
     tensors = torch.load(ROOT / "weights" / "vit_t.pt", weights_only=True)
     key = next(name for name, tensor in tensors.items() if tensor.dim() == 2)
     tensors[key] = KINDS[kind](tensors[key])
-    path = Path(request_of.weights_dir, "odd.pt")
+    path = Path(registration.weights_dir, "odd.pt")
     torch.save({"model_state": {f"sam.{name}": tensor for name, tensor in tensors.items()}}, path)
     with pytest.raises(InvalidWeights, match=re.escape(key)):
-        check(replace(request_of, max_bytes=2**30), path)
+        check_weights(replace(registration, max_bytes=2**30), path)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_floats_of_any_precision(request_of: Request, dtype: torch.dtype) -> None:
+def test_floats_of_any_precision(registration: Registration, dtype: torch.dtype) -> None:
     tensors = torch.load(ROOT / "weights" / "vit_t.pt", weights_only=True)
-    path = Path(request_of.weights_dir, "other.pt")
+    path = Path(registration.weights_dir, "other.pt")
     torch.save({k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}, path)
-    check(replace(request_of, max_bytes=2**30), path)
+    check_weights(replace(registration, max_bytes=2**30), path)
 
 
-def test_the_job_tells_of_malice_and_does_not_run_it(request_of: Request, tmp_path: Path) -> None:
+def test_the_job_tells_of_malice_and_does_not_run_it(
+    registration: Registration, tmp_path: Path
+) -> None:
     victim = tmp_path / "it ran"
-    path = Path(request_of.weights_dir, "malice.pt")
+    path = Path(registration.weights_dir, "malice.pt")
     torch.save({"weight": Malice(victim)}, path)
     done = subprocess.run(
         [sys.executable, "-m", "samserve.archives.register"],
-        input=json.dumps(asdict(replace(request_of, url="malice.pt"))),
+        input=json.dumps(asdict(replace(registration, url="malice.pt"))),
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,4 +1,4 @@
-"""An image is encoded once, whoever asks, in whatever file it comes, and never confused."""
+"""An image is encoded once, in whatever file it comes, and never confused with another."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from PIL import Image as PillowImage
 
 from samserve.embeddings.cache import EmbeddingCache
-from samserve.embeddings.folder_store import EmbeddingStore
+from samserve.embeddings.folder_store import FolderStore
 from samserve.embeddings.redis_store import RedisStore
 from samserve.errors import InvalidField, InvalidImage, TooLarge, UnknownImage
 from samserve.network.decoder import Decoder
 from samserve.network.encoder import Embedding, Encoder
-from samserve.pictures.picture import DECODING_RULES, Picture
+from samserve.pictures.decoding import DECODING_RULES
+from samserve.pictures.picture import Picture
 from tests.support.redis import RedisServer, running_redis
 from tests.support.sample_pictures import base64_png, picture
 
@@ -37,18 +38,18 @@ def parts(model: Any) -> tuple[Encoder, Decoder]:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> EmbeddingStore:
-    return EmbeddingStore(tmp_path / "embeddings", 2**26)
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "embeddings", 2**26)
 
 
 def cache(
     parts: tuple[Encoder, Decoder],
-    store: EmbeddingStore | None,
+    store: FolderStore | None,
     memory_bytes: int = 2**27,
     identity: str = "vit_t",
     shared: RedisStore | None = None,
 ) -> EmbeddingCache:
-    """One worker's; several on one store are the workers of one machine."""
+    """Return the cache of one worker; several on one store are the workers of one machine."""
     return EmbeddingCache(
         *parts, identity=identity, memory_bytes=memory_bytes, store=store, shared=shared
     )
@@ -64,7 +65,7 @@ def as_file(pixels: NDArray[np.uint8], kind: str) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def test_memory_then_machine_then_encoder(parts: Any, store: EmbeddingStore) -> None:
+def test_memory_then_machine_then_encoder(parts: Any, store: FolderStore) -> None:
     first, second = cache(parts, store), cache(parts, store)
     sources = [worker.of_picture(sent()).source for worker in (first, first, second, second)]
     assert sources == ["encoder", "memory", "machine", "memory"]
@@ -72,7 +73,7 @@ def test_memory_then_machine_then_encoder(parts: Any, store: EmbeddingStore) -> 
     assert second.found == {"machine": 1, "memory": 1}
 
 
-def test_what_is_kept_is_what_was_encoded(parts: Any, store: EmbeddingStore) -> None:
+def test_what_is_kept_is_what_was_encoded(parts: Any, store: FolderStore) -> None:
     fresh = cache(parts, None).of_picture(sent()).image.embedding
     cache(parts, store).of_picture(sent())
     found = cache(parts, store).of_picture(sent())
@@ -82,7 +83,7 @@ def test_what_is_kept_is_what_was_encoded(parts: Any, store: EmbeddingStore) -> 
     assert (kept.input_size, kept.original_size) == (fresh.input_size, fresh.original_size)
 
 
-def test_a_reference_stands_for_a_text_that_was_sent(parts: Any, store: EmbeddingStore) -> None:
+def test_a_reference_stands_for_a_text_that_was_sent(parts: Any, store: FolderStore) -> None:
     reference = f"sha256:{hashlib.sha256(COINS.encode()).hexdigest()}"
     worker = cache(parts, store)
     with pytest.raises(UnknownImage):
@@ -90,13 +91,13 @@ def test_a_reference_stands_for_a_text_that_was_sent(parts: Any, store: Embeddin
     whole = worker.of_picture(sent())
     assert worker.of_picture(sent(reference)).image is whole.image
     assert cache(parts, store).of_picture(sent(reference)).source == "machine"
-    # Nobody gets by it what is over the limit; in full it would be refused for its size.
+    # A digest does not circumvent the limit. The picture itself would be refused for its size.
     with pytest.raises(UnknownImage):
         worker.of_picture(Picture(reference, max_pixels=1000))
 
 
 def stack(*names: str) -> bytes:
-    """A TIFF of these pictures."""
+    """Return a TIFF with these pictures as pages."""
     file = io.BytesIO()
     first, *others = [PillowImage.fromarray(picture(name)) for name in names]
     first.save(file, "TIFF", save_all=True, append_images=others)
@@ -111,19 +112,19 @@ def reference_to(file: bytes) -> str:
     return f"sha256:{hashlib.sha256(file).hexdigest()}"
 
 
-def test_each_page_has_an_embedding_of_its_own(parts: Any, store: EmbeddingStore) -> None:
+def test_each_page_has_an_embedding_of_its_own(parts: Any, store: FolderStore) -> None:
     file = stack("coins", "coffee", "coins")
     worker = cache(parts, store)
     found = [worker.of_picture(page_of(file, page)) for page in range(3)]
-    # The third is the first again.
+    # The third page equals the first.
     assert [one.source for one in found] == ["encoder", "encoder", "memory"]
     assert [one.pages for one in found] == [3, 3, 3]
     sizes = [one.image.embedding.original_size for one in found]
     assert sizes == [picture(name).shape[:2] for name in ("coins", "coffee", "coins")]
-    # The alone picture is the page's; and it has one page.
+    # The same picture in a separate file has the same embedding, and one page.
     alone = worker.of_picture(sent())
     assert (alone.source, alone.pages) == ("memory", 1)
-    # Another worker knows pages and their number by the reference.
+    # Another worker knows the pages and their number from the digest.
     other = cache(parts, store)
     for page in range(3):
         known = other.of_picture(page_of(reference_to(file), page))
@@ -131,7 +132,7 @@ def test_each_page_has_an_embedding_of_its_own(parts: Any, store: EmbeddingStore
         assert torch.equal(known.image.embedding.features, found[page].image.embedding.features)
 
 
-def test_a_page_that_was_not_seen_is_not_known(parts: Any, store: EmbeddingStore) -> None:
+def test_a_page_that_was_not_seen_is_not_known(parts: Any, store: FolderStore) -> None:
     file = stack("coins", "coffee")
     worker = cache(parts, store)
     worker.of_picture(page_of(file, 0))
@@ -145,9 +146,9 @@ def test_a_page_that_was_not_seen_is_not_known(parts: Any, store: EmbeddingStore
 
 
 def test_other_rules_of_decoding_know_nothing(
-    parts: Any, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+    parts: Any, store: FolderStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Neither of the rules before, nor of what was stored before there were versions."""
+    """Aliases of other rules, and those without a version, are not used."""
     cache(parts, store).of_picture(sent())
     store.save(f"text-{sent().digest}", b"0" * 64)
     assert cache(parts, store).of_picture(sent()).source == "machine"
@@ -166,7 +167,7 @@ def test_other_rules_of_decoding_know_nothing(
     "payload",
     [b"0" * 64, b"0" * 64 + b" 0", b"0" * 64 + b" -1", b"0" * 64 + b" 1 ", b"0" * 64 + b" x"],
 )
-def test_what_is_no_alias_is_a_miss(parts: Any, store: EmbeddingStore, payload: bytes) -> None:
+def test_what_is_no_alias_is_a_miss(parts: Any, store: FolderStore, payload: bytes) -> None:
     cache(parts, store).of_picture(sent())
     store.save(f"text-{sent().digest}-rules-{DECODING_RULES}-page-0", payload)
     again = sent()
@@ -178,12 +179,12 @@ def test_what_is_no_alias_is_a_miss(parts: Any, store: EmbeddingStore, payload: 
     "text",
     ["sha256:", "sha256:" + "A" * 64, "sha256:" + "0" * 63, "sha256:../" + "0" * 61, "md5:0"],
 )
-def test_nothing_else_is_a_reference(parts: Any, store: EmbeddingStore, text: str) -> None:
+def test_nothing_else_is_a_reference(parts: Any, store: FolderStore, text: str) -> None:
     with pytest.raises(InvalidField, match="not base64"):
         cache(parts, store).of_picture(sent(text))
 
 
-def test_a_known_image_is_not_even_decoded(parts: Any, store: EmbeddingStore) -> None:
+def test_a_known_image_is_not_even_decoded(parts: Any, store: FolderStore) -> None:
     cache(parts, store).of_picture(sent())
     again = sent()
     cache(parts, store).of_picture(again)
@@ -191,7 +192,7 @@ def test_a_known_image_is_not_even_decoded(parts: Any, store: EmbeddingStore) ->
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "BMP", "WEBP"])
-def test_the_same_picture_in_another_file(parts: Any, store: EmbeddingStore, kind: str) -> None:
+def test_the_same_picture_in_another_file(parts: Any, store: FolderStore, kind: str) -> None:
     worker = cache(parts, store)
     worker.of_picture(sent())
     pixels = picture("coins")
@@ -205,29 +206,29 @@ def test_the_same_picture_in_another_file(parts: Any, store: EmbeddingStore, kin
     assert worker.found["encoder"] == 1
 
 
-def test_other_pictures_are_others(parts: Any, store: EmbeddingStore) -> None:
+def test_other_pictures_are_others(parts: Any, store: FolderStore) -> None:
     worker = cache(parts, store)
     pixels = picture("coins")
     changed = pixels.copy()
     changed[150, 200, 1] ^= 1
-    reshaped = pixels.reshape(pixels.shape[1], pixels.shape[0], 3)  # the very same bytes
+    reshaped = pixels.reshape(pixels.shape[1], pixels.shape[0], 3)  # the same bytes
     for image in (pixels, changed, reshaped):
         assert worker.of_picture(sent(base64_png(image))).source == "encoder"
 
 
-def test_other_models_do_not_share(parts: Any, store: EmbeddingStore) -> None:
+def test_other_models_do_not_share(parts: Any, store: FolderStore) -> None:
     cache(parts, store, identity="vit_t").of_picture(sent())
     assert cache(parts, store, identity="vit_b").of_picture(sent()).source == "encoder"
 
 
-def test_crops_are_known_too(parts: Any, store: EmbeddingStore) -> None:
+def test_crops_are_known_too(parts: Any, store: FolderStore) -> None:
     crop = picture("coins")[20:200, 30:300]
     assert cache(parts, store).of_pixels(crop).source == "encoder"
     assert cache(parts, store).of_pixels(crop.copy()).source == "machine"
     assert cache(parts, store).of_picture(sent(base64_png(crop))).source == "machine"
 
 
-def test_one_encodes_while_the_others_wait(parts: Any, store: EmbeddingStore) -> None:
+def test_one_encodes_while_the_others_wait(parts: Any, store: FolderStore) -> None:
     workers = [cache(parts, store) for _ in range(4)]
     ready = threading.Barrier(len(workers))
     sources = []
@@ -267,7 +268,7 @@ def test_garbage_is_a_miss(
     parts: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture, garbage: bytes
 ) -> None:
     folder = tmp_path / "embeddings"
-    store = EmbeddingStore(folder, 2**26)
+    store = FolderStore(folder, 2**26)
     expected = cache(parts, store).of_picture(sent()).image.embedding
     for path in files(folder):
         path.write_bytes(garbage)
@@ -280,9 +281,9 @@ def test_garbage_is_a_miss(
 
 @pytest.mark.parametrize("payload", [b"", b"x" * 17, b"\xff" * 64, b"../" * 22], ids=repr)
 def test_what_is_no_embedding_is_a_miss(parts: Any, tmp_path: Path, payload: bytes) -> None:
-    """Whole entries, as far as the store can tell, of something else."""
+    """The store finds valid entries whose payloads are no embeddings."""
     folder = tmp_path / "embeddings"
-    store = EmbeddingStore(folder, 2**26)
+    store = FolderStore(folder, 2**26)
     cache(parts, store).of_picture(sent())
     for path in files(folder):
         store.save(path.name.removesuffix(".embedding"), payload)
@@ -292,12 +293,12 @@ def test_what_is_no_embedding_is_a_miss(parts: Any, tmp_path: Path, payload: byt
 
 def test_no_folder_no_harm(parts: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "file").touch()
-    worker = cache(parts, EmbeddingStore(tmp_path / "file" / "embeddings", 2**26))
+    worker = cache(parts, FolderStore(tmp_path / "file" / "embeddings", 2**26))
     assert [worker.of_picture(sent()).source for _ in range(2)] == ["encoder", "memory"]
     assert caplog.text.count("Stored embeddings: cannot use") == 1
 
 
-def test_a_known_image_is_still_held_to_the_limit(parts: Any, store: EmbeddingStore) -> None:
+def test_a_known_image_is_still_held_to_the_limit(parts: Any, store: FolderStore) -> None:
     cache(parts, store).of_picture(sent())
     with pytest.raises(TooLarge):
         cache(parts, store).of_picture(Picture(COINS, max_pixels=1000))
@@ -305,7 +306,7 @@ def test_a_known_image_is_still_held_to_the_limit(parts: Any, store: EmbeddingSt
 
 def test_a_picture_that_cannot_be_read_leaves_nothing(parts: Any, tmp_path: Path) -> None:
     folder = tmp_path / "embeddings"
-    worker = cache(parts, EmbeddingStore(folder, 2**26))
+    worker = cache(parts, FolderStore(folder, 2**26))
     for _ in range(2):
         with pytest.raises(InvalidImage):
             worker.of_picture(sent(base64.b64encode(b"no picture").decode()))
@@ -313,7 +314,7 @@ def test_a_picture_that_cannot_be_read_leaves_nothing(parts: Any, tmp_path: Path
     assert not worker.found
 
 
-def test_sizes_are_those_of_the_picture(parts: Any, store: EmbeddingStore) -> None:
+def test_sizes_are_those_of_the_picture(parts: Any, store: FolderStore) -> None:
     cache(parts, store).of_picture(sent())
     kept: Embedding = cache(parts, store).of_picture(sent()).image.embedding
     assert kept.original_size == picture("coins").shape[:2]
@@ -326,11 +327,11 @@ class TestMachinesThatShare:
             yield server
 
     def worker(self, parts: Any, machine: Path, redis: RedisServer) -> EmbeddingCache:
-        store = EmbeddingStore(machine / "embeddings", 2**26)
+        store = FolderStore(machine / "embeddings", 2**26)
         return cache(parts, store, shared=RedisStore(redis.url))
 
     def saved(self, worker: EmbeddingCache, count: int) -> None:
-        """Returns once Redis has so much of this worker."""
+        """Wait until this worker has saved this number of entries in Redis."""
         deadline = time.monotonic() + 30
         while worker.redis_outcomes.get("saved", 0) < count:
             assert time.monotonic() < deadline, worker.redis_outcomes
@@ -342,7 +343,7 @@ class TestMachinesThatShare:
         here, there = tmp_path / "here", tmp_path / "there"
         first = self.worker(parts, here, redis)
         fresh = first.of_picture(sent()).image.embedding
-        self.saved(first, 2)  # the embedding, and which text it is of
+        self.saved(first, 2)  # the embedding and the alias
         reference = sent(f"sha256:{hashlib.sha256(COINS.encode()).hexdigest()}")
         second = self.worker(parts, there, redis)
         found = second.of_picture(reference)
@@ -351,7 +352,7 @@ class TestMachinesThatShare:
         assert torch.equal(kept.features, fresh.features)
         assert (kept.input_size, kept.original_size) == (fresh.input_size, fresh.original_size)
         assert second.of_picture(reference).source == "memory"
-        # A page of it, too, and how many there are.
+        # A page of a TIFF, and the number of pages, are shared, too.
         file = stack("coffee", "coins")
         assert first.of_picture(page_of(file, 1)).source == "memory"
         self.saved(first, 3)
@@ -360,7 +361,7 @@ class TestMachinesThatShare:
             fourth.of_picture(page_of(reference_to(file), 0))
         of_page = fourth.of_picture(page_of(reference_to(file), 1))
         assert (of_page.source, of_page.pages) == ("redis", 2)
-        # And now its whole machine has it, without asking.
+        # All workers of that machine now have it in their folder.
         third = self.worker(parts, there, redis)
         assert third.of_picture(sent()).source == "machine"
         assert self.worker(parts, tmp_path / "third", redis).of_picture(sent()).source == "redis"
@@ -371,7 +372,7 @@ class TestMachinesThatShare:
         self.saved(first, 2)
         names = redis.names()
         others = RedisStore(redis.url)
-        for name in names:  # whole entries, of something else
+        for name in names:  # valid entries with other payloads
             others.save(name.removeprefix("samserve:"), b"\xff" * 64)
         deadline = time.monotonic() + 30
         while others.outcomes["saved"] < len(names):

@@ -1,4 +1,4 @@
-"""The store that machines share: a real Redis, whole, gone, full, slow and wrong."""
+"""The Redis store with a real Redis: working, stopped, full, slow, and with damaged entries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EMBEDDING = random.Random(0).randbytes(4_194_320)
 
 @pytest.fixture(autouse=True)
 def patience(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However busy this machine is, only what is meant to be too slow is."""
+    """Raise the timeouts for a busy machine, except in the tests of slowness."""
     if request.cls is not TestSlow:
         for name in ("CONNECT_S", "READ_S", "LOAD_S", "WRITE_S"):
             monkeypatch.setattr(redis_store, name, 20.0)
@@ -51,7 +51,7 @@ def proxy(server: RedisServer) -> Iterator[Proxy]:
 
 
 def saved(store: RedisStore, key: str, payload: bytes) -> str:
-    """How saving went, once that is known."""
+    """Save an entry, and return the outcome once it is counted."""
     before = dict(store.outcomes)
     store.save(key, payload)
     wait_for(lambda: dict(store.outcomes) != before)
@@ -67,7 +67,7 @@ def wait_for(what: Callable[[], bool]) -> None:
 
 
 def break_down(store: RedisStore) -> None:
-    """Let loading fail until the store leaves Redis alone."""
+    """Let loading fail until the store no longer tries."""
     for _ in range(FAILURES):
         assert store.load(KEY) is None
     assert store.outcomes["load_failed"] == FAILURES
@@ -88,10 +88,10 @@ def test_another_process_finds_it(server: RedisServer) -> None:
         "import sys; from samserve.embeddings.redis_store import RedisStore;"
         "print(RedisStore(sys.argv[1]).load(sys.argv[2]))"
     )
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", code, server.url, KEY], cwd=ROOT, capture_output=True, check=True
     )
-    assert told.stdout.strip() == b"b'payload'"
+    assert result.stdout.strip() == b"b'payload'"
 
 
 def test_it_does_not_stay_for_ever(server: RedisServer) -> None:
@@ -151,7 +151,7 @@ class TestWrong:
 
     @pytest.mark.parametrize("said", [b"HTTP/1.1 400 Bad Request\r\n\r\n", b"$x\r\n", b":1\r\n"])
     def test_something_else_answers(self, said: bytes) -> None:
-        """At its address, in words that are not Redis's, or that do not answer what was asked."""
+        """At Redis's address, another server sends bytes that are no answer of Redis to a GET."""
         with socket.create_server((LOOPBACK, 0)) as listener:
 
             def talk() -> None:
@@ -198,13 +198,13 @@ class TestGone:
     def test_only_one_tries(self, monkeypatch: pytest.MonkeyPatch) -> None:
         breaker = redis_store._Breaker("trying")
         for _ in range(FAILURES):
-            assert breaker.lets_through()
+            assert breaker.allows()
             breaker.failed(OSError())
-        assert not breaker.lets_through()
+        assert not breaker.allows()
         monkeypatch.setattr(time, "monotonic", lambda: float("1e9"))
-        assert [breaker.lets_through() for _ in range(3)] == [True, False, False]
+        assert [breaker.allows() for _ in range(3)] == [True, False, False]
         breaker.worked()
-        assert all(breaker.lets_through() for _ in range(3))
+        assert all(breaker.allows() for _ in range(3))
 
     def test_no_password_in_the_log(self, caplog: pytest.LogCaptureFixture) -> None:
         with running_redis("--requirepass", "right") as server:
@@ -248,7 +248,7 @@ class TestSlow:
         assert store.outcomes["skipped_load"] == 1
 
     def test_a_little_at_a_time(self, server: RedisServer, proxy: Proxy) -> None:
-        """Never silent for long, and yet no end of it."""
+        """Bytes keep arriving, but too slowly."""
         saved(RedisStore(server.url), KEY, EMBEDDING)
         proxy.pause_s = redis_store.READ_S / 4
         store = RedisStore(proxy.url)

@@ -1,4 +1,4 @@
-"""A checkpoint is loaded whole and exactly, or refused with the reason."""
+"""A checkpoint is loaded completely and exactly, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from samserve.model_types import MODEL_TYPES, is_mappable, sha256_of
 from samserve.network.checkpoints import (
     CheckpointError,
     blank_model,
-    load_model,
+    load_network,
     model_from,
     read,
     serving_form,
 )
 from tests.support import random_weights
+from tests.support.checkpoints import Malice
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def state_dict() -> dict[str, torch.Tensor]:
-    """Random vit_t weights, the attention biases too: the builder leaves those at zero."""
+    """Random vit_t weights, with random attention biases, which the builder leaves at zero."""
     torch.manual_seed(0)
     state = blank_model("vit_t").state_dict()
     return {
@@ -44,7 +45,7 @@ def checkpoint(
 
 @pytest.fixture(scope="module")
 def model(checkpoint: Path) -> torch.nn.Module:
-    model: torch.nn.Module = load_model("vit_t", checkpoint, CPU)
+    model: torch.nn.Module = load_network("vit_t", checkpoint, CPU)
     return model
 
 
@@ -64,10 +65,10 @@ def test_the_model_is_for_inference_only(model: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize("model_type", ["vit_b", "vit_l", "vit_h"])
 def test_the_large_types_are_loaded_whole(tmp_path: Path, model_type: str) -> None:
-    """Mapped: what is in memory of their weights is in it once, for all who load the file."""
+    """The weights are mapped, so all processes that load the file share its memory."""
     path = random_weights.save(model_type, tmp_path)
     try:
-        loaded = load_model(model_type, path, CPU).state_dict()
+        loaded = load_network(model_type, path, CPU).state_dict()
         expected = read(path)
         assert loaded.keys() == expected.keys()
         assert all(torch.equal(loaded[key], tensor) for key, tensor in expected.items())
@@ -76,14 +77,14 @@ def test_the_large_types_are_loaded_whole(tmp_path: Path, model_type: str) -> No
         assert published - 200_000 < total < published
         assert mapped_bytes(path) >= 2 * total
     finally:
-        path.unlink()  # up to 2.5 GB, which pytest would keep
+        path.unlink()  # up to 2.5 GB, which pytest would not delete
 
 
 def mapped_bytes(path: Path) -> int:
-    """How much of this process's addresses are the file's."""
+    """Return the number of bytes of the file that this process has mapped."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
-        pytest.skip("this system does not tell what is mapped")
+        pytest.skip("this system has no /proc/self/maps")
     ranges = [line.split()[0] for line in maps.read_text().splitlines() if str(path) in line]
     return sum(int(end, 16) - int(start, 16) for start, end in (r.split("-") for r in ranges))
 
@@ -94,7 +95,7 @@ def test_what_was_saved_before_there_were_zips_is_loaded_too(
     path = tmp_path / "vit_t.pt"
     torch.save(state_dict, path, _use_new_zipfile_serialization=False)
     assert not is_mappable(path)
-    loaded = load_model("vit_t", path, CPU).state_dict()
+    loaded = load_network("vit_t", path, CPU).state_dict()
     assert all(torch.equal(loaded[key], tensor) for key, tensor in state_dict.items())
 
 
@@ -164,7 +165,7 @@ KEY = "mask_decoder.iou_token.weight"
             {KEY: None, "x": torch.zeros(1)}, f"1 missing: {KEY}; 1 unexpected: x", id="both"
         ),
         pytest.param(
-            {"epoch": 3}, "1 entries that are no named tensor: epoch", id="not only tensors"
+            {"epoch": 3}, "1 entries that are not named tensors: epoch", id="not only tensors"
         ),
     ],
 )
@@ -179,25 +180,17 @@ def test_other_keys_are_refused_by_name(
     torch.save({key: value for key, value in changed.items() if value is not None}, path)
 
     with pytest.raises(CheckpointError) as refusal:
-        load_model("vit_t", path, CPU)
+        load_network("vit_t", path, CPU)
 
     assert reason in str(refusal.value)
     assert str(path) in str(refusal.value)
 
 
 def test_another_types_checkpoint_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"no vit_b checkpoint: \d+ missing: .* and \d+ more"):
-        load_model("vit_b", checkpoint, CPU)
-
-
-class Malice:
-    """Touches a file when unpickled."""
-
-    def __init__(self, victim: Path) -> None:
-        self.victim = victim
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return Path.touch, (self.victim,)
+    with pytest.raises(
+        CheckpointError, match=r"not a vit_b checkpoint: \d+ missing: .* and \d+ more"
+    ):
+        load_network("vit_b", checkpoint, CPU)
 
 
 def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path: Path) -> None:
@@ -205,7 +198,7 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path: Path) -> Non
     torch.save({"weight": Malice(victim)}, path)
 
     with pytest.raises(CheckpointError, match="more than tensors"):
-        load_model("vit_t", path, CPU)
+        load_network("vit_t", path, CPU)
 
     assert not victim.exists()
     torch.load(path, weights_only=False)
@@ -234,12 +227,12 @@ def test_an_unreadable_file_is_refused(tmp_path: Path, content: bytes | None) ->
         path.write_bytes(content)
 
     with pytest.raises(CheckpointError, match=str(path)):
-        load_model("vit_t", path, CPU)
+        load_network("vit_t", path, CPU)
 
 
 def test_an_unknown_type_is_refused(checkpoint: Path) -> None:
     with pytest.raises(CheckpointError, match="no model type 'vit_x'; there are vit_t, vit_b"):
-        load_model("vit_x", checkpoint, CPU)
+        load_network("vit_x", checkpoint, CPU)
 
 
 def test_model_types_are_filed_under_their_names() -> None:
@@ -257,7 +250,7 @@ def test_model_types_are_filed_under_their_names() -> None:
         pytest.param(
             b"abc", "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad", id="abc"
         ),
-        pytest.param(  # FIPS 180's own long example
+        pytest.param(  # the long example in FIPS 180
             b"a" * 1_000_000,
             "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0",
             id="a million letters",

@@ -1,4 +1,4 @@
-"""The device is the one asked for or an error; and when its memory is short, less is tried."""
+"""A worker uses its assigned device or does not start; a batch is halved if memory is short."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.support.segmenters import segmenter_of
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, cuda: int = 0, mps: bool = False) -> None:
-    """PyTorch says it has these."""
+    """Let PyTorch report these devices."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
@@ -58,10 +58,10 @@ def test_the_device_assigned(
     ("gpu_id", "config", "cuda", "reason"),
     [
         pytest.param(0, {}, 0, "which PyTorch .* cannot use: .*number_of_gpu=0", id="unusable"),
-        pytest.param(3, {}, 2, "it sees 2 of them", id="not so many"),
+        pytest.param(3, {}, 2, "it finds 2 GPUs", id="not so many"),
         pytest.param(None, {"deviceType": "gpu"}, 0, "found none", id="a GPU wanted"),
         pytest.param(None, {"deviceIds": [0]}, 0, "found none", id="this GPU wanted"),
-        pytest.param(0, {"deviceIds": [2]}, 2, "not all there", id="another GPU wanted"),
+        pytest.param(0, {"deviceIds": [2]}, 2, "some are missing", id="another GPU wanted"),
     ],
 )
 def test_a_device_that_cannot_be_had_is_an_error(
@@ -71,7 +71,7 @@ def test_a_device_that_cannot_be_had_is_an_error(
     cuda: int,
     reason: str,
 ) -> None:
-    """And no RuntimeError: TorchServe reads CUDA in one of those as out of memory."""
+    """TorchServe would take a RuntimeError that names CUDA for out of memory."""
     gpus(monkeypatch, cuda)
     with pytest.raises(DeviceError, match=reason) as refusal:
         assigned(gpu_id, config)
@@ -79,7 +79,7 @@ def test_a_device_that_cannot_be_had_is_an_error(
 
 
 def doubled(most: int, asked: list[int]) -> Any:
-    """Work for which memory does not do beyond `most` at once."""
+    """Return work that runs out of memory for more than `most` tasks at once."""
 
     def work(batch: Sequence[int]) -> list[int]:
         asked.append(len(batch))
@@ -113,7 +113,7 @@ def test_halved_once_and_then_refused(tasks: int) -> None:
 
 
 class Short:
-    """A device whose memory does for `most` prompts at once, as PyTorch tells it."""
+    """A device whose memory is enough for `most` prompts at once; beyond, PyTorch raises."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
         self.most = most
@@ -167,19 +167,19 @@ def test_a_device_that_is_too_small_says_so_at_the_start(
 
 def imported(module: str) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # TorchServe leaves a file open
+        warnings.simplefilter("ignore", ResourceWarning)  # TorchServe does not close a file
         return importlib.import_module(module)
 
 
 @pytest.fixture
 def handler() -> Any:
-    """TorchServe's entry, nothing loaded."""
+    """The handler that TorchServe creates, without a model."""
     return imported("handlers.sam_handler").SamHandler()
 
 
 @pytest.fixture
 def context() -> Any:
-    """TorchServe's, of a batch of six."""
+    """TorchServe's context for a batch of six requests."""
     torchserves = imported("ts.context")
     context = torchserves.Context("vit_t", "", {}, 6, None, "0.12.0")
     context.request_ids = {index: str(index) for index in range(6)}

@@ -1,4 +1,4 @@
-"""The rewritten decoder against the network's own modules, for every model type's weights."""
+"""The exact decoder equals the original modules, with trained and with scrambled weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from samserve.network.checkpoints import blank_model
 from samserve.network.decoder import Decoder, decode_plain, single_or_three
 from samserve.network.encoder import Embedding, Encoder
-from samserve.network.exact_decoder import FactoredDecoder
+from samserve.network.exact_decoder import ExactDecoder
 from tests.support.sample_pictures import picture
 
 
@@ -21,7 +21,7 @@ def coins(model: Any) -> Embedding:
 
 
 def scrambled(seed: int) -> Any:
-    """A decoder in which no norm, bias or token is as initialised, hence none left out unseen."""
+    """Return a network with no norm, bias or token at its initial value, so none can be missed."""
     model = blank_model("vit_t")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -57,7 +57,7 @@ def test_equal_to_the_plain_decoder(
     assert iou_error <= 1e-4 * plain.iou_predictions.abs().max()
     for prompt in range(len(plain.masks)):
         masks = torch.cat([ours.low_res_masks(prompt, single_or_three(m)) for m in (False, True)])
-        # The coins are 384 x 303, so that a fifth of the network's input is padding.
+        # The coins are 384 x 303 pixels, so a fifth of the network's input is padding.
         assert masks.shape == (4, 204, 256)
         expected = plain.masks[prompt, :, :204]
         assert (masks - expected).abs().max() <= 1e-4 * expected.abs().max()
@@ -69,11 +69,11 @@ def test_equal_to_the_plain_decoder(
 def test_prompts_together_are_as_prompts_alone(
     coins: Embedding, prompts: dict[str, Any], at_once: int | None
 ) -> None:
-    """As a GPU takes them, and as a CPU does."""
+    """A GPU decodes prompts together, a CPU one by one."""
     model = scrambled(seed=2)
     given = {"points": None, "boxes": None, "masks": None, **prompts}
     sparse, _ = model.prompt_encoder(**given)
-    together, alone = (FactoredDecoder(model, at_once=n) for n in (at_once, 1))
+    together, alone = (ExactDecoder(model, at_once=n) for n in (at_once, 1))
     ours = together.decode(together.prepare(coins.features, coins.input_size), sparse)
     theirs = alone.decode(alone.prepare(coins.features, coins.input_size), sparse)
     assert_close(ours.iou_predictions, theirs.iou_predictions)
@@ -89,7 +89,7 @@ def assert_close(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 
 
 def test_an_image_serves_any_number_of_prompts(model: Any, coins: Embedding) -> None:
-    """Nothing that a prompt does stays with the image."""
+    """Decoding a prompt does not change the image."""
     decoder = Decoder(model)
     image = decoder.prepare(coins)
     first = decoder.decode(image, boxes=BOXES[:1])
@@ -102,7 +102,7 @@ def test_an_image_serves_any_number_of_prompts(model: Any, coins: Embedding) -> 
 
 
 def test_the_images_part_is_measured(model: Any, coins: Embedding) -> None:
-    """What the cache counts is what is held."""
+    """The bytes that the cache counts are those in memory."""
     image = Decoder(model).prepare(coins)
     held = {
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
@@ -113,7 +113,7 @@ def test_the_images_part_is_measured(model: Any, coins: Embedding) -> None:
 
 
 def test_masks_are_where_they_should_be(model: Any, coins: Embedding) -> None:
-    """By hand: the coin at the picture's top left, whose centre is near (45, 52)."""
+    """The mask covers the coin at the picture's top left, whose centre is near (45, 52)."""
     decoder = Decoder(model)
     box = coins.to_input_frame(np.array([[20.0, 30.0], [70.0, 78.0]])).reshape(1, 4)
     masks = decoder.decode(decoder.prepare(coins), boxes=torch.tensor(box, dtype=torch.float))

@@ -1,4 +1,4 @@
-"""What OpenVINO runs against what it was made of; and a machine without it."""
+"""OpenVINO computes the same as PyTorch, and a worker without OpenVINO's files uses PyTorch."""
 
 from __future__ import annotations
 
@@ -95,12 +95,12 @@ def test_without_its_files_it_runs_in_pytorch_and_says_so(
 
 
 def test_importing_it_reports_to_nobody() -> None:
-    """OpenVINO's package tells its maker of every import, unless the part that does is missing."""
+    """OpenVINO's package reports imports over the internet if openvino_telemetry is there."""
     code = (
         "import sys; from samserve.network import openvino_parts; openvino_parts._openvino();"
         "print([m for m in sys.modules if m.startswith('openvino_telemetry') and sys.modules[m]])"
     )
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
     )
-    assert told.stdout.strip() == "[]"
+    assert result.stdout.strip() == "[]"

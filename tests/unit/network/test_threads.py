@@ -1,4 +1,4 @@
-"""Threads that take a prompt each, and leave PyTorch's own alone."""
+"""Each thread runs one task with one PyTorch thread; PyTorch's setting elsewhere stays."""
 
 from __future__ import annotations
 

