@@ -344,6 +344,7 @@ KINDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+@pytest.mark.weights
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's sparse tensors are in beta
 def test_tensors_that_are_no_plain_numbers(request_of: Request, kind: str) -> None:
@@ -356,6 +357,7 @@ def test_tensors_that_are_no_plain_numbers(request_of: Request, kind: str) -> No
         check(replace(request_of, max_bytes=2**30), path)
 
 
+@pytest.mark.weights
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_floats_of_any_precision(request_of: Request, dtype: torch.dtype) -> None:
     tensors = torch.load(ROOT / "weights" / "vit_t.pt", weights_only=True)
@@ -364,6 +366,7 @@ def test_floats_of_any_precision(request_of: Request, dtype: torch.dtype) -> Non
     check(replace(request_of, max_bytes=2**30), path)
 
 
+@pytest.mark.slow
 def test_the_job_tells_of_malice_and_does_not_run_it(request_of: Request, tmp_path: Path) -> None:
     victim = tmp_path / "it ran"
     path = Path(request_of.weights_dir, "malice.pt")
