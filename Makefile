@@ -12,7 +12,7 @@ export SAMSERVE_MODELS ?= $(MODELS)
 export SAMSERVE_TORCH ?= $(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup weights archive serve demo scale test lint bench bench-gpu lock clean
+.PHONY: help setup weights archive serve demo scale test test-quick lint bench bench-gpu lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 — /p' Makefile
@@ -38,8 +38,11 @@ demo: setup-dev archive ## all of it once: set-up, a server, two requests, pictu
 scale: ## show the lanes of the running server; LANE=vit_t-automask WORKERS=2 scales one
 	@exec $(SAMSERVE) scale $(LANE) $(WORKERS) $(if $(PORT),--port $(PORT))
 
-test: setup-dev archive ## unit tests, then the real server and gateway
-	@exec $(PY) -m pytest $(FLAGS)
+test: setup-dev archive ## all tests, two processes at once, with real servers; FLAGS="-k name"
+	@exec $(PY) -m pytest -n 2 --dist loadgroup $(FLAGS)
+
+test-quick: setup-dev ## the tests that need no server, no weights and no archive, in a minute
+	@exec $(PY) -m pytest -n 2 -m "not (server or hosts or weights or slow)" tests/unit $(FLAGS)
 
 lint: setup-dev ## ruff and strict mypy
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy

@@ -1,10 +1,11 @@
-"""Fixtures that several tests share: the real model and a real server.
+"""Fixtures that several tests share, and the markers and groups of all tests.
 
 Heavy packages are imported within the fixtures, so that tests without a model start fast.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +24,39 @@ if TYPE_CHECKING:
     from tests.support.servers import Server
 
 
+# Tests run in two processes, and beside servers. An OpenMP thread that spins while it waits would
+# keep a core from the other process. OpenMP reads this when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+WEIGHTS_FIXTURES = {"model", "vit_b_weights"}
+"""Fixtures that need weights or torch."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test by what it needs, and group tests that must run in one process.
+
+    pytest-xdist with `--dist loadgroup` runs a group in one process. The group of a test is its
+    module, but all users of the fixture `server` are one group, so that it starts once. Tests that
+    need neither a server nor weights have no group.
+    """
+    for item in items:
+        room, *_ = item.path.relative_to(ROOT / "tests").parts
+        fixtures = set(getattr(item, "fixturenames", ()))
+        name = item.path.stem
+        if name in ("test_hosts", "test_haproxy"):
+            # Both make network namespaces of the same names.
+            item.add_marker("hosts")
+            item.add_marker(pytest.mark.xdist_group("hosts"))
+        elif room == "server" or name == "test_worker":
+            item.add_marker("server")
+            item.add_marker(pytest.mark.xdist_group("server" if "server" in fixtures else name))
+        elif fixtures & WEIGHTS_FIXTURES or item.get_closest_marker("weights"):
+            item.add_marker("weights")
+            item.add_marker(pytest.mark.xdist_group(str(item.path)))
+        elif item.path.parent.name == "scripts":
+            item.add_marker("slow")  # makes virtual environments
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Skip the test before its fixtures are made if it lacks a program that it needs."""
     tools.check(item)
@@ -35,7 +69,8 @@ def model() -> Any:
 
     from samserve.network.checkpoints import load_network
 
-    torch.set_num_threads(2)
+    # One of two test processes has one of two cores.
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
     return load_network("vit_t", ROOT / "weights" / "vit_t.pt", torch.device("cpu"))
 
 

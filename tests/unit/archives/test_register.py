@@ -341,6 +341,7 @@ KINDS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
+@pytest.mark.weights
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PyTorch's sparse tensors are in beta
 def test_tensors_that_are_no_plain_numbers(registration: Registration, kind: str) -> None:
@@ -353,6 +354,7 @@ def test_tensors_that_are_no_plain_numbers(registration: Registration, kind: str
         check_weights(replace(registration, max_bytes=2**30), path)
 
 
+@pytest.mark.weights
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_floats_of_any_precision(registration: Registration, dtype: torch.dtype) -> None:
     tensors = torch.load(ROOT / "weights" / "vit_t.pt", weights_only=True)
@@ -361,6 +363,7 @@ def test_floats_of_any_precision(registration: Registration, dtype: torch.dtype)
     check_weights(replace(registration, max_bytes=2**30), path)
 
 
+@pytest.mark.slow
 def test_the_job_tells_of_malice_and_does_not_run_it(
     registration: Registration, tmp_path: Path
 ) -> None:

@@ -86,6 +86,7 @@ def test_masks_are_the_references(size: tuple[int, int], smoothness: int) -> Non
     offset=st.sampled_from([0.0, 0.5, 1.0, 4.0]),
     seed=st.integers(0, 99),
 )
+@pytest.mark.slow
 def test_masks_of_any_size(
     height: int, width: int, smoothness: int, offset: float, seed: int
 ) -> None:

@@ -241,6 +241,7 @@ def test_every_small_mask(size: tuple[int, int]) -> None:
         check(mask)
 
 
+@pytest.mark.slow
 def test_every_4x4_mask() -> None:
     """On one sheet, each with a gap to the next: 65,536 calls and checks would take a minute."""
     tiles = np.pad(every_mask(4, 4), ((0, 0), (0, 1), (0, 1)))

@@ -63,6 +63,7 @@ def test_the_model_is_for_inference_only(model: torch.nn.Module) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["vit_b", "vit_l", "vit_h"])
 def test_the_large_types_are_loaded_whole(tmp_path: Path, model_type: str) -> None:
     """The weights are mapped, so all processes that load the file share its memory."""

@@ -84,6 +84,7 @@ def test_threads_do_not_get_into_each_others_way(model: Any, networks: Any) -> N
         assert np.allclose(one, other, atol=1e-4)
 
 
+@pytest.mark.weights
 def test_without_its_files_it_runs_in_pytorch_and_says_so(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

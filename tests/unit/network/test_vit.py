@@ -42,6 +42,7 @@ def encoder_of(width: int, heads: int, side: int) -> Any:
 @pytest.mark.parametrize(
     ("model_type", "side"), [("vit_b", 1024), ("vit_l", SMALL), ("vit_h", SMALL)]
 )
+@pytest.mark.slow
 @torch.inference_mode()
 def test_equal_to_the_reference(model_type: str, side: int) -> None:
     encoder = encoder_of(*WIDTHS[model_type], side)
