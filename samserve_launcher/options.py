@@ -1,4 +1,4 @@
-"""What a server can be told: flags, and the environment variables of the same names."""
+"""The options of a server: command line flags, and environment variables of the same names."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass(frozen=True)
 class Options:
-    """Each field is `--its-name` on the command line, or `SAMSERVE_ITS_NAME`; the flag wins."""
+    """The options of one server.
+
+    Each field is a flag `--its-name` and an environment variable `SAMSERVE_ITS_NAME`. The flag
+    wins.
+    """
 
     host: str = LOOPBACK
     port: int = 8000
@@ -36,7 +40,7 @@ class Options:
 
     @property
     def url(self) -> str:
-        """The gateway, as a client on this machine writes it."""
+        """The gateway's URL for a client on this machine."""
         host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(self.host, self.host)
         return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
@@ -54,36 +58,36 @@ class Options:
 
     @property
     def run_dir(self) -> Path:
-        """Where this server keeps its files while it runs."""
+        """The run folder: this server's files while it runs."""
         return self.run_root / str(self.port)
 
     @property
     def models_dir(self) -> Path:
-        """Where its archives are unpacked while it runs."""
+        """The folder into which its archives are unpacked."""
         return self.run_dir / "models"
 
     @property
     def cache_dir(self) -> Path:
-        """Where its workers share embeddings, in memory where the system has a folder for that."""
+        """The folder in which its workers share embeddings: in /dev/shm if the system has it."""
         memory = memory_folder()
         name = f"samserve-{os.getuid()}-{self.port}"
         return memory / name if memory else self.run_dir / "embeddings"
 
     @property
     def jobs_dir(self) -> Path:
-        """Where gateway and workers tell each other of the automasks under way."""
+        """The folder in which gateway and workers exchange the progress of automask jobs."""
         return self.run_dir / "jobs"
 
     @property
     def key_file(self) -> Path:
-        """TorchServe's tokens."""
+        """The file of TorchServe's tokens."""
         return self.run_dir / "key_file.json"
 
     def model_types(self) -> list[str]:
         return self.models.split()
 
     def families(self) -> list[str]:
-        """What to load: each type, and after it the weights of it that were registered."""
+        """Return what to load: each model type, followed by its registered weights."""
         archives = sorted(path.stem for path in self.model_store.glob("*.mar"))
         return [
             family
@@ -92,11 +96,11 @@ class Options:
         ]
 
     def lanes(self) -> dict[str, str]:
-        """Each lane to load -> its family, whose name its archive bears."""
+        """Return each lane to load, with its family, which is the name of its archive."""
         return lanes_of(self.families())
 
     def ports(self) -> dict[str, tuple[str, int]]:
-        """Every port to be bound: the field that sets it -> (address, port)."""
+        """Return every port that the server opens: the option that sets it -> (address, port)."""
         torchserves = [f.name for f in fields(self) if f.name.endswith("_port")]
         return {
             "port": (self.host, self.port),
@@ -113,27 +117,38 @@ _HELP = {
     "inference_port": "TorchServe's inference API, on loopback",
     "management_port": "TorchServe's management API, on loopback",
     "metrics_port": "TorchServe's metrics API, on loopback",
-    "grpc_inference_port": "TorchServe's gRPC, on loopback; not used, but it cannot be turned off",
-    "grpc_management_port": "the same, its second port",
+    "grpc_inference_port": "TorchServe's gRPC inference, on loopback; TorchServe always opens it",
+    "grpc_management_port": "TorchServe's gRPC management, likewise",
     "model_store": "folder of the .mar archives",
-    "weights_dir": "folder of the weights; those that are registered are put there",
-    "run_root": "folder of the servers' own folders, each called as its port is",
+    "weights_dir": "folder of the weights, also of registered weights",
+    "run_root": "folder of the run folders, each named after its server's port",
 }
 
 
+_MORE_VARIABLES = """
+Every flag is also an environment variable. These variables have no flag. The gateway reads
+SAMSERVE_MAX_BODY_BYTES, SAMSERVE_PROMPT_TIMEOUT_S, SAMSERVE_AUTOMASK_TIMEOUT_S, SAMSERVE_LOG_LEVEL,
+SAMSERVE_TORCHSERVE_TOKENS and SAMSERVE_STAND_IN (the model type that answers for types that are not
+loaded). SAMSERVE_ADMIN_TOKEN allows the registration of weights; SAMSERVE_WEIGHTS_ORIGINS and
+SAMSERVE_WEIGHTS_MAX_BYTES limit it. The workers read SAMSERVE_REDIS_URL and SAMSERVE_DEFAULTS
+(segment-anything or samapi: the behaviour of automask if output_type and include_image_edge are
+absent). docs/operations.md explains them.
+"""
+
+
 def parse_options(arguments: list[str] | None = None, *, prog: str = "samserve serve") -> Options:
-    """From the command line and the environment; exits with a message on a bad value."""
+    """Return the options of the command line and of the environment.
+
+    It exits with a message if a value is wrong.
+
+    Args:
+        arguments: the words of the command line; None takes those of this process.
+        prog: the command's name in messages.
+    """
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Serve Segment Anything: TorchServe and the samapi-compatible gateway.",
-        epilog="Every flag is also an environment variable, which `make serve` passes on. Besides, "
-        "the gateway reads SAMSERVE_MAX_BODY_BYTES, SAMSERVE_PROMPT_TIMEOUT_S, "
-        "SAMSERVE_AUTOMASK_TIMEOUT_S, SAMSERVE_LOG_LEVEL, SAMSERVE_TORCHSERVE_TOKENS, "
-        "SAMSERVE_STAND_IN (the model type that answers for those not loaded), and for "
-        "the registration of weights SAMSERVE_ADMIN_TOKEN, which allows it, "
-        "SAMSERVE_WEIGHTS_ORIGINS and SAMSERVE_WEIGHTS_MAX_BYTES; "
-        "the workers read SAMSERVE_REDIS_URL and SAMSERVE_DEFAULTS (segment-anything or samapi: "
-        "what automask does where output_type and include_image_edge are absent).",
+        epilog=_MORE_VARIABLES,
     )
     defaults = Options()
     for option in fields(Options):
@@ -144,7 +159,7 @@ def parse_options(arguments: list[str] | None = None, *, prog: str = "samserve s
         parser.add_argument(
             f"--{option.name.replace('_', '-')}",
             type=kind,
-            # a string default is cast and checked just as a flag is
+            # argparse converts and checks a default that is a string, like a flag.
             default=os.environ.get(variable) or default,
             help=f"{_HELP[option.name]}{shown} [{variable}]",
         )
@@ -177,7 +192,7 @@ _KINDS = {
 
 
 def free_ports(options: Options) -> Options:
-    """The same options with ports that nobody uses now."""
+    """Return the same options with ports that are free now."""
     names = list(options.ports())
     probes = [socket.socket() for _ in names]
     for probe in probes:

@@ -1,4 +1,4 @@
-"""Set a lane's workers through TorchServe's management API, and show the lanes.
+"""`samserve scale` sets the number of a lane's workers, and shows the lanes.
 
 samserve scale                      show the lanes
 samserve scale vit_t-automask 2     two workers for the automasks of vit_t
@@ -24,7 +24,7 @@ SCALE_TIMEOUT_S = 300.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Scale if told to, and print the lanes.
+    """Scale a lane, if one is named, and print all lanes.
 
     It exits non-zero, with the reason, if there is no such server or lane.
     """
@@ -33,12 +33,12 @@ def main(arguments: list[str] | None = None) -> int:
         description="Show the lanes of a running server, or set how many workers one has.",
         epilog="Example: samserve scale vit_t-automask 2",
     )
-    parser.add_argument("lane", nargs="?", help="as vit_t or vit_t-automask")
-    parser.add_argument("workers", nargs="?", type=int, help="processes the lane shall have")
-    parser.add_argument("--port", type=int, help="the server's port, if several run")
+    parser.add_argument("lane", nargs="?", help="for example vit_t or vit_t-automask")
+    parser.add_argument("workers", nargs="?", type=int, help="worker processes to set")
+    parser.add_argument("--port", type=int, help="the port of the server, if several servers run")
     parsed = parser.parse_args(arguments)
     if parsed.lane is not None and (parsed.workers is None or parsed.workers < 0):
-        parser.error("say how many workers the lane shall have: 0 or more")
+        parser.error("name the number of workers to set: 0 or more")
     try:
         print(asyncio.run(scale(find_server(parsed.port), parsed.lane, parsed.workers)))
     except TorchServeError as error:
@@ -48,15 +48,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def find_server(port: int | None) -> dict[str, Any]:
-    """What a running server wrote of itself: the one told, the default one, or the only one.
+    """Return the contents of a running server's `server.json`.
 
-    Exits, naming those that run, where none of these is there.
+    Args:
+        port: the port of the server. None: the default port, or the only server that runs.
+
+    It exits with the ports of the running servers if there is no such server.
     """
     written = {
         int(path.parent.name): json.loads(path.read_text())
         for path in sorted(places.run_folder().glob("*/server.json"))
     }
-    # A server that was killed could not take its file away.
+    # A server that was killed could not remove its file.
     running: dict[int, dict[str, Any]] = {
         name: server for name, server in written.items() if psutil.pid_exists(server["pid"])
     }
@@ -69,7 +72,7 @@ def find_server(port: int | None) -> dict[str, Any]:
 
 
 async def scale(server: dict[str, Any], lane: str | None, workers: int | None) -> str:
-    """Scale if told to, wait for it, and give the table of lanes."""
+    """Set the workers of a lane, if one is named, wait for them, and return the table of lanes."""
     async with TorchServe(
         server["inference_url"], server["management_url"], Path(server["key_file"])
     ) as torchserve:
@@ -80,7 +83,7 @@ async def scale(server: dict[str, Any], lane: str | None, workers: int | None) -
 
 
 def table(lanes: list[dict[str, Any]]) -> str:
-    """The lanes as TorchServe describes them, a row each."""
+    """Return a table of the lanes that TorchServe described, one row for each."""
     rows = [("LANE", "WORKERS", "READY", "BATCH", "WAITING", "PIDS")]
     for lane in lanes:
         ready = ready_workers(lane)

@@ -19,8 +19,9 @@ from samserve.weights.fetch import FetchError, fetch
 from samserve_gateway import probe
 from samserve_gateway.torchserve import TorchServe
 
+from .errors import ServerError
 from .options import Options, parse_options
-from .server import ServerError, check_alive, running
+from .server import check_alive, running
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 

@@ -1,21 +1,22 @@
-"""One TorchServe alone, as a container runs it: started, watched, drained and stopped.
+"""`samserve worker` runs TorchServe alone, as a container of a cluster does, and drains it.
 
     samserve worker
 
-takes the flags and variables of `make serve`. `host` is the address of all its doors, and `port`
-that of a small one of its own, which anybody may ask:
+It takes the flags and variables of `samserve serve`. `host` is the address of TorchServe's APIs and
+of a small health server, which listens on `port` and answers anybody:
 
     GET /readyz    200: each lane has answered a real inference; 503: not yet, or no longer
     GET /healthz   200: TorchServe answers, whatever its lanes do; 503: it hangs
 
-TorchServe has no such door. `/ping` is healthy before there is a model, and its management API
-tells only who can read its answers. So a balancer, a kubelet and Docker ask here.
+A load balancer, a kubelet and Docker need these. TorchServe's `/ping` is healthy before a model is
+loaded, and its management API needs a client that reads JSON.
 
-TorchServe itself runs without tokens, since it takes none but those it makes up at its start and
-a gateway can't hold those of several. Its ports are for the balancer, Prometheus and the
-operator: that must be seen to by the network, or by leaving `host` on loopback.
+TorchServe runs without tokens here. It accepts only tokens that it creates at its start, and a
+gateway cannot hold those of several TorchServes. Its ports are for the load balancer, Prometheus
+and the operator. The network must keep others out, or `host` must stay on loopback.
 
-SIGTERM drains: `/readyz` says 503, what is under way is answered, and only then all of it stops.
+SIGTERM drains: `/readyz` answers 503, running requests get their answers, and then all processes
+stop.
 """
 
 from __future__ import annotations
@@ -38,21 +39,23 @@ from samserve_gateway.readiness import Readiness
 from samserve_gateway.settings import Settings
 from samserve_gateway.torchserve import TorchServe
 
+from .errors import ServerError
 from .options import Options, parse_options
-from .server import ServerError, torchserve_running
+from .server import torchserve_running
 
 logger = logging.getLogger("samserve_launcher.worker")  # not "__main__"
 
 POLL_S = 1.0
 STALE_S = 10.0
-"""TorchServe that has said nothing for so long hangs."""
+"""TorchServe hangs if it has not answered for so long."""
 
 NOTICE_S = 5.0
-"""From the signal until no balancer sends anything more: haproxy.cfg wants two refusals, a second
-apart, and Kubernetes has to tell its proxies."""
+"""Time from the signal until no load balancer sends new requests.
+
+haproxy.cfg waits for two refusals, one second apart, and Kubernetes has to update its proxies."""
 
 DRAIN_S = 7200.0
-"""Longest wait for what is under way: the gateway gives up on an automask after as long."""
+"""Longest wait for running requests. It is the gateway's timeout of an automask."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -75,14 +78,14 @@ async def _run(options: Options, torchserve: Popen[bytes]) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave.set)
-    async with Door(options) as door:
+    async with HealthServer(options) as health:
         while not leave.is_set():
             if torchserve.poll() is not None:
                 logger.error("TorchServe ended with status %d.", torchserve.returncode)
                 return 1
             await _wait(leave, POLL_S)
-        leave.clear()  # a second signal is impatience
-        await door.leave()
+        leave.clear()  # a second signal ends the wait below
+        await health.leave()
         logger.info("Draining.")
         await _wait(leave, NOTICE_S)
         deadline = loop.time() + DRAIN_S
@@ -100,10 +103,10 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
 
 
 def requests_under_way(inference_port: int) -> int:
-    """Connections to the inference API; TorchServe itself doesn't tell.
+    """Return the number of connections to the inference API. TorchServe does not publish it.
 
-    One that is kept alive counts until its client lets go of it: haproxy.cfg does so at once,
-    others after seconds.
+    An idle connection counts until its client closes it: HAProxy (haproxy.cfg) closes it at once,
+    other clients after seconds.
     """
     return sum(
         connection.status == psutil.CONN_ESTABLISHED and connection.laddr.port == inference_port
@@ -111,10 +114,10 @@ def requests_under_way(inference_port: int) -> int:
     )
 
 
-class Door:
-    """`/readyz` and `/healthz`, open within `async with`.
+class HealthServer:
+    """The server of `/readyz` and `/healthz`; it listens within `async with`.
 
-    TorchServe is asked once a second, however many ask us.
+    It asks TorchServe once a second, however many clients ask.
     """
 
     def __init__(self, options: Options) -> None:
@@ -123,7 +126,7 @@ class Door:
         self._lanes: dict[str, dict[str, Any]] = {}
         self._heard = -math.inf
 
-    async def __aenter__(self) -> Door:
+    async def __aenter__(self) -> HealthServer:
         app = web.Application()
         app.add_routes([web.get("/readyz", self._readyz), web.get("/healthz", self._healthz)])
         self._runner = web.AppRunner(app, access_log=None)
@@ -137,7 +140,7 @@ class Door:
         await self._runner.cleanup()
 
     async def leave(self) -> None:
-        """From now on it is not ready, and nothing of ours is connected to TorchServe."""
+        """Answer "not ready" from now on, and close our connections to TorchServe."""
         self._watching.cancel()
         await asyncio.gather(self._watching, return_exceptions=True)
         self._ready, self._lanes = False, {}
@@ -166,7 +169,7 @@ class Door:
         )
 
     async def _healthz(self, _: web.Request) -> web.Response:
-        # Who drains lets go of TorchServe, and is alive.
+        # While it drains, it no longer asks TorchServe, but it is alive.
         alive = self._alive() or self._watching.done()
         status = {"status": "alive" if alive else "TorchServe gives no answer"}
         return web.json_response(status, status=200 if alive else 503)

@@ -21,8 +21,9 @@ from PIL import Image, ImageChops, ImageDraw, ImageStat
 from samserve import places
 from samserve.weights.steps import step
 from samserve_launcher import loopback
+from samserve_launcher.errors import ServerError
 from samserve_launcher.options import free_ports, parse_options
-from samserve_launcher.server import ServerError, running
+from samserve_launcher.server import running
 
 OUT = places.state_folder() / "out" / "demo"
 SCALE = 2  # of the overlays

@@ -23,8 +23,9 @@ from samserve.serving.model_settings import ModelSettings
 from samserve_gateway import app as gateway_app
 from samserve_gateway.settings import Settings
 from samserve_launcher import worker
+from samserve_launcher.configuration import read_properties
 from samserve_launcher.options import Options
-from samserve_launcher.server import GATEWAY_ENVIRONMENT, read_properties
+from samserve_launcher.processes import GATEWAY_ENVIRONMENT
 from tests.support.paths import ROOT
 
 DEPLOY = ROOT / "deploy"

@@ -17,8 +17,8 @@ import pytest
 import requests
 
 from samserve_launcher import loopback
+from samserve_launcher.configuration import configuration, read_properties
 from samserve_launcher.options import Options, free_ports
-from samserve_launcher.server import configuration, read_properties
 from tests.support.bodies import automask_body
 from tests.support.paths import ROOT
 from tests.support.sample_pictures import new_picture

@@ -17,8 +17,9 @@ import psutil
 import pytest
 import torch
 
+from samserve_launcher.errors import ServerError
 from samserve_launcher.options import Options, free_ports
-from samserve_launcher.server import ServerError, running
+from samserve_launcher.server import running
 from tests.support.addresses import serving
 from tests.support.answers import error_of
 from tests.support.bodies import BOX

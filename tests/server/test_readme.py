@@ -26,8 +26,8 @@ import pytest
 import shapely.geometry
 from mobile_sam import SamAutomaticMaskGenerator, SamPredictor
 
+from samserve_launcher.checks import check_ports
 from samserve_launcher.options import Options
-from samserve_launcher.server import check_ports
 from tests.support.geometry import rasterise, same_mask
 from tests.support.paths import ROOT
 from tests.support.sample_pictures import picture

@@ -15,15 +15,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from samserve_launcher.configuration import configuration, read_properties, threads_per_worker
+from samserve_launcher.errors import ServerError
 from samserve_launcher.options import Options, free_ports, parse_options
-from samserve_launcher.server import (
-    ServerError,
-    check_alive,
-    configuration,
-    read_properties,
-    running,
-    threads_per_worker,
-)
+from samserve_launcher.server import check_alive, running
 from tests.support.paths import ROOT
 from tests.support.servers import port_flags
 
@@ -145,7 +140,7 @@ def test_models_may_be_registered_only_where_there_is_an_administrator(
 
 
 def test_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("samserve_launcher.server.usable_cores", lambda: 8)
+    monkeypatch.setattr("samserve_launcher.configuration.usable_cores", lambda: 8)
     text = configuration(replace(Options(), automask_workers=3))
     assert threads_per_worker(text) == {"prompt": 8, "automask": 2}
 

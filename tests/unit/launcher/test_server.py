@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from samserve_launcher import server
+from samserve_launcher.errors import ServerError
 from samserve_launcher.options import Options
-from samserve_launcher.server import ServerError, check_loading, run_dir_to_itself
+from samserve_launcher.server import check_loading, run_dir_to_itself
 
 
 @pytest.fixture

@@ -1,0 +1,85 @@
+"""This module writes the config.properties of one server from config/ and its options."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+
+from samserve import places
+from samserve.machine import usable_cores
+from samserve.serving.lanes import Mode, lane_of, mode_of, model_type_of
+from samserve_gateway.settings import ADMIN_TOKEN
+
+from .errors import ServerError
+from .options import LOOPBACK, Options
+
+
+def read_properties(text: str) -> dict[str, str]:
+    """Parse Java properties: comments, `key=value`, and lines continued by a backslash.
+
+    config.properties uses nothing else of the format.
+    """
+    lines = re.sub(r"\\\n\s*", "", text).splitlines()
+    pairs = (line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+def configuration(options: Options, worker_host: str | None = None) -> str:
+    """Return config/config.properties, followed by the lines that these options change.
+
+    Args:
+        worker_host: the address of TorchServe's APIs if it is one of several behind a load
+            balancer. Its APIs then take requests without tokens, and only the network protects
+            them. None: it is the only one on this machine, on loopback and with tokens.
+
+    Raises:
+        ServerError: config.properties lacks a lane.
+    """
+    text = (places.config_folder() / "config.properties").read_text()
+    lanes = json.loads(read_properties(text)["models"])
+    for lane, family in options.lanes().items():
+        # Registered weights get the settings of their model type.
+        like = lane_of(model_type_of(lane), mode_of(lane))
+        if like not in lanes:
+            raise ServerError(f"config/config.properties has no lane {like} under `models`.")
+        lanes[lane] = {
+            version: {**settings, "marName": f"{family}.mar"}
+            for version, settings in lanes[like].items()
+        }
+        is_prompt = mode_of(lane) == "prompt"
+        workers = options.prompt_workers if is_prompt else options.automask_workers
+        if workers is not None:
+            for version in lanes[lane].values():
+                version.update(minWorkers=workers, maxWorkers=workers)
+    host = worker_host or LOOPBACK
+    can_register = worker_host is None and bool(os.environ.get(ADMIN_TOKEN))
+    changes = {
+        "inference_address": f"http://{host}:{options.inference_port}",
+        "management_address": f"http://{host}:{options.management_port}",
+        "metrics_address": f"http://{host}:{options.metrics_port}",
+        "metrics_config": places.config_folder() / "metrics.yaml",
+        "grpc_inference_port": options.grpc_inference_port,
+        "grpc_management_port": options.grpc_management_port,
+        "model_store": options.models_dir,
+        "load_models": ",".join(f"{lane}={family}" for lane, family in options.lanes().items()),
+        "models": json.dumps(lanes),
+        # Registering weights needs this API. Without TorchServe's tokens anybody could use it.
+        "enable_model_api": "true" if can_register else "false",
+        "allowed_urls": f"file://{options.models_dir}/.*",
+        "disable_token_authorization": "false" if worker_host is None else "true",
+    }
+    lines = "\n".join(f"{key}={value}" for key, value in changes.items())
+    return f"{text}\n# --- From the options of this start.\n{lines}\n"
+
+
+def threads_per_worker(config: str) -> dict[Mode, int]:
+    """Return the threads of each worker by mode: a lane's workers together fill the cores."""
+    properties = read_properties(config)
+    lanes = json.loads(properties["models"])
+    most: dict[Mode, int] = {"prompt": 1, "automask": 1}
+    for loaded in properties["load_models"].split(","):
+        lane = loaded.split("=")[0]
+        mode = mode_of(lane)
+        most[mode] = max(most[mode], *(v["minWorkers"] for v in lanes[lane].values()))
+    return {mode: max(1, usable_cores() // workers) for mode, workers in most.items()}
