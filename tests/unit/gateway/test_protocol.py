@@ -35,7 +35,7 @@ OFFERS = {
 
 
 class Echo:
-    """Answers with the size of the body. `/wait` never answers; it records that its client hung up."""
+    """Answers with the size of the body. `/wait` never answers; it records that the client left."""
 
     def __init__(self) -> None:
         self.hung_up = threading.Event()
