@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
+from samserve.serving.headers import IMAGE_PAGES
 from samserve.serving.requests import AutomaskRequest, PromptRequest
 
 from . import probe
@@ -113,7 +114,7 @@ def _segmentation(
                 "description": "A JSON array of GeoJSON Features; `[]` if there are none. "
                 "`output_format` or the `Accept` header chooses other formats.",
                 "headers": {
-                    "X-Image-Pages": {
+                    IMAGE_PAGES: {
                         "description": "Number of pages of the picture. `page` chooses one.",
                         "schema": {"type": "integer", "minimum": 1},
                     }

@@ -1,4 +1,4 @@
-"""A web server with one file, that can be made to behave badly."""
+"""A web server with one file, which can be made to misbehave."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ CONTENT = bytes(range(256)) * 3000
 
 @dataclass
 class Address:
-    """What the server has, and what was asked of it.
+    """The file and the behaviour of the server, and the requests that it got.
 
     Attributes:
-        etag: of the file; None where the server says none.
-        tells_length: whether an answer says how long it is.
-        moved_to: what `…/moved` redirects to.
-        n_sent_before_hanging_up: bytes.
-        n_sent_before_waiting: bytes; what follows trickles until `go_on`.
+        etag: of the file; None if the answers have no ETag.
+        tells_length: whether the answers have a Content-Length.
+        moved_to: the address to which `…/moved` redirects.
+        n_sent_before_hanging_up: bytes after which the server closes the connection.
+        n_sent_before_waiting: bytes after which the server sends slowly until `go_on` is set.
         asked: the Range header of each request.
         headers: all headers of each request.
     """
@@ -78,16 +78,16 @@ class Address:
 
 @contextmanager
 def serving() -> Iterator[Address]:
-    """The address, on this machine, for as long as the block lasts."""
+    """Run the server on this machine within the block, and yield its address."""
     address = Address()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            with suppress(ConnectionError):  # who asked may go
+            with suppress(ConnectionError):  # the client may disconnect
                 address.answer(self)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Quiet."""
+            """Print nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         address.url = f"http://127.0.0.1:{server.server_port}/file"

@@ -1,4 +1,4 @@
-"""An ASGI application on a real socket, as `gateway/__main__.py` serves it, and exact questions."""
+"""Runs an ASGI application on a real socket, as `samserve_gateway.__main__` does."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Answered:
         return json.loads(self.content)
 
     def error(self) -> dict[str, Any]:
-        """What the one shape of errors says."""
+        """Return the error, which must have the one shape of all errors."""
         [(key, error)] = self.json().items()
         assert key == "error"
         assert set(error) == {"code", "message", "field"}
@@ -40,7 +40,7 @@ class Answered:
 
 
 class _Server(uvicorn.Server):
-    """A server that starts and ends without uvicorn's pauses of 0.1 s."""
+    """A server that ends without uvicorn's pauses of 0.1 s."""
 
     async def main_loop(self) -> None:
         await self.on_tick(0)
@@ -59,7 +59,7 @@ class _Server(uvicorn.Server):
 
 @contextmanager
 def serving(app: ASGIApp) -> Iterator[int]:
-    """The port on which the application answers, for as long as the block lasts."""
+    """Run the application within the block, and yield its port."""
     config = uvicorn.Config(
         app, port=0, http=Protocol, ws="none", log_config=None, access_log=False
     )
@@ -76,7 +76,7 @@ def serving(app: ASGIApp) -> Iterator[int]:
 
 
 def lone_gateway(**settings: Any) -> ASGIApp:
-    """The gateway, whose TorchServe is down: whatever passes its own checks is 503."""
+    """Return a gateway whose TorchServe is down: every request that it does not refuse gets 503."""
     nowhere = "http://127.0.0.1:9"
     key_file = ROOT / "nowhere" / "key_file.json"
     return create_app(
@@ -91,7 +91,7 @@ def ask(
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Answered:
-    """The answer to exactly this; other clients tidy up paths and headers."""
+    """Send exactly this request; other clients normalise paths and headers. Return the answer."""
     connection = HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(method, target, body, dict(headers or {}))

@@ -1,4 +1,4 @@
-"""What the gateway makes of a body: JSON, a form, or a refusal that says what is wrong."""
+"""Bodies are read as JSON or as a form, or refused with the reason."""
 
 from __future__ import annotations
 

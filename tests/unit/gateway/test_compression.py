@@ -1,4 +1,4 @@
-"""Which encoding a client gets, and that it can be undone."""
+"""Answers are compressed with an encoding that the client accepts, and can be decompressed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compressed bodies: read, bounded, and refused by name where they are of another kind."""
+"""Compressed bodies are decompressed up to a limit. Other encodings are refused by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LIMIT = 2**20
 
 
 def zstd(content: bytes, **parameters: int) -> bytes:
-    """Without its size in the header, as a stream is written."""
+    """Return the content compressed without its size in the header, as a stream is."""
     chosen = zstandard.ZstdCompressionParameters(write_content_size=0, **parameters)
     compressor = zstandard.ZstdCompressor(compression_params=chosen).compressobj()
     return compressor.compress(content) + compressor.flush()

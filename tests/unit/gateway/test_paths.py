@@ -1,4 +1,4 @@
-"""Each route by every spelling of its path, and by nothing else."""
+"""Every spelling of a path leads to its route, and no other path does."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROUTES = ["/sam/", "/sam/automask/", "/readyz", "/"]
 
 
 async def reached(raw_path: bytes) -> Any:
-    """The path that the application behind sees."""
+    """Return the path that the wrapped application gets."""
     seen: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -45,7 +45,7 @@ async def reached(raw_path: bytes) -> Any:
         (b"HTTPS://here//sam/automask", "/sam/automask/"),
         (b"http://here", "/"),
         (b"//", "/"),
-        # Not resolved, so nowhere.
+        # Not resolved, so unknown.
         (b"/sam%2F", "/sam%2F"),
         (b"/sam%2fautomask/", "/sam%2Fautomask/"),
         (b"/sam/../sam/", "/sam/../sam/"),
@@ -162,5 +162,5 @@ def test_a_query_parameter_that_is_wrong(port: int, query: str, field: str) -> N
 
 @pytest.mark.parametrize("value", ["", "%00", "%ff", "..%2f", "a" * 5000, "1&type=2", "%"])
 def test_any_type_may_be_asked_for(port: int, value: str) -> None:
-    """TorchServe is asked, which is down here."""
+    """The gateway asks TorchServe, which is down here, and so answers 503."""
     assert ask(port, "GET", f"/sam/weights/?type={value}").status == 503

@@ -1,4 +1,4 @@
-"""HTTP/1.1 on real sockets: no body is lost, whatever is offered and however it is sent."""
+"""HTTP/1.1 on real sockets: no body is lost, whatever protocol the client offers."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ OFFERS = {
 
 
 class Echo:
-    """Answers with what it was sent; `/wait` answers never, and tells who hung up."""
+    """Answers with the size of the body. `/wait` never answers; it records that the client left."""
 
     def __init__(self) -> None:
         self.hung_up = threading.Event()
@@ -225,7 +225,7 @@ def test_methods_without_a_body(served: Served) -> None:
 
 
 def test_javas_own_client(served: Served) -> None:
-    """Twice: it offers `h2c` with its first request, and keeps the connection for the second."""
+    """Java offers `h2c` with its first request, and sends the second on the same connection."""
     url = f"http://127.0.0.1:{served.port}/"
     for line in java(JAVA_CLIENT, url, BODY, "2").splitlines():
         status, said = line.split(" ", 1)

@@ -1,7 +1,7 @@
-"""The gateway's part of a registration: all of it, or nothing is left.
+"""The gateway's part of a registration: it is complete, or it leaves nothing.
 
-The job is a small program in place of the real one, and TorchServe its management API without
-workers behind it, for here both are to fail in every way; tests/server has the real ones.
+A small program replaces the process that registers weights, and a subclass of the client replaces
+TorchServe, because both must fail in every way here. tests/server uses the real ones.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ say(registered={})
 
 
 class Lanes(TorchServe):
-    """Lanes that have no workers.
+    """A TorchServe whose lanes have no workers.
 
     Attributes:
-        refuses: lanes that cannot be made.
-        mute: lanes that answer nothing.
-        making: whether one has begun to be made.
+        refuses: lanes that cannot be created.
+        mute: lanes that do not answer.
+        making: set once the creation of a lane has begun.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class Lanes(TorchServe):
             await asyncio.sleep(0.1)
             self.there[name] = {"archive": archive, "settings": settings, "workers": []}
 
-        # Made even if nobody waits for it.
+        # TorchServe creates the lane even if the request is cancelled.
         await asyncio.shield(asyncio.create_task(make()))
 
     async def unregister(self, name: str) -> None:
@@ -98,7 +98,7 @@ class Lanes(TorchServe):
 
 
 class Bench:
-    """A registration with its surroundings."""
+    """A registration with its folders, its process and its TorchServe."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.weights_dir, self.store = folder / "weights", folder / "store"
@@ -121,7 +121,7 @@ class Bench:
         self.registration = Registration(self.torchserve, self.weights, readiness, settings)
 
     def job(self, program: str) -> None:
-        """What it does once it has read its request."""
+        """Set the program that the process runs after it has read its request."""
         beginning = """
             import json, os, subprocess, sys, time
             from pathlib import Path
@@ -139,7 +139,7 @@ class Bench:
         return asyncio.run(self.registration.register(ASKED))
 
     def left(self) -> set[str]:
-        """Files and lanes besides those that were there."""
+        """Return the files and lanes besides those of before the registration."""
         folders = (self.weights_dir, self.store, self.models_dir)
         files = [path for folder in folders for path in folder.rglob("*")]
         names = {path.name for path in files if path.name not in ("registered", ".lock")}
@@ -168,7 +168,7 @@ def test_lanes_like_those_of_the_type(bench: Bench) -> None:
 @pytest.mark.parametrize("lane", ["vit_t.mine", "vit_t.mine-automask"])
 @pytest.mark.parametrize("way", ["refuses", "mute"])
 def test_a_lane_that_cannot_be_made_leaves_nothing(bench: Bench, lane: str, way: str) -> None:
-    """Neither it nor the other one; and nothing is in the way of the next try."""
+    """Neither lane is left, and the next registration of the name succeeds."""
     bench.job(PLACES_ALL)
     getattr(bench.torchserve, way).add(lane)
     with pytest.raises(TorchServeError):
@@ -195,7 +195,7 @@ def test_what_the_job_refuses(bench: Bench, code: str, error: type[SamserveError
     with pytest.raises(error) as refused:
         bench.register()
     assert refused.value.body() == {"error": said}
-    # The beginning of a download is worth keeping only if it can be gone on from.
+    # The beginning of a download is kept only if a later request can continue it.
     kept = {".parts", "beginning"} if error is Unreachable else set()
     assert bench.left() == kept
 
@@ -229,7 +229,7 @@ time.sleep(600)
 
 
 async def half_done(registration: Registration) -> list[int]:
-    """Waits until the job has said so; gives its processes."""
+    """Wait until the process has reported progress. Return the pids of it and its child."""
     while not (progress := registration.progress()) or "pids" not in progress:
         await asyncio.sleep(0.01)
     pids: list[int] = progress["pids"]
@@ -336,7 +336,7 @@ def test_what_is_registered_already(bench: Bench, name: str, url: str, field: st
 
 
 def test_files_of_that_name_are_not_touched(bench: Bench) -> None:
-    """Somebody's lanes may be missing just now."""
+    """The files may belong to weights whose lanes are missing at the moment."""
     (bench.weights_dir / "registered").mkdir()
     (bench.weights_dir / "registered" / "vit_t.mine.pt").write_text("precious")
     bench.job(PLACES_ALL)
@@ -406,7 +406,7 @@ def test_a_lane_that_cannot_be_asked_is_in_nobodys_way(bench: Bench) -> None:
     assert asyncio.run(choose(None)) == "vit_t"
     assert asyncio.run(choose("mine")) == "vit_t.mine"
     assert asyncio.run(choose(DEFAULT["url"])) == "vit_t"
-    with pytest.raises(TorchServeError):  # it may be that one's
+    with pytest.raises(TorchServeError):  # the mute lane may have these weights
         asyncio.run(choose("unknown"))
     bench.torchserve.mute = set()
     with pytest.raises(NotFound, match=r"'default' .*, 'mine' "):
@@ -439,7 +439,7 @@ def test_samapis_address_is_the_types_own_weights(bench: Bench) -> None:
 def test_weights_registered_with_that_address_come_first(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An older server took them."""
+    """Older servers allowed such a registration."""
     bench.torchserve.there["vit_t.mine"] = {}
     described = {"vit_t": DEFAULT, "vit_t.mine": {**DEFAULT, "name": "mine"}}
     described["vit_t.mine"]["url"] = PUBLISHED["vit_t"]
@@ -456,7 +456,7 @@ def test_weights_registered_with_that_address_come_first(
 # Types that are not loaded
 
 OFFERED = ["vit_h", "vit_l", "vit_b", "vit_t", "sam2_l", "sam2_bp", "sam2_s", "sam2_t", "sam3"]
-"""By QuPath's extension."""
+"""The model types that QuPath's extension offers."""
 
 
 @pytest.mark.parametrize("model_type", OFFERED)
@@ -487,7 +487,7 @@ def test_every_type_that_qupath_offers_has_an_entry(
     if model_type == "vit_t":  # it has been loaded since, and QuPath still has the address
         assert asyncio.run(bench.weights.family("vit_t", url)) == "vit_t"
         return
-    with pytest.raises(NotFound):  # whoever asks another type with that address
+    with pytest.raises(NotFound):  # another type with that address
         asyncio.run(bench.weights.family("vit_t", url))
 
 
@@ -509,7 +509,7 @@ def test_sam_2_and_3_are_refused_for_what_they_are(bench: Bench, model_type: str
 
 @pytest.fixture
 def standing_in(bench: Bench) -> Weights:
-    """vit_t for all others; it has registered weights."""
+    """Weights with the stand-in vit_t, which has registered weights, too."""
     bench.torchserve.there["vit_t.mine"] = {}
     return Weights(bench.torchserve, "vit_t", ["vit_t"])
 
@@ -545,12 +545,12 @@ def test_a_type_that_is_loaded_answers_itself(bench: Bench, standing_in: Weights
     bench.torchserve.there["vit_b"] = {}
     assert asyncio.run(standing_in.answering("vit_b")) == "vit_b"
     del bench.torchserve.there["vit_b"]
-    standing_in.forget("vit_b")  # as a request finds out
+    standing_in.forget("vit_b")  # as a refused request does
     assert asyncio.run(standing_in.answering("vit_b")) == "vit_t"
 
 
 def test_nothing_stands_in_for_what_must_be_there(bench: Bench) -> None:
-    """Its TorchServe is away for a moment, perhaps."""
+    """The type's TorchServe may be unreachable for a moment only."""
     weights = Weights(bench.torchserve, "vit_t", ["vit_t", "vit_b"])
     assert asyncio.run(weights.answering("vit_b")) == "vit_b"
     assert asyncio.run(weights.choices("vit_b"))[0]["name"] == "not loaded: choose vit_t"
@@ -597,7 +597,7 @@ def test_weights_that_are_being_registered_are_not_chosen(bench: Bench) -> None:
 
 
 def test_after_a_restart_with_a_stand_in_qupaths_old_list_still_works(bench: Bench) -> None:
-    """QuPath asks for the list when a model is chosen, not when the server is started again."""
+    """QuPath requests the list when the user chooses a model, not when the server restarts."""
     bench.torchserve.there = {lane: {} for lane in ("vit_t", "vit_t-automask")}
     [entry] = asyncio.run(bench.weights.choices("vit_l"))
     restarted = Weights(bench.torchserve, "vit_t", ["vit_t"])
@@ -606,7 +606,7 @@ def test_after_a_restart_with_a_stand_in_qupaths_old_list_still_works(bench: Ben
 
 
 def test_a_type_that_should_be_loaded_is_the_servers_fault(bench: Bench) -> None:
-    """While the server starts, or its model failed, "start it with MODELS=…" would be wrong."""
+    """If the server is starting, or its model failed, advice to add the model would be wrong."""
     bench.torchserve.there = {}
     weights = Weights(bench.torchserve, None, ["vit_t"])
     with pytest.raises(TorchServeError, match="should have it") as failed:

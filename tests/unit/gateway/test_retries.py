@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
@@ -155,7 +155,28 @@ def test_what_is_sent_again_and_what_is_not(quick: bool) -> None:
     asyncio.run(work())
 
 
-def test_the_time_is_for_both_requests_together() -> None:
+def test_the_time_is_for_both_requests_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    timeouts_s: list[float] = []
+    predict = TorchServe.predict
+
+    async def record(
+        client: TorchServe, lane: str, body: bytes, headers: Mapping[str, str], timeout_s: float
+    ) -> Answer:
+        timeouts_s.append(timeout_s)
+        return await predict(client, lane, body, headers, timeout_s)
+
+    async def work() -> None:
+        async with sender() as sent:
+            sent.torchserve.script("vit_t", answer(WORKER_DIED, 503))
+            assert (await sent.ask(timeout_s=30)).status == 200
+
+    monkeypatch.setattr(TorchServe, "predict", record)
+    asyncio.run(work())
+    first, second = timeouts_s
+    assert second < first <= 30
+
+
+def test_no_answer_to_either_request_is_an_error() -> None:
     async def work() -> None:
         async with sender() as sent:
             endless = wait_for_ever(threading.Event())
@@ -174,9 +195,7 @@ def test_polling_ends_some_time_after_the_last_request(monkeypatch: pytest.Monke
     async def work() -> None:
         async with sender() as sent:
             await sent.ask()
-            while len(asyncio.all_tasks()) > 1 and any(
-                "_poll" in str(task.get_coro()) for task in asyncio.all_tasks()
-            ):
+            while any("Retries._poll" in str(task.get_coro()) for task in asyncio.all_tasks()):
                 await asyncio.sleep(0.01)
             n_before = len(sent.torchserve.described)
             await sent.ask()  # and begins again

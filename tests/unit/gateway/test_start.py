@@ -1,4 +1,4 @@
-"""A setting of the gateway that does not fit stops it with one line that names the variable."""
+"""A wrong setting stops the gateway with one line that names the variable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The client of TorchServe's APIs where several answer behind one address."""
+"""The client of TorchServe's APIs if several TorchServes are behind one address."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LISTS: Mapping[str, list[str]] = {
 
 
 def lanes(*model_types: str, up: tuple[str, ...] = tuple(LISTS)) -> list[str]:
-    """What the client finds of these types, behind a balancer that reaches those that are up."""
+    """Return the client's list for these types behind a balancer that reaches those in `up`."""
 
     async def models(request: web.Request) -> web.Response:
         if request.query["type"] not in up:

@@ -64,6 +64,7 @@ def test_a_lane_is_asked_only_once_for_its_weights(gateway: Gateway) -> None:
     register(gateway.torchserve)
     for _ in range(3):
         assert gateway.post("/sam/", {**BODY, "checkpoint_url": "mine"}).status == 200
+    assert gateway.post("/sam/", {**BODY, "checkpoint_url": "other"}).status == 404
     assert sorted(gateway.torchserve.described) == ["vit_t", "vit_t.mine"]
 
 
