@@ -25,13 +25,7 @@ from tests.server.test_types import mapped_weights
 from tests.server.test_weights import ADMIN, TOKEN, Own, error_of
 from tests.support.addresses import serving
 from tests.support.changed_weights import BOX, changed_weights, reference_mask
-from tests.support.checkpoints import (
-    Malice,
-    decoder_state,
-    foreign,
-    prefixed,
-    training_checkpoint,
-)
+from tests.support.checkpoints import Malice, decoder_state, foreign, prefixed, training_checkpoint
 from tests.support.geometry import rasterise, same_mask
 
 OFFERED = ["vit_h", "vit_l", "vit_b", "vit_t", "sam2_l", "sam2_bp", "sam2_s", "sam2_t", "sam3"]
