@@ -211,7 +211,7 @@ def registered(own: RestartableServer, published: Address) -> str:
             said.add(progress["message"].split(" ", 1)[1])
             # A server whose clients need not wait.
             assert own.get("/readyz").json()["ready"]
-        assert {"checking", "making the archive", "starting workers"} <= said
+        assert {"checking", "building the archive", "starting workers"} <= said
         answer = work.answer()
         assert answer.status_code == 200, answer.text
         assert answer.text == f"changed ({published.url}) is registered."

@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from samserve.embeddings.folder_store import FolderStore
-from tests.support.stored_entries import (
-    MEGABYTE,
-)
+from tests.support.stored_entries import MEGABYTE
 
 
 @pytest.fixture

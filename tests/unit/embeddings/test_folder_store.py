@@ -13,15 +13,7 @@ from pathlib import Path
 import pytest
 
 from samserve.embeddings.folder_store import FolderStore
-from tests.support.stored_entries import (
-    HEADER,
-    KEY,
-    MEGABYTE,
-    PAGE,
-    Warned,
-    entry,
-    names,
-)
+from tests.support.stored_entries import HEADER, KEY, MEGABYTE, PAGE, Warned, entry, names
 
 
 class TestKeeping:

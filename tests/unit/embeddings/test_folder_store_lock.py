@@ -15,15 +15,7 @@ from pathlib import Path
 import pytest
 
 from samserve.embeddings.folder_store import FolderStore
-from tests.support.stored_entries import (
-    KEY,
-    MEGABYTE,
-    Warned,
-    finish,
-    running,
-    taken,
-    wait_for,
-)
+from tests.support.stored_entries import KEY, MEGABYTE, Warned, finish, running, taken, wait_for
 
 
 def child_wants(folder: str, work: str, name: str) -> None:

@@ -12,11 +12,7 @@ from pathlib import Path
 import pytest
 
 from samserve.embeddings.folder_store import FolderStore
-from tests.support.stored_entries import (
-    KEY,
-    MEGABYTE,
-    Warned,
-)
+from tests.support.stored_entries import KEY, MEGABYTE, Warned
 
 
 def group_writable(folder: Path) -> None:

@@ -22,14 +22,7 @@ import torch
 
 from samserve.network.checkpoints import CheckpointError, load_network, open_checkpoint, read
 from tests.support import random_weights
-from tests.support.checkpoints import (
-    CPU,
-    Malice,
-    Tensors,
-    foreign,
-    training_checkpoint,
-    written,
-)
+from tests.support.checkpoints import CPU, Malice, Tensors, foreign, training_checkpoint, written
 
 
 @pytest.fixture(scope="module")

@@ -14,12 +14,7 @@ from numpy.typing import NDArray
 
 from samserve.errors import InvalidImage
 from samserve.pictures.decoding import decode_image
-from tests.support.picture_files import (
-    HEIGHT,
-    WIDTH,
-    grey3,
-    tiff,
-)
+from tests.support.picture_files import HEIGHT, WIDTH, grey3, tiff
 from tests.support.scientific_tiffs import (
     COLOUR,
     LIMIT,

@@ -14,11 +14,7 @@ import pytest
 from samserve.errors import InvalidImage
 from samserve.pictures.decoding import decode_image
 from samserve.pictures.tiff_segments import COMPRESSIONS, REFUSED
-from tests.support.picture_files import (
-    grey3,
-    save,
-    tiff,
-)
+from tests.support.picture_files import grey3, save, tiff
 from tests.support.scientific_tiffs import (
     COLOUR,
     FLOAT,

@@ -12,13 +12,7 @@ import tifffile
 
 from samserve.errors import InvalidField, InvalidImage, TooLarge
 from samserve.pictures.decoding import decode_image, decode_page
-from tests.support.picture_files import (
-    RGB,
-    RGB16_TAGS,
-    RGB_TAGS,
-    grey3,
-    tiff,
-)
+from tests.support.picture_files import RGB, RGB16_TAGS, RGB_TAGS, grey3, tiff
 from tests.support.scientific_tiffs import (
     COLOUR,
     FLOAT,

@@ -86,16 +86,9 @@ class Upscaler(nn.Module):
         masks = logits.permute(0, 1, 3, 5, 2, 4, 6)
         return masks.reshape(*hyper.shape[:-1], 4 * height, 4 * width)
 
-    def in_strips(
-        self,
-        upscaled: torch.Tensor,
-        attention: torch.Tensor,
-        u: torch.Tensor,
-        d0: torch.Tensor,
-        d1: torch.Tensor,
-        hyper: torch.Tensor,
-    ) -> torch.Tensor:
-        """Like `forward`, in strips of rows: the activations stay in the processor's cache."""
+    def in_strips(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Like `forward` for one prompt, in strips of rows that fit the processor's cache."""
+        upscaled, attention, u, d0, d1, hyper = inputs
         height, width = d0.shape
         step = max(1, _STRIP // width)
         strips = [slice(i, i + step) for i in range(0, height, step)]
