@@ -25,7 +25,7 @@ BODY = json.dumps(REQUEST).encode()
 
 @pytest.fixture
 def expected(server: Any) -> Any:
-    """The features of the request `ASKED`."""
+    """The features of the request `REQUEST`."""
     features = server.post("/sam/", REQUEST).json()
     assert len(features) == 1
     return features
