@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -10,16 +9,14 @@ from typing import Any
 import pytest
 
 from samserve.embeddings.redis_store import FAILURES
-from samserve_launcher.loopback import LoopbackSession
 from samserve_launcher.options import Options, free_ports
-from samserve_launcher.server import running
 from tests.support.answers import source
 from tests.support.bodies import prompt_body
 from tests.support.lanes import described, embedding_counters, forget_everything
 from tests.support.metrics import Since, value_of
 from tests.support.redis import Proxy, RedisServer, running_redis
 from tests.support.sample_pictures import new_picture
-from tests.support.servers import Server
+from tests.support.servers import Server, running_server
 from tests.support.waiting import wait_for
 
 
@@ -42,9 +39,8 @@ def sharing(proxy: Proxy) -> Iterator[Server]:
     options = free_ports(Options())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAMSERVE_REDIS_URL", proxy.url)
-        with running(options), LoopbackSession(300) as http:
-            yield Server(options, http)
-    shutil.rmtree(options.run_dir)
+        with running_server(options) as server:
+            yield server
 
 
 def outcomes(server: Server) -> Counter[str]:

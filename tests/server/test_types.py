@@ -19,10 +19,9 @@ import pytest
 from samserve_gateway import probe
 from samserve_launcher.loopback import LoopbackSession
 from samserve_launcher.options import Options, free_ports
-from samserve_launcher.server import running
 from tests.support.lanes import lanes_of, mapped_weights, scale, scaled
 from tests.support.paths import ROOT
-from tests.support.servers import Server
+from tests.support.servers import Server, running_server
 
 LANES = ["vit_t", "vit_t-automask", "vit_b", "vit_b-automask"]
 
@@ -31,13 +30,12 @@ LANES = ["vit_t", "vit_t-automask", "vit_b", "vit_b-automask"]
 def both(vit_b_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     store = tmp_path_factory.mktemp("store")
     shutil.copy(ROOT / "model_store" / "vit_t.mar", store)
-    command = [sys.executable, "-m", "samserve.archives.build", "vit_b"]
+    command = [sys.executable, "-m", "samserve_launcher", "archive", "vit_b"]
     command += ["--weights-dir", str(vit_b_weights), "--model-store", str(store)]
     subprocess.run(command, cwd=ROOT, check=True)
     options = free_ports(Options(models="vit_t vit_b", model_store=store))
-    with running(options), LoopbackSession(300) as http:
-        yield Server(options, http)
-    shutil.rmtree(options.run_dir)
+    with running_server(options) as server:
+        yield server
     shutil.rmtree(store)
 
 

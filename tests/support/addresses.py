@@ -1,4 +1,4 @@
-"""A web server with one file, that can be made to behave badly."""
+"""A web server with one file, which a test can make behave badly."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ CONTENT = bytes(range(256)) * 3000
 
 @dataclass
 class Address:
-    """What the server has, and what was asked of it.
+    """The server's file, how it behaves, and the requests it has had.
 
     Attributes:
-        etag: of the file; None where the server says none.
-        tells_length: whether an answer says how long it is.
-        moved_to: what `…/moved` redirects to.
+        etag: the ETag header; None leaves it out.
+        tells_length: whether an answer has a Content-Length header.
+        moved_to: where `…/moved` redirects to.
         n_sent_before_hanging_up: bytes.
-        n_sent_before_waiting: bytes; what follows trickles until `go_on`.
+        n_sent_before_waiting: bytes; the rest is sent slowly until `go_on` is set.
         asked: the Range header of each request.
         headers: all headers of each request.
     """
@@ -40,12 +40,14 @@ class Address:
     headers: list[Message] = field(default_factory=list)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
-        wanted = request.headers["Range"]
-        self.asked.append(wanted)
+        range_header = request.headers["Range"]
+        self.asked.append(range_header)
         self.headers.append(request.headers)
         if request.headers["If-Range"] not in (None, self.etag):
-            wanted = None
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
+            range_header = None
+        start = 0
+        if range_header:
+            start = int(range_header.removeprefix("bytes=").removesuffix("-"))
         start = start if self.ranges else 0
         if self.status != 200:
             request.send_error(self.status)
@@ -78,16 +80,16 @@ class Address:
 
 @contextmanager
 def serving() -> Iterator[Address]:
-    """The address, on this machine, for as long as the block lasts."""
+    """Serve the file on this machine within the block, and yield its address."""
     address = Address()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            with suppress(ConnectionError):  # who asked may go
+            with suppress(ConnectionError):  # the client may hang up
                 address.answer(self)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Quiet."""
+            """Print nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         address.url = f"http://127.0.0.1:{server.server_port}/file"

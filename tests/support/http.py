@@ -1,4 +1,4 @@
-"""An ASGI application on a real socket, as `gateway/__main__.py` serves it, and exact questions."""
+"""An ASGI application on a real socket, as the gateway runs, and requests byte for byte."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ from tests.support.paths import ROOT
 
 @dataclass(frozen=True)
 class Answered:
+    """An HTTP answer."""
+
     status: int
     headers: HTTPMessage
     content: bytes
@@ -31,7 +33,7 @@ class Answered:
         return json.loads(self.content)
 
     def error(self) -> dict[str, Any]:
-        """What the one shape of errors says."""
+        """Return the content of an error, which must have the API's one shape."""
         [(key, error)] = self.json().items()
         assert key == "error"
         assert set(error) == {"code", "message", "field"}
@@ -40,7 +42,7 @@ class Answered:
 
 @contextmanager
 def serving(app: ASGIApp) -> Iterator[int]:
-    """The port on which the application answers, for as long as the block lasts."""
+    """Serve the application within the block, and yield its port."""
     config = uvicorn.Config(
         app, port=0, http=Protocol, ws="none", log_config=None, access_log=False
     )
@@ -57,7 +59,7 @@ def serving(app: ASGIApp) -> Iterator[int]:
 
 
 def lone_gateway(**settings: Any) -> ASGIApp:
-    """The gateway, whose TorchServe is down: whatever passes its own checks is 503."""
+    """Return a gateway without TorchServe: it answers 503 to every request that it accepts."""
     nowhere = "http://127.0.0.1:9"
     key_file = ROOT / "nowhere" / "key_file.json"
     return create_app(
@@ -72,7 +74,7 @@ def ask(
     body: bytes | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> Answered:
-    """The answer to exactly this; other clients tidy up paths and headers."""
+    """Send exactly this request; other clients normalise paths and headers."""
     connection = HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(method, target, body, dict(headers or {}))
