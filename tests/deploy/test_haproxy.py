@@ -1,7 +1,7 @@
-"""deploy/haproxy/haproxy.cfg, as it is, between hosts of their own.
+"""HAProxy with deploy/haproxy/haproxy.cfg, in front of three hosts that are network namespaces.
 
-The workers are stand-ins that answer at once, so that what HAProxy does is all there is to see;
-`test_hosts` has real ones.
+The workers are stand-ins without a model, so that every answer depends on HAProxy alone.
+`test_hosts` has real workers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.needs("ip", "dnsmasq", "haproxy", root=True)
 
 
 class Cluster:
-    """HAProxy and three stand-ins, seen from a host beside them."""
+    """HAProxy and three stand-ins. Requests come from a host of their own, `client`."""
 
     def __init__(self, network: Network, http: LoopbackSession) -> None:
         self.network = network
@@ -62,30 +62,30 @@ class Cluster:
         return name
 
     def picture_of(self, worker: str) -> int:
-        """One that goes there."""
+        """Return the number of a picture whose requests HAProxy sends to this worker."""
         return next(picture for picture in range(1000) if self.worker_of(picture) == worker)
 
     def tell(self, worker: str, **state: bool) -> None:
         _until(lambda: self.ask("POST", 8090, "/state", host=worker, json=state).ok)
 
     def asked(self, worker: str) -> int:
-        """How often it was."""
+        """Return how many predictions the worker has been asked for."""
         return len(self.ask("GET", 8090, "/seen", host=worker).json())
 
     def wait_for(self, up: int) -> None:
-        """Until HAProxy thinks that so many are up."""
-        wanted = f'haproxy_backend_active_servers{{proxy="vit_t"}} {up}\n'
-        _until(lambda: wanted in self.ask("GET", 8405, "/metrics").text)
+        """Return once HAProxy counts so many workers of vit_t as up."""
+        line = f'haproxy_backend_active_servers{{proxy="vit_t"}} {up}\n'
+        _until(lambda: line in self.ask("GET", 8405, "/metrics").text)
 
 
-def _until(true: Callable[[], bool]) -> None:
+def _until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        with suppress(requests.RequestException):  # it is still starting
-            if true():
+        with suppress(requests.RequestException):  # the process may still be starting
+            if condition():
                 return
         time.sleep(0.1)
-    pytest.fail("it did not come to this")
+    pytest.fail("not so after 30 s")
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 def cluster(started: Cluster) -> Cluster:
-    """All three workers up, whatever the last test did to them."""
+    """The cluster with all three workers up, whatever the last test did to them."""
     for worker in WORKERS:
         started.network.mend(worker)
         started.tell(worker, ready=True, full=False)
@@ -118,7 +118,7 @@ def test_a_pictures_requests_go_to_one_worker(cluster: Cluster) -> None:
     shares = Counter(owners.values())
     assert set(shares) == set(WORKERS)
     assert max(shares.values()) < 40
-    # Without a picture they go round.
+    # Requests without a picture go to the workers in turn.
     assert {cluster.worker_of(None) for _ in range(6)} == set(WORKERS)
 
 
@@ -163,14 +163,14 @@ def test_clients_of_one_picture_are_spread_when_they_are_many(cluster: Cluster) 
 
 @pytest.mark.parametrize("padding", [0, 2**20], ids=["a digest", "a picture"])
 def test_a_host_cut_off_while_it_works(cluster: Cluster, padding: int) -> None:
-    """Small requests are repeated here; the gateway repeats the others, told so by HAProxy."""
+    """HAProxy repeats small requests. The gateway repeats the others after HAProxy's 502."""
     picture = cluster.picture_of("worker1")
     with ThreadPoolExecutor() as pool:
         answer = pool.submit(cluster.predict, picture, seconds=10, padding=padding)
         time.sleep(1)
         cluster.network.cut("worker1")
         if padding:
-            # On a connection that was used before it only hangs up, as HTTP has it.
+            # On a reused connection HAProxy may hang up without an answer.
             with suppress(requests.ConnectionError):
                 assert answer.result().status_code == 502
         else:
@@ -186,7 +186,7 @@ def test_no_worker_at_all(cluster: Cluster) -> None:
     answer = cluster.predict(1)
     assert answer.status_code == 503
     assert int(answer.headers["Retry-After"]) > 0
-    with pytest.raises(json.JSONDecodeError):  # by which the gateway knows that it may repeat it
+    with pytest.raises(json.JSONDecodeError):  # the gateway repeats a request whose 503 is not JSON
         answer.json()
 
 
@@ -196,7 +196,7 @@ def test_management_is_for_reading(cluster: Cluster) -> None:
     assert [answer.json()["path"] for answer in answers] == [
         path for path in lanes for _ in "12345"
     ]
-    # A lane's workers are told apart by their process ids, so it must be one host that tells.
+    # The gateway tells workers apart by process id, so one host must answer every time.
     assert len({answer.json()["name"] for answer in answers[:5]}) == 1
     assert cluster.ask("GET", 8081, "/models?limit=100&type=vit_t").status_code == 200
     assert cluster.ask("PUT", 8081, "/models/vit_t?min_worker=0").status_code == 405
@@ -211,7 +211,7 @@ def test_each_type_has_its_own_workers(cluster: Cluster) -> None:
 
 
 def test_what_nobody_serves(cluster: Cluster) -> None:
-    """TorchServe's own words, of which the gateway makes a list of what is loaded."""
+    """HAProxy answers like TorchServe, and the gateway turns it into a list of loaded types."""
     for answer in (
         cluster.predict(1, lane="vit_l"),
         cluster.ask("GET", 8081, "/models/vit_h"),

@@ -1,6 +1,6 @@
-"""Several machines without a cluster: real workers on hosts of their own, one of which is cut off.
+"""Real workers on several hosts, which are network namespaces. One host is cut off.
 
-`python -m bench.cluster` is the same for longer, and tells times.
+`python -m bench.cluster` does the same for longer, and measures times.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 
 def encoded(cluster: Cluster) -> int:
-    """Pictures that any worker has run through its encoder."""
+    """Return how many pictures the workers have encoded."""
     pages = [cluster.get(worker, 8082, "/metrics").text for worker in WORKERS]
     counts = [
         float(line.rpartition(" ")[2])
@@ -56,11 +56,11 @@ def test_a_picture_is_encoded_once_among_all_hosts(cluster: Cluster) -> None:
 
 
 def test_every_query_has_data(cluster: Cluster) -> None:
-    """The dashboard's and the alerts', asked of a real Prometheus with deploy's configuration."""
+    """A real Prometheus with deploy's configuration has data for the dashboard and the alerts."""
     with cluster.network.seen_from("clients"):
-        asked = loopback.post(f"{cluster.url}/sam/automask/", 300, json=automask("vit_t"))
-    assert asked.status_code == 200
-    clicks(cluster, seconds=20, clients=2, pictures=6)  # some scrapes, with something going on
+        answer = loopback.post(f"{cluster.url}/sam/automask/", 300, json=automask("vit_t"))
+    assert answer.status_code == 200
+    clicks(cluster, seconds=20, clients=2, pictures=6)  # long enough for some scrapes
 
     def ask(path: str, **params: str) -> Any:
         answer = cluster.get("prometheus", 9090, f"/api/v1/{path}?{urlencode(params)}").json()
@@ -90,11 +90,11 @@ def test_every_query_has_data(cluster: Cluster) -> None:
 
 
 def test_no_click_is_lost_with_a_host(cluster: Cluster) -> None:
-    """Two workers; the cable of one is pulled under four clients."""
+    """Four clients use two workers, and one worker's network is cut."""
     made = clicks(cluster, seconds=20, clients=4, pictures=6, cut=WORKERS[0])
     assert {click.status for click in made} == {200}
-    assert sum(click.at < 10 for click in made) > 4  # else nothing was under way
-    # It has to hear of the other host's processes first.
+    assert sum(click.at < 10 for click in made) > 4  # or no request was under way at the cut
+    # The gateway must list the other host's processes first.
     wait_for(lambda: cluster.get("gateway", 8000, "/readyz").ok)
     up = 'haproxy_backend_active_servers{proxy="vit_t"} 1\n'
     assert up in cluster.get("haproxy", 8405, "/metrics").text

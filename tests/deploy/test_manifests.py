@@ -1,6 +1,6 @@
-"""What deploy/ says is so: schemas, and every port, path, variable and file that it names.
+"""The files of deploy/ fit their schemas, and every port, path, variable and file exists.
 
-Kustomize comes with kubectl; without it what needs the built manifests is skipped.
+Kustomize comes with kubectl. Tests that need the built manifests are skipped without it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DOCKERFILE = (DEPLOY / "docker/Dockerfile").read_text().replace("\\\n", " ")
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
 OVERLAYS = ["overlays/cpu", "overlays/cpu-keda", "overlays/gpu"]
 KUBERNETES = "1.30"  # the oldest that deploy/README.md promises
-CUSTOM = {"ScaledObject"}  # kinds that Kubernetes itself doesn't know
+CUSTOM = {"ScaledObject"}  # kinds without a schema in Kubernetes
 
 Manifest = dict[str, Any]
 
@@ -44,7 +44,7 @@ overlays = pytest.mark.parametrize("overlay", OVERLAYS)
 
 @cache
 def built(overlay: str) -> list[Manifest]:
-    """What `kubectl apply -k` would apply."""
+    """Return the manifests that `kubectl apply -k` would apply."""
     command = ["kubectl", "kustomize", str(DEPLOY / "kubernetes" / overlay)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -56,7 +56,7 @@ def of_kind(overlay: str, kind: str) -> list[Manifest]:
 
 
 def pods(overlay: str) -> dict[str, Manifest]:
-    """Each workload's pod template, as a Pod."""
+    """Return each workload's pod template, as a Pod."""
     templates = {
         deployment["metadata"]["name"]: deployment["spec"]["template"]
         for deployment in of_kind(overlay, "Deployment")
@@ -74,20 +74,20 @@ def containers(pod: Manifest, *, first: bool = True) -> Iterator[Manifest]:
 
 
 def image_of(container: Manifest) -> str:
-    """`worker`, `gateway`, or another's name."""
+    """Return `worker`, `gateway`, or the name of a foreign image."""
     name = container["image"].partition(":")[0]
     return "worker" if name == "samserve-worker-cuda" else name.removeprefix("samserve-")
 
 
 def environment(overlay: str, container: Manifest) -> dict[str, str]:
     maps = {m["metadata"]["name"]: m["data"] for m in of_kind(overlay, "ConfigMap")}
-    found: dict[str, str] = {}
+    variables: dict[str, str] = {}
     for source in container.get("envFrom", []):
-        found |= maps[source["configMapRef"]["name"]]
-    return found | {entry["name"]: entry["value"] for entry in container.get("env", [])}
+        variables |= maps[source["configMapRef"]["name"]]
+    return variables | {entry["name"]: entry["value"] for entry in container.get("env", [])}
 
 
-# --- What there is to be named -------------------------------------------------------------
+# --- Ports, paths and variables -------------------------------------------------------------
 
 
 def worker_ports() -> dict[str, int]:
@@ -100,8 +100,8 @@ def worker_ports() -> dict[str, int]:
 
 
 def haproxy_ports() -> dict[str, int]:
-    found = re.findall(r"^frontend (\w+).*\n    bind :(\d+)", HAPROXY, re.MULTILINE)
-    return {name: int(port) for name, port in found}
+    frontends = re.findall(r"^frontend (\w+).*\n    bind :(\d+)", HAPROXY, re.MULTILINE)
+    return {name: int(port) for name, port in frontends}
 
 
 def ports_of(image: str) -> set[int]:
@@ -115,7 +115,7 @@ def ports_of(image: str) -> set[int]:
 
 
 def paths_of(image: str) -> set[str]:
-    """What can be asked of an image without a body."""
+    """Return the paths of an image that answer GET."""
     if image == "gateway":
         routes = Path(gateway_app.__file__).parent / "routes"
         source = "".join(path.read_text() for path in routes.glob("*.py"))
@@ -133,7 +133,7 @@ def docker_environment(target: str) -> dict[str, str]:
 
 
 def known_variables(image: str) -> set[str]:
-    """SAMSERVE_… that an image reads."""
+    """Return the names of the variables SAMSERVE_… that an image reads."""
     code = "".join(
         path.read_text()
         for folder in ("handlers", "samserve_launcher", "config")
@@ -182,11 +182,11 @@ def test_ports_and_paths(overlay: str) -> None:
             named = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
             assert set(named.values()) <= ports_of(image)
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-                asked = container.get(probe, {}).get("httpGet")
-                if asked:
-                    port = asked["port"]
+                request = container.get(probe, {}).get("httpGet")
+                if request:
+                    port = request["port"]
                     assert named.get(port, port) in ports_of(image)
-                    assert asked["path"] in paths_of(image)
+                    assert request["path"] in paths_of(image)
                     checked += 1
             scraped = pod["metadata"].get("annotations", {}).get("prometheus.io/port")
             if scraped:
@@ -246,11 +246,11 @@ def test_the_network_is_open_just_where_it_must_be(overlay: str) -> None:
 
 
 def selected(overlay: str, labels: dict[str, str]) -> list[Manifest]:
-    found = [
+    matching = [
         pod for pod in pods(overlay).values() if labels.items() <= pod["metadata"]["labels"].items()
     ]
-    assert found, labels
-    return found
+    assert matching, labels
+    return matching
 
 
 @needs_kubectl
@@ -261,7 +261,7 @@ def test_variables(overlay: str) -> None:
             known = known_variables(image_of(container))
             ours = {n: v for n, v in environment(overlay, container).items() if "SAMSERVE" in n}
             if "models" in str(container.get("envFrom")):
-                # One map for gateway and HAProxy; each reads its own part.
+                # Gateway and HAProxy share one ConfigMap, and each reads a part.
                 known = known_variables("gateway") | known_variables("haproxy")
             assert set(ours) <= known, container["name"]
             if image_of(container) == "gateway":
@@ -367,7 +367,7 @@ def test_memory_suffices_for_what_is_kept_in_it(overlay: str) -> None:
             [memory] = [v for v in pod["spec"]["volumes"] if v["name"] == "embeddings"]
             kept = model_settings(model_type).embedding_cache.machine_bytes
             assert memory["emptyDir"]["medium"] == "Memory"
-            # The store takes no more than nine tenths of a file system.
+            # The store fills at most nine tenths of a file system.
             assert 0.9 * size(memory["emptyDir"]["sizeLimit"]) >= kept
             assert limit > 4 * kept
 
@@ -412,7 +412,7 @@ def test_the_dockerfile() -> None:
 
 
 def test_the_images_hold_no_more_than_they_need() -> None:
-    """The gateway knows no torch, and asks for nothing that its own extra doesn't bring."""
+    """The gateway imports no torch, and only packages of its extra."""
     heavy = (
         "torch torchvision segment_anything mobile_sam openvino timm "
         "numpy cv2 PIL shapely ts psutil yaml redis"
@@ -491,7 +491,7 @@ def test_compose() -> None:
             assert int(port) in ports_of(host), name
             assert set(services[host]["networks"]) & set(service["networks"])
     assert services["haproxy"]["environment"]["SAMSERVE_WORKERS_VIT_T"] in services
-    # TorchServe and Redis, which ask for no token and no password, are reached by those alone.
+    # TorchServe and Redis need no token and no password, so only these may reach them.
     inside = {name for name, s in services.items() if "workers" in s["networks"]}
     assert inside == {"worker", "haproxy", "redis", "prometheus"}
     assert COMPOSE["networks"]["workers"]["internal"]
@@ -547,7 +547,7 @@ def test_prometheus_takes_its_configuration() -> None:
 
 
 def test_every_metric_named_is_one_of_ours() -> None:
-    """As far as the code tells; `test_hosts` asks a real Prometheus for all of them."""
+    """The names are read from the code; `test_hosts` asks a real Prometheus for them."""
     text = "".join(
         path.read_text()
         for path in (
@@ -608,7 +608,7 @@ def read_conf(path: Path) -> dict[str, str]:
 
 
 def size(text: str) -> int:
-    """Bytes: as Kubernetes, Docker and Redis write them."""
+    """Return the bytes of a size as Kubernetes, Docker or Redis writes it."""
     number, unit = re.findall(r"^(\d+)(\w*)$", text)[0]
     units = {"": 1, "Mi": 2**20, "Gi": 2**30, "m": 2**20, "gb": 2**30, "mb": 2**20}
     return int(number) * units[unit]

@@ -1,4 +1,4 @@
-"""A worker alone, as its container runs it."""
+"""`samserve worker`: TorchServe alone, as a container runs it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
 
 
 def get(options: Options, path: str) -> int:
-    """The status of its own door's answer, 0 where it is closed."""
+    """Return the status of the worker's readiness server, or 0 if it does not answer."""
     try:
         return loopback.get(f"{options.url}{path}", 30).status_code
     except requests.RequestException:
@@ -63,14 +63,13 @@ def test_a_worker_from_start_to_drained(worker: Worker) -> None:
         assert process.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)
-    assert 503 in states  # open, and honest, before it is ready
+    assert 503 in states  # it answers before it is ready
     assert get(options, "/healthz") == 200
     started = psutil.Process(process.pid).children(recursive=True)
     assert started
 
     def automask() -> requests.Response:
-        """Some seconds of work, asked without a token."""
-
+        """Ask for some seconds of work, without a token."""
         url = f"{options.inference_url}/predictions/vit_t-automask"
         body = {**automask_body(new_picture()), "points_per_side": 24}
         return loopback.post(url, 300, json=body)
@@ -81,7 +80,7 @@ def test_a_worker_from_start_to_drained(worker: Worker) -> None:
         process.send_signal(signal.SIGTERM)
         while get(options, "/readyz") == 200:
             assert time.monotonic() < deadline
-        assert get(options, "/healthz") == 200  # or it would be killed while it drains
+        assert get(options, "/healthz") == 200  # or Kubernetes would kill it while it drains
         assert not answer.done()
         assert answer.result().status_code == 200
     assert process.wait(timeout=60) == 0
@@ -91,7 +90,7 @@ def test_a_worker_from_start_to_drained(worker: Worker) -> None:
 
 
 def test_only_a_worker_is_open(tmp_path: Path) -> None:
-    """`make serve` keeps its tokens and loopback, wherever its gateway listens."""
+    """`make serve` keeps its tokens and listens on loopback, whatever address its gateway has."""
     options = Options(host="0.0.0.0")
     alone = read_properties(configuration(options))
     assert alone["disable_token_authorization"] == "false"

@@ -1,4 +1,7 @@
-"""Every kind of bad request through both doors: the right 4xx, in the one shape."""
+"""Every kind of bad request, to the gateway and to TorchServe, is refused with the right 4xx.
+
+Every refusal has the one shape `{"error": {"code", "message", "field"}}`.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ COINS = base64_png(picture("coins"))
 
 
 def png_header(width: int, height: int) -> str:
-    """A PNG that claims a size and has no pixels."""
+    """Return a PNG in base64 with a header and no pixels."""
     chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk
     return base64.b64encode(data + struct.pack(">I", zlib.crc32(chunk))).decode()
@@ -29,11 +32,12 @@ def body(**fields: Any) -> dict[str, Any]:
 
 
 def without(field: str) -> dict[str, Any]:
+    """Return a good body that lacks this field."""
     return {name: value for name, value in body().items() if name != field}
 
 
 def raw(field: str, json_value: str) -> bytes:
-    """A body with a value that Python's JSON would not write."""
+    """Return a body with a value that Python's `json` would not write."""
     return f'{{"type": "vit_t", "b64img": "{GOOD}", "{field}": {json_value}}}'.encode()
 
 
@@ -183,13 +187,13 @@ def test_refused(door: Any, mode: str, sent: Any, status: int, field: str | None
     error = answer.json()["error"]
     assert set(answer.json()) == {"error"}
     assert set(error) == {"code", "message", "field"}
-    # bbox.2 where one number of the box is wrong
+    # The field is bbox.2 if only that number of the box is wrong.
     assert error["field"] == field or (error["field"] or "").startswith(f"{field}.")
     assert len(error["message"]) > 10
 
 
 def test_a_urlencoded_body_is_refused(server: Any) -> None:
-    """curl's own default content type."""
+    """curl sends this content type by default."""
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     for url, authorization in doors_of(server):
         answer = server.http.post(url, data=b"a=1", headers={**headers, **authorization})
@@ -198,6 +202,7 @@ def test_a_urlencoded_body_is_refused(server: Any) -> None:
 
 
 def doors_of(server: Any) -> list[tuple[str, dict[str, str]]]:
+    """Return the URL and the headers for a prompt to TorchServe and to the gateway."""
     return [
         (f"{server.options.inference_url}/predictions/vit_t", server.authorization("inference")),
         (f"{server.options.url}/sam/", {}),

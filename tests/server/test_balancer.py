@@ -1,4 +1,4 @@
-"""A balancer between the gateway and TorchServe: what it is told, and what it may lose."""
+"""A balancer between the gateway and TorchServe: its headers, and the requests that it loses."""
 
 from __future__ import annotations
 
@@ -36,13 +36,14 @@ TORCHSERVES = (
 UNKNOWN = UnknownImage("This picture is not remembered: send it in full.", "b64img")
 
 Step = tuple[int, bytes] | str | float | None
-"""What becomes of a request: an answer of the balancer's own, `cut`, `forgotten`, or it
-goes on, at once or after so many seconds."""
+"""How the balancer treats a request. A tuple: it answers so itself. `cut`: it hangs up.
+`forgotten`: it never answers. A number: it passes the request on after so many seconds. None: it
+passes the request on at once."""
 
 
 @dataclass
 class Passed:
-    """A request that came to the balancer."""
+    """A request that reached the balancer."""
 
     headers: dict[str, str]
     length: int
@@ -52,10 +53,13 @@ class Passed:
 def balanced(
     server: Any, *steps: Step, tokens: Literal["on", "off"] = "off"
 ) -> Iterator[tuple[TestClient, list[Passed]]]:
-    """A gateway, and what reached its balancer, which does `steps` to the first requests."""
+    """Yield a gateway and the requests that reached its balancer.
+
+    The balancer treats the first requests as `steps` say, and passes all others on.
+    """
     passed: list[Passed] = []
-    over = threading.Event()
-    waiting = list(steps)
+    finished = threading.Event()
+    remaining = list(steps)
 
     class Balancer(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -64,7 +68,7 @@ def balanced(
             body = self.rfile.read(int(self.headers["Content-Length"]))
             names = {name.lower(): value for name, value in self.headers.items()}
             passed.append(Passed(names, len(body)))
-            step = waiting.pop(0) if waiting else None
+            step = remaining.pop(0) if remaining else None
             if step == "cut":
                 self.close_connection = True
                 self.connection.shutdown(socket.SHUT_RDWR)
@@ -72,7 +76,7 @@ def balanced(
             if isinstance(step, float):
                 time.sleep(step)
             if step == "forgotten":
-                over.wait()
+                finished.wait()
                 return
             if isinstance(step, tuple):
                 self.answer(*step, "text/html")
@@ -96,7 +100,7 @@ def balanced(
             self.wfile.write(content)
 
         def log_message(self, format: str, *args: Any) -> None:
-            pass
+            """Print nothing."""
 
     between = ThreadingHTTPServer((LOOPBACK, 0), Balancer)
     threading.Thread(target=between.serve_forever, daemon=True).start()
@@ -110,7 +114,7 @@ def balanced(
         with TestClient(create_app(settings)) as gateway:
             yield gateway, passed
     finally:
-        over.set()
+        finished.set()
         between.shutdown()
         between.server_close()
 
@@ -135,7 +139,8 @@ def test_a_prompt_that_was_lost_is_asked_once_more(server: Any, step: Step) -> N
 
 @pytest.mark.parametrize("mode", ["prompt", "automask"])
 def test_what_died_with_its_worker_is_asked_once_more(server: Any, mode: str) -> None:
-    """As when a lane is scaled down: nothing goes on with it, so nothing is done twice."""
+    """A lane that is scaled down answers so. The dead worker does not finish the request, so no
+    work is done twice."""
     died = {"code": 503, "type": "InternalServerException", "message": "Worker died."}
     path, body = ("/sam/", prompt_body) if mode == "prompt" else ("/sam/automask/", automask_body)
     with balanced(server, (503, json.dumps(died).encode())) as (gateway, passed):
@@ -145,7 +150,7 @@ def test_what_died_with_its_worker_is_asked_once_more(server: Any, mode: str) ->
 
 
 def test_what_was_forgotten_with_a_worker_is_asked_once_more(server: Any) -> None:
-    """TorchServe gives no answer to what an ending worker had taken and not begun."""
+    """TorchServe never answers a request that an ending worker had taken and not begun."""
     assert scaled(server, "vit_t", 2)[:2] == ["2", "2"]
     try:
         with (
@@ -153,11 +158,11 @@ def test_what_was_forgotten_with_a_worker_is_asked_once_more(server: Any) -> Non
             ThreadPoolExecutor() as threads,
         ):
             asking = threads.submit(gateway.post, "/sam/", json=prompt_body(new_picture()))
-            with pytest.raises(TimeoutError):  # it has seen who is there by then
+            with pytest.raises(TimeoutError):  # by then the gateway has listed the lane's workers
                 asking.result(timeout=3)
             scaled(server, "vit_t", 1)
             assert asking.result(timeout=60).status_code == 200
-            assert len(passed) == 2  # the metrics ask lanes, too, whether they are ready
+            assert len(passed) == 2  # before `retries`: /metrics sends requests to the lanes too
             assert retries(gateway) == 1
     finally:
         scaled(server, "vit_t", 1)
@@ -180,7 +185,7 @@ def test_not_a_third_time(server: Any, step: Step) -> None:
 
 
 def test_what_torchserve_refuses_is_not_asked_again(server: Any) -> None:
-    """Its queue is full: more of the same would not help."""
+    """The queue is full, and another request would only make it longer."""
     with balanced(server, (503, TORCHSERVES)) as (gateway, passed):
         answer = gateway.post("/sam/", json=prompt_body(new_picture()))
         assert retries(gateway) == 0
@@ -198,7 +203,7 @@ def test_nor_is_an_automask(server: Any) -> None:
 
 
 def test_another_host_that_does_not_know_the_picture(server: Any) -> None:
-    """The host that did is lost, with the request that only named it."""
+    """The host that knew the picture is lost, with the request that sent only its digest."""
     body = prompt_body(new_picture())
     unknown = (409, json.dumps(UNKNOWN.body()).encode())
     with balanced(server, None, (502, HTML), unknown, None) as (gateway, passed):
@@ -210,7 +215,7 @@ def test_another_host_that_does_not_know_the_picture(server: Any) -> None:
 
 
 def test_the_balancer_is_told_the_picture(server: Any) -> None:
-    """By the same digest in whatever form it comes, so that it is always the same host's."""
+    """The digest is the same for every form of body, so the balancer picks the same host."""
     text, small = new_picture(), prompt_body("QUJD")
     digest = sha256(text.encode()).hexdigest()
     with balanced(server) as (gateway, passed):

@@ -1,4 +1,4 @@
-"""Requests handed to a worker together: each gets its own answer, whatever its neighbours are."""
+"""Each request of a batch gets its own answer, even if others in the batch are bad."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COINS = base64_png(picture("coins"))
 
 
 def received_batches(server: Any) -> int:
-    """How often TorchServe has handed something to the prompt worker so far."""
+    """Return how many batches TorchServe has handed to the prompt worker so far."""
     log = (server.options.run_dir / "logs" / "torchserve.log").read_text()
     return sum(
         "Backend received inference" in line and '"lane": "vit_t"' in line
@@ -45,7 +45,7 @@ def test_one_bad_request_leaves_the_others_alone(server: Any, reference_masks: A
         [feature] = answer.json()
         assert ring_area(feature) == area
     assert answers[1].json()["error"]["field"] == "bbox"
-    # 9 requests in fewer handings-over: some did share a batch.
+    # 9 requests in fewer than 9 batches: some shared a batch.
     assert received_batches(server) - before < 9
 
 

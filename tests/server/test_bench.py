@@ -1,4 +1,4 @@
-"""The benchmark runs, on little, and leaves the published figures alone."""
+"""A small benchmark runs, and does not change the published figures."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def test_a_small_run(tmp_path: Path) -> None:
     raw = tmp_path / "raw.json"
     command = [sys.executable, "-m", "bench", "--json", str(raw), "--repeats", "1"]
     command += ["--sizes", "128x128", "--points", "2", "--cases", "known-box", "automask"]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert ran.returncode == 0, ran.stderr[-3000:]
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert completed.returncode == 0, completed.stderr[-3000:]
     for contender in ("reference", "samserve in process", "TorchServe", "gateway"):
-        assert f"| {contender} " in ran.stdout
+        assert f"| {contender} " in completed.stdout
     assert {row["case"] for row in json.loads(raw.read_text())["times"]} >= {
         "known-box",
         "automask",

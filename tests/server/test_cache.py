@@ -1,4 +1,4 @@
-"""An image is encoded once for all workers of all lanes, as their own counters tell."""
+"""An image is encoded once for all workers of all lanes. The workers' counters show it."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def test_all_workers_share(server: Any) -> None:
         with ThreadPoolExecutor(12) as pool:
             answers = list(pool.map(lambda _: server.post("/sam/", body), range(24)))
         sources = Counter(map(source, answers))
-        # Those that shared the batch of the one that encoded say so too.
+        # Every request of the batch that was encoded says `encoder`.
         assert 1 <= sources["encoder"] <= 4
-        # Only the other worker can have found it outside its own memory.
+        # `machine` means that the second worker took it from the shared folder.
         assert sources["machine"] >= 1
         assert all(len(answer.json()) == 8 for answer in answers)
     finally:
@@ -53,14 +53,14 @@ def test_all_workers_share(server: Any) -> None:
 
 
 def minor_faults(pid: int) -> int:
-    """How often the system has given the process a page of memory."""
+    """Return how many minor page faults the process has had."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[7])
 
 
-@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux tells by /proc")
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="page faults are read from /proc")
 def test_a_worker_keeps_its_memory(server: Any) -> None:
-    """The allocator's setting is in effect where it counts, and memory stays within bounds."""
+    """The workers have the allocator's settings, and their memory stays bounded."""
     image = new_picture()
     for _ in range(3):
         server.post("/sam/", prompt_body(image))
@@ -71,7 +71,7 @@ def test_a_worker_keeps_its_memory(server: Any) -> None:
     before = minor_faults(pid)
     for _ in range(10):
         server.post("/sam/", prompt_body(image))
-    # With fresh pages for every tensor a single prompt costs tens of thousands.
+    # A prompt costs tens of thousands of faults if every tensor gets fresh pages.
     assert minor_faults(pid) - before < 10 * 1000
     assert psutil.Process(pid).memory_info().rss < 3 * 2**30
 

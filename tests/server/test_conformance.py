@@ -1,8 +1,7 @@
-"""samapi's API as its clients use it: bodies as they send them, answers read as they read them.
+"""samapi's clients are served: the bodies that they send, and the answers as they read them.
 
-The clients are QuPath's SAM extension (0.9.1), which sends what a Java program makes of its
-objects, and samapi's own scripts. What they send and expect is written down here from their
-behaviour; `qupath_reads` is what the extension does with an answer.
+The clients are QuPath's SAM extension (0.9.1) and samapi's scripts. The tests repeat the bodies
+that they send. `qupath_reads` applies the extension's rules to an answer.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ AUTOMASK = {
 
 @dataclass(frozen=True)
 class Annotation:
-    """What QuPath makes of a Feature."""
+    """The annotation that QuPath makes of a Feature."""
 
     outline: Any
     path_class: str
@@ -51,7 +50,10 @@ class Annotation:
 
 
 def qupath_reads(answer: requests.Response) -> list[Annotation]:
-    """QuPath's rules: 200 or it only logs; Features, a FeatureCollection or one Feature."""
+    """Return the annotations that QuPath makes of an answer.
+
+    It takes a list of Features, a FeatureCollection or one Feature, and ignores all but 200.
+    """
     assert answer.status_code == 200, answer.text
     assert answer.headers["content-type"].split(";")[0] == "application/json"
     content = answer.json()
@@ -68,7 +70,7 @@ def qupath_reads(answer: requests.Response) -> list[Annotation]:
                 assert ring[0] == ring[-1]
                 assert len(ring) >= 4
                 assert all(len(vertex) == 2 for vertex in ring)
-        # A measurement: a number, and not JSON's true.
+        # QuPath reads a measurement as a number; JSON's true is none.
         assert type(properties["quality"]) is float
         assert type(properties["object_idx"]) is int
         assert isinstance(properties["label"], str)
@@ -114,7 +116,7 @@ def test_an_object_prompted(server: Any, prompt: dict[str, Any], multimask_outpu
 
 
 def test_each_click_sends_the_whole_view_again(server: Any) -> None:
-    """One prompt object after the other, as the extension does with several."""
+    """The extension sends several prompt objects one after the other."""
     for box, inside in (([20, 30, 70, 78], (45, 55)), ([302, 154, 382, 220], (340, 190))):
         body = {"type": "vit_t", "bbox": box, "b64img": VIEW, "multimask_output": False}
         [annotation] = qupath_reads(qupath_posts(server, "/sam/", body))
@@ -150,7 +152,7 @@ def test_automask(server: Any, output_type: str, include_image_edge: bool) -> No
 
 
 def test_samapis_readme_in_its_fewest_words(server: Any) -> None:
-    """A script that sends what it must and nothing else, by a client's defaults."""
+    """A script sends only the required fields, with its HTTP client's default headers."""
     answer = server.http.post(
         f"{server.options.url}/sam/",
         json={"type": "vit_t", "bbox": [20, 30, 70, 78], "b64img": VIEW},
@@ -188,7 +190,7 @@ def test_empty_fields_are_absent(server: Any, fields: dict[str, Any]) -> None:
     ],
 )
 def test_what_is_for_crops_does_not_matter_without(server: Any, fields: dict[str, Any]) -> None:
-    """The lowest value of the extension's spinner among it."""
+    """The fields for crops are ignored without crops, even at the extension's lowest value, 0."""
     answer = qupath_posts(server, "/sam/automask/", {**AUTOMASK, **fields})
     assert answer.json() == qupath_posts(server, "/sam/automask/", AUTOMASK).json()
     refused = qupath_posts(

@@ -1,4 +1,4 @@
-"""One request in every form of body and of answer, through both doors."""
+"""One request in every form of body and answer, to the gateway and to TorchServe."""
 
 from __future__ import annotations
 
@@ -25,15 +25,16 @@ FILE = ("coins.png", base64.b64decode(COINS), "image/png")
 
 @pytest.fixture(params=["gateway", "torchserve"])
 def send(request: pytest.FixtureRequest, server: Any) -> Any:
-    """`send(mode, headers=…, json=… or files=…)` through either door."""
+    """Return `send(mode, headers=…, json=… or files=…)` to the gateway and to TorchServe."""
 
     def post(mode: str, headers: dict[str, str] | None = None, **body: Any) -> requests.Response:
         lane = "vit_t" if mode == "prompt" else "vit_t-automask"
         url = f"{server.options.inference_url}/predictions/{lane}"
-        own = server.authorization("inference")
+        authorization = server.authorization("inference")
         if request.param == "gateway":
-            url, own = server.options.url + ("/sam/" if mode == "prompt" else "/sam/automask/"), {}
-        answer = server.http.post(url, headers={**(headers or {}), **own}, **body)
+            path = "/sam/" if mode == "prompt" else "/sam/automask/"
+            url, authorization = server.options.url + path, {}
+        answer = server.http.post(url, headers={**(headers or {}), **authorization}, **body)
         assert answer.status_code == 200, answer.text
         return answer  # type: ignore[no-any-return]
 
@@ -46,7 +47,7 @@ def test_a_form_is_answered_as_the_json_is(send: Any) -> None:
     request = {"request": (None, json.dumps({"type": "vit_t", "bbox": BOX}))}
     for files in (
         {"image": FILE, **fields},
-        {**fields, "image": FILE},  # whatever comes first
+        {**fields, "image": FILE},  # the parts may come in any order
         {"image": FILE, **request},
         {"image": FILE, "request": ("r.json", request["request"][1], "application/json")},
         {"b64img": (None, COINS), **fields},
@@ -56,9 +57,9 @@ def test_a_form_is_answered_as_the_json_is(send: Any) -> None:
 
 
 def test_a_form_for_automask(send: Any) -> None:
-    asked = {"type": "vit_t", "points_per_side": 3, "output_type": "Single mask"}
-    expected = send("automask", json={**asked, "b64img": COINS}).json()
-    files = {name: (None, str(value)) for name, value in asked.items()}
+    request = {"type": "vit_t", "points_per_side": 3, "output_type": "Single mask"}
+    expected = send("automask", json={**request, "b64img": COINS}).json()
+    files = {name: (None, str(value)) for name, value in request.items()}
     assert send("automask", files={"image": FILE, **files}).json() == expected != []
 
 
@@ -75,37 +76,37 @@ def test_a_mask_as_a_file(send: Any) -> None:
 @pytest.mark.parametrize("by", ["Accept", "accept", "output_format"])
 def test_a_feature_collection(send: Any, by: str) -> None:
     features = send("prompt", json=JSON).json()
-    asked, headers = JSON, {by: "application/geo+json"}
+    request, headers = JSON, {by: "application/geo+json"}
     if by == "output_format":
-        asked, headers = {**JSON, "output_format": "feature_collection"}, {}
-    answer = send("prompt", headers, json=asked)
+        request, headers = {**JSON, "output_format": "feature_collection"}, {}
+    answer = send("prompt", headers, json=request)
     assert answer.headers["content-type"] == "application/geo+json"
     collection = {"type": "FeatureCollection", "features": features, "pages": 1}
     assert answer.json() == collection
 
 
 def test_coco_run_lengths(send: Any) -> None:
-    asked = {"type": "vit_t", "points_per_side": 4, "b64img": COINS}
-    features = send("automask", json=asked).json()
-    answer = send("automask", json={**asked, "output_format": "coco_rle"})
+    request = {"type": "vit_t", "points_per_side": 4, "b64img": COINS}
+    features = send("automask", json=request).json()
+    answer = send("automask", json={**request, "output_format": "coco_rle"})
     assert answer.headers["content-type"] == "application/vnd.coco-rle+json"
     for record, feature in zip(answer.json(), features, strict=True):
         mask = coco.decode(record["segmentation"])
         np.testing.assert_array_equal(mask, rasterise(feature["geometry"], *SIZE))
-        said = feature["properties"]
-        assert record["predicted_iou"] == said["quality"]
-        assert {k: v for k, v in record.items() if k in said} == {
-            k: said[k] for k in ("area", "bbox", "stability_score", "point_coords")
+        properties = feature["properties"]
+        assert record["predicted_iou"] == properties["quality"]
+        assert {k: v for k, v in record.items() if k in properties} == {
+            k: properties[k] for k in ("area", "bbox", "stability_score", "point_coords")
         }
 
 
 def test_simplified_outlines(send: Any) -> None:
-    for mode, asked in (
+    for mode, request in (
         ("prompt", JSON),
         ("automask", {"type": "vit_t", "points_per_side": 4, "b64img": COINS}),
     ):
-        exact = send(mode, json=asked).json()
-        simple = send(mode, json={**asked, "simplify": 2}).json()
+        exact = send(mode, json=request).json()
+        simple = send(mode, json={**request, "simplify": 2}).json()
         for before, after in zip(exact, simple, strict=True):
             assert after["properties"] == before["properties"]
             geometry, outline = shape(after["geometry"]), shape(before["geometry"])
@@ -115,23 +116,23 @@ def test_simplified_outlines(send: Any) -> None:
 
 
 def test_large_answers_are_compressed_for_those_who_can_read_it(server: Any) -> None:
-    # Every point's three masks of a grainy picture, none left out.
+    # All three masks of every point of a grainy picture make a large answer.
     image = base64_png(picture("immunohistochemistry"))
-    asked = {"type": "vit_t", "points_per_side": 6, "b64img": image, "pred_iou_thresh": 0}
-    asked |= {"stability_score_thresh": 0, "output_type": "Multi-mask (all)"}
+    request = {"type": "vit_t", "points_per_side": 6, "b64img": image, "pred_iou_thresh": 0}
+    request |= {"stability_score_thresh": 0, "output_type": "Multi-mask (all)"}
     plain = server.http.post(
-        f"{server.options.url}/sam/automask/", json=asked, headers={"Accept-Encoding": "identity"}
+        f"{server.options.url}/sam/automask/", json=request, headers={"Accept-Encoding": "identity"}
     )
     assert "content-encoding" not in plain.headers
     for encoding in ("gzip", "zstd"):
         answer = server.http.post(
             f"{server.options.url}/sam/automask/",
-            json=asked,
+            json=request,
             headers={"Accept-Encoding": encoding},
         )
         assert answer.headers["content-encoding"] == encoding
         assert int(answer.headers["content-length"]) < len(plain.content) / 3
-        # This client undoes gzip by itself.
+        # requests decompresses gzip by itself.
         content = answer.content if encoding == "gzip" else zstandard.decompress(answer.content)
         assert content == plain.content
     click = server.http.post(f"{server.options.url}/sam/", json=JSON)

@@ -1,4 +1,4 @@
-"""What the gateway adds: samapi's other routes, readiness, tokens, its own refusals."""
+"""The gateway's routes beside /sam/ and /sam/automask/: readiness, tokens and refusals."""
 
 from __future__ import annotations
 
@@ -54,18 +54,18 @@ def test_what_the_extension_asks_of_sam_2_and_3_alone_is_not_here(server: Any, p
     ],
 )
 def test_a_type_that_is_not_loaded_has_an_entry_that_leads_to_the_reason(
-    server: Any, model_type: str, name: str, said: str
+    server: Any, model_type: str, name: str, reason: str
 ) -> None:
     [entry] = server.http.get(f"{server.options.url}/sam/weights/?type={model_type}").json()
     assert (entry["type"], entry["name"]) == (model_type, name)
     body = {**BODY, "type": model_type, "checkpoint_url": entry["url"]}
-    # Without a stand-in, what a client says of one means nothing.
+    # A server without a stand-in ignores the client's header about one.
     for headers in ({}, {"Samserve-Stand-In": "true"}):
         for path in ("/sam/", "/sam/automask/", "/sam/automask/?stream=1"):
             answer = server.http.post(server.options.url + path, json=body, headers=headers)
             error = answer.json()["error"]
             assert (answer.status_code, error["code"]) == (404, "not_found")
-            assert said in error["message"]
+            assert reason in error["message"]
             assert "Loaded: vit_t" in error["message"]
     answer = server.post("/sam/", {**BODY, "checkpoint_url": entry["url"]})
     assert (answer.status_code, answer.json()["error"]["field"]) == (404, "checkpoint_url")
@@ -73,8 +73,8 @@ def test_a_type_that_is_not_loaded_has_an_entry_that_leads_to_the_reason(
 
 def test_weights_can_be_asked_for_by_name_and_by_url(server: Any) -> None:
     [weights] = server.http.get(f"{server.options.url}/sam/weights/?type=vit_t").json()
-    for wanted in (weights["name"], weights["url"]):
-        assert server.post("/sam/", {**BODY, "checkpoint_url": wanted}).status_code == 200
+    for checkpoint_url in (weights["name"], weights["url"]):
+        assert server.post("/sam/", {**BODY, "checkpoint_url": checkpoint_url}).status_code == 200
 
 
 def test_alive_and_ready(server: Any) -> None:
@@ -150,7 +150,7 @@ def test_torchserve_wants_its_token(server: Any) -> None:
 
 
 def test_tokens_that_became_invalid_are_renewed(server: Any) -> None:
-    """Somebody else renews both tokens, twice; no client of the gateway notices."""
+    """Another program renews both tokens, twice. The gateway's clients do not notice."""
     key_file = Path(server.options.key_file)
     for _ in range(2):
         api_key = json.loads(key_file.read_text())["API"]["key"]
@@ -166,13 +166,13 @@ def test_tokens_that_became_invalid_are_renewed(server: Any) -> None:
 
 
 def test_an_expired_token_is_renewed_by_the_gateway_itself(server: Any) -> None:
-    """The key file still holds the refused token, as after an hour."""
+    """The key file still holds the expired token, as it does after an hour."""
     key_file = Path(server.options.key_file)
     before = json.loads(key_file.read_text())
     spoilt = json.loads(key_file.read_text())
     spoilt["inference"]["key"] = "expired0"
     key_file.write_text(json.dumps(spoilt))
-    # The gateway holds the valid one; make it look again by making that invalid too.
+    # The gateway has the valid token in memory. Renewing it makes that one invalid too.
     renew = server.http.get(
         f"{server.options.management_url}/token",
         params={"type": "inference"},

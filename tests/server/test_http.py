@@ -1,4 +1,4 @@
-"""HTTP as clients of all kinds speak it, through the gateway to a real mask."""
+"""Clients of all kinds send a request in their way of HTTP and get the real mask."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from tests.support.clients import JAVA_CLIENT, curl, java
 from tests.support.http import Answered, ask
 from tests.support.sample_pictures import base64_png, picture
 
-COINS = base64_png(picture("coins"))  # large enough to be known the second time
-ASKED = {"type": "vit_t", "bbox": [20, 30, 70, 78], "b64img": COINS}
-BODY = json.dumps(ASKED).encode()
+COINS = base64_png(picture("coins"))  # large enough for the gateway to send only its digest again
+REQUEST = {"type": "vit_t", "bbox": [20, 30, 70, 78], "b64img": COINS}
+BODY = json.dumps(REQUEST).encode()
 
 
 @pytest.fixture
 def expected(server: Any) -> Any:
-    """The features of that box."""
-    features = server.post("/sam/", ASKED).json()
+    """The features of the request `REQUEST`."""
+    features = server.post("/sam/", REQUEST).json()
     assert len(features) == 1
     return features
 
 
 def gateway(server: Any, path: str, body: bytes, **headers: str) -> Answered:
-    said = {name.replace("_", "-"): value for name, value in headers.items()}
-    return ask(server.options.port, "POST", path, body, said)
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return ask(server.options.port, "POST", path, body, named)
 
 
 def test_a_java_program_gets_its_mask(server: Any, expected: Any) -> None:
-    """With `HttpClient` as it comes, which offers HTTP/2 on its first request."""
+    """Java's `HttpClient` offers HTTP/2 on its first request."""
     for line in java(JAVA_CLIENT, f"{server.options.url}/sam/", BODY, "2").splitlines():
         status, features = line.split(" ", 1)
         assert (status, json.loads(features)) == ("200", expected)
@@ -56,14 +56,14 @@ def test_who_offers_and_hangs_up_ends_the_automask(server: Any) -> None:
     with socket.create_connection(("127.0.0.1", server.options.port), timeout=60) as connection:
         connection.sendall(head + long)
         wait_for_percent(server, running=True)
-    wait_for_percent(server, running=False)  # minutes of work, were it not for the hang-up
+    wait_for_percent(server, running=False)  # without the hang-up it would run for minutes
     # The lane's only worker is free again.
     quick = {"type": "vit_t", "b64img": COINS, "points_per_side": 1}
     assert server.post("/sam/automask", quick).status_code == 200
 
 
 def wait_for_percent(server: Any, *, running: bool) -> None:
-    """Until an automask is under way, or none is."""
+    """Return once a job runs, or once none runs."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         percent = server.http.get(f"{server.options.url}/sam/progress").json()["percent"]
@@ -75,9 +75,9 @@ def wait_for_percent(server: Any, *, running: bool) -> None:
 
 def test_a_body_in_every_encoding(server: Any, expected: Any) -> None:
     for encoding in ("utf-8-sig", "utf-16", "utf-16-be", "utf-32"):
-        answer = gateway(server, "/sam/", json.dumps(ASKED).encode(encoding))
+        answer = gateway(server, "/sam/", json.dumps(REQUEST).encode(encoding))
         assert (answer.status, answer.json()) == (200, expected)
-        worker = server.predict("vit_t", content=json.dumps(ASKED).encode(encoding))
+        worker = server.predict("vit_t", content=json.dumps(REQUEST).encode(encoding))
         assert (worker.status_code, worker.json()) == (200, expected)
     for encoding, compress in (("gzip", gzip.compress), ("zstd", zstandard.compress)):
         answer = gateway(server, "/sam/", compress(BODY), Content_Encoding=encoding)
@@ -97,7 +97,7 @@ NUMBERS = ["1180591620717411303424", "-1180591620717411303424", "1" + "0" * 400,
 
 @pytest.mark.parametrize("number", NUMBERS, ids=["2^70", "-2^70", "10^400", "4000 digits"])
 def test_an_integer_of_any_size(door: Any, expected: Any, number: str) -> None:
-    """Twice each: the second time the gateway knows the picture."""
+    """Each is sent twice: the second time the picture is a known picture."""
     for value in (number, f'{{"deep": [{number}]}}'):
         unknown = BODY[:-1] + f', "unknown": {value}}}'.encode()
         for _ in range(2):
@@ -113,7 +113,7 @@ def test_an_integer_of_any_size(door: Any, expected: Any, number: str) -> None:
 @pytest.mark.parametrize(
     ("field", "number"),
     [
-        ("points_per_side", "9" * 2500),  # whose square cannot be written
+        ("points_per_side", "9" * 2500),  # its square has more digits than Python writes
         ("min_mask_region_area", "9223372036854775808"),
         ("points_per_batch", "1e300"),
         ("overlap", "-1180591620717411303424"),
@@ -129,7 +129,7 @@ def test_automask_with_a_number_beyond_bounds(door: Any, field: str, number: str
 def test_a_form_with_an_integer_of_any_size(server: Any, expected: Any) -> None:
     image = ("coins.png", base64.b64decode(COINS), "image/png")
     for number in NUMBERS:
-        request = json.dumps({"type": "vit_t", "bbox": ASKED["bbox"]})[:-1] + f', "x": {number}}}'
+        request = json.dumps({"type": "vit_t", "bbox": REQUEST["bbox"]})[:-1] + f', "x": {number}}}'
         for _ in range(2):
             answer = server.http.post(
                 f"{server.options.url}/sam/",
@@ -139,7 +139,7 @@ def test_a_form_with_an_integer_of_any_size(server: Any, expected: Any) -> None:
 
 
 def test_an_image_of_no_bytes_is_never_asked_for_again(server: Any) -> None:
-    """Through both doors; 409 would have it sent again, for ever."""
+    """Neither the gateway nor TorchServe answers 409, or a client would send it again for ever."""
     files = {"image": ("x.png", b""), "type": (None, "vit_t"), "bbox": (None, "[1,1,9,9]")}
     for url, headers in (
         (f"{server.options.url}/sam/", {}),
@@ -155,7 +155,7 @@ def test_an_image_of_no_bytes_is_never_asked_for_again(server: Any) -> None:
     [
         [("Accept", "a" * 9000)],
         [("Accept", "a" * 3000), ("Accept", "b" * 3000)],
-        [("Accept", "\xe9" * 4000)],  # twice as many bytes on their way
+        [("Accept", "\xe9" * 4000)],  # two bytes each in UTF-8
     ],
 )
 def test_an_accept_header_that_torchserve_would_not_take(

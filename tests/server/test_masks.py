@@ -1,4 +1,4 @@
-"""Through both doors: the reference's masks, as GeoJSON that gives them back exactly."""
+"""The gateway and TorchServe answer the reference's masks, as GeoJSON that restores each pixel."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ CASES = [(name, box) for name, boxes in BOXES.items() for box in boxes]
 
 
 def is_the_mask(feature: dict[str, Any], mask: Any) -> None:
+    """Assert that the outline is valid and encloses the pixels of the mask."""
     assert shapely.geometry.shape(feature["geometry"]).is_valid
     assert same_mask(rasterise(feature["geometry"], *mask.shape), mask)
 
@@ -74,15 +75,15 @@ def test_multimask_output_gives_three_with_their_own_quality(
 
 
 def test_points_and_boxes_in_one_request(door: Any, model: Any) -> None:
-    """As QuPath sends points, background first; and every kind of prompt in a list."""
+    """Points as QuPath sends them, background first; then every kind of prompt in one list."""
     image = picture("coins")
     reference = SamPredictor(model)
     reference.set_image(image)
     box, points = BOXES["coins"][0], [[5, 5], [45, 55]]
-    drawn = np.zeros((256, 256), np.uint8)  # in the network's frame, 1024 / 4 for 384 pixels
+    drawn = np.zeros((256, 256), np.uint8)  # in the mask prompt's frame: 256 for 384 pixels
     drawn[23:50, 17:44] = 255
     logits = np.where(drawn, 1, -1) * np.log(0.999 / 0.001)
-    asked: list[tuple[dict[str, Any], dict[str, Any]]] = [
+    prompts: list[tuple[dict[str, Any], dict[str, Any]]] = [
         (
             {"point_coords": points, "point_labels": [0, 1]},
             {"point_coords": np.array(points), "point_labels": np.array([0, 1])},
@@ -102,14 +103,14 @@ def test_points_and_boxes_in_one_request(door: Any, model: Any) -> None:
         ),
     ]
     common = {"type": "vit_t", "b64img": base64_png(image)}
-    for fields, arguments in asked:
+    for fields, arguments in prompts:
         [feature] = door("prompt", {**common, **fields}).json()
         masks, quality, _ = reference.predict(**arguments, multimask_output=False)
         is_the_mask(feature, masks[0])
         assert feature["properties"]["quality"] == pytest.approx(quality[0], abs=1e-4)
-    together = door("prompt", {**common, "prompts": [fields for fields, _ in asked]}).json()
+    together = door("prompt", {**common, "prompts": [fields for fields, _ in prompts]}).json()
     assert [f["properties"]["prompt_idx"] for f in together] == [0, 1, 2, 3]
-    for feature, (_, arguments) in zip(together, asked, strict=True):
+    for feature, (_, arguments) in zip(together, prompts, strict=True):
         is_the_mask(feature, reference.predict(**arguments, multimask_output=False)[0][0])
 
 
@@ -140,7 +141,7 @@ def test_nothing_found_is_an_empty_array(door: Any) -> None:
 
 
 def test_what_qupath_sends(server: Any, reference_masks: Any) -> None:
-    """The extension's bodies as it writes them, with its headers."""
+    """The extension's bodies, byte for byte, with its headers."""
     headers = {"Content-Type": "application/json; charset=utf-8", "Accept": "application/json"}
     image = base64_png(picture("coins"))
     prompt = (

@@ -1,4 +1,4 @@
-"""What Prometheus reads of workers and gateway, and a request's way through the logs."""
+"""The metrics pages of workers and gateway, and a request's lines in the logs."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def test_a_workers_metrics(server: Any) -> None:
 
 def test_the_lanes_are_apart(server: Any) -> None:
     since = Since(server.options.metrics_url)
-    found = server.predict("vit_t-automask", automask_body(new_picture())).json()
+    features = server.predict("vit_t-automask", automask_body(new_picture())).json()
     wait_for(lambda: since("samserve_requests_total", lane="vit_t-automask") == 1)
-    assert since("samserve_answer_masks_sum", lane="vit_t-automask") == len(found) > 0
+    assert since("samserve_answer_masks_sum", lane="vit_t-automask") == len(features) > 0
     assert since("samserve_step_seconds_count", lane="vit_t-automask", step="masks") == 1
     assert since("samserve_requests_total", lane="vit_t") == 0
 
@@ -96,7 +96,7 @@ def test_the_page_is_no_api(server: Any) -> None:
 
 
 def entries(log: Path) -> list[dict[str, Any]]:
-    """Every line of a log, each of which must be JSON."""
+    """Return every line of a log. Each must be JSON."""
     return [json.loads(line) for line in log.read_text().splitlines()]
 
 
@@ -110,21 +110,21 @@ def test_a_request_in_the_workers_log(server: Any) -> None:
     assert answer.headers["X-Request-Id"] == request_id
     logs = server.options.run_dir / "logs"
     wait_for(lambda: request_id in (logs / "torchserve.log").read_text())
-    told = entries(logs / "torchserve.log")
-    [line] = [entry for entry in told if entry.get("request_id") == request_id]
+    lines = entries(logs / "torchserve.log")
+    [line] = [entry for entry in lines if entry.get("request_id") == request_id]
     assert (line["lane"], line["status"], line["code"]) == ("vit_t", 200, "ok")
-    # By which TorchServe's own lines are found.
-    assert any(line["job"] in entry["message"] and "thread" in entry for entry in told)
-    assert not any(entry["message"].startswith("[METRICS]") for entry in told)
+    # The job id links them to TorchServe's lines.
+    assert any(line["job"] in entry["message"] and "thread" in entry for entry in lines)
+    assert not any(entry["message"].startswith("[METRICS]") for entry in lines)
     assert entries(logs / "access.log")
 
 
 @pytest.mark.parametrize(
     "given", ["", "a b", "x" * 200, 'a"b'], ids=["none", "space", "long", "quote"]
 )
-def test_a_request_that_brings_no_sane_id(server: Any, given: str) -> None:
-    answer = server.http.get(f"{server.options.url}/healthz", headers={"X-Request-Id": given})
-    assert answer.headers["X-Request-Id"] not in ("", given)
+def test_a_request_that_brings_no_sane_id(server: Any, sent: str) -> None:
+    answer = server.http.get(f"{server.options.url}/healthz", headers={"X-Request-Id": sent})
+    assert answer.headers["X-Request-Id"] not in ("", sent)
 
 
 def test_the_gateways_log(server: Any, tmp_path: Path) -> None:
@@ -164,8 +164,8 @@ def test_the_gateways_log(server: Any, tmp_path: Path) -> None:
     finally:
         gateway.terminate()
         gateway.wait()
-    told = {entry["request_id"]: entry for entry in entries(log) if entry.get("status") == 422}
-    assert list(told) == ["first", "second"]
-    assert told["first"]["method"] == "POST"
-    assert told["first"]["route"] == "/sam/"
-    assert told["first"]["seconds"] > 0
+    lines = {entry["request_id"]: entry for entry in entries(log) if entry.get("status") == 422}
+    assert list(lines) == ["first", "second"]
+    assert lines["first"]["method"] == "POST"
+    assert lines["first"]["route"] == "/sam/"
+    assert lines["first"]["seconds"] > 0

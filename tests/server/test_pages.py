@@ -1,4 +1,4 @@
-"""A page of a TIFF is chosen, answered as that picture alone, and never taken for another."""
+"""A request for one page of a TIFF is answered like a request for that page as a picture."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGES_HEADER = "X-Image-Pages"
 
 
 def new_pages() -> list[NDArray[np.uint8]]:
-    """Pictures that no cache can know."""
+    """Return three pictures with random pixels, so that no cache can hold them."""
     pages = [picture("coins").copy(), picture("coins")[::-1].copy(), picture("coffee").copy()]
     for page in pages:
         page[0, :8] = np.random.default_rng().integers(0, 256, (8, 1), np.uint8)
@@ -40,8 +40,8 @@ def tiff_of(pages: list[NDArray[np.uint8]]) -> bytes:
 
 
 def body(image: str, mode: str = "prompt", **fields: Any) -> dict[str, Any]:
-    own = {"bbox": BOX} if mode == "prompt" else {"points_per_side": 3}
-    return {"type": "vit_t", "b64img": image, **own, **fields}
+    prompt = {"bbox": BOX} if mode == "prompt" else {"points_per_side": 3}
+    return {"type": "vit_t", "b64img": image, **prompt, **fields}
 
 
 @pytest.mark.parametrize("mode", ["prompt", "automask"])
@@ -50,7 +50,7 @@ def test_a_page_is_answered_as_that_picture_alone(door: Any, mode: str) -> None:
     stack = base64.b64encode(tiff_of(pages)).decode()
     alone = [door(mode, body(base64_png(page), mode)) for page in pages]
     assert [answer.headers[PAGES_HEADER] for answer in alone] == ["1"] * 3
-    for _ in range(2):  # the second time all of it is known
+    for _ in range(2):  # the second time every page is a known picture
         for page in (2, 0, 1):
             answer = door(mode, body(stack, mode, page=page))
             assert answer.status_code == 200, answer.text
@@ -103,7 +103,7 @@ def test_as_a_part_of_a_form(server: Any) -> None:
 
 
 def test_a_page_not_seen_of_a_known_picture_is_sent_in_full(server: Any) -> None:
-    # Small: aiohttp warns of a megabyte of bytes, and here warnings are errors.
+    # Below 1 MB: aiohttp warns of a larger body in `bytes`, and tests turn warnings into errors.
     stack = base64.b64encode(tiff_of([page[:200, :250] for page in new_pages()])).decode()
     with recorded(server) as (gateway, passed):
         answers = [gateway.post("/sam/", json=body(stack, page=page)) for page in (0, 1, 1, 0)]
@@ -124,22 +124,22 @@ def test_a_reference_names_a_page(server: Any, door: Any) -> None:
 
 
 def test_pages_that_come_together(server: Any) -> None:
-    """Those of one batch are of one image, and yet of several pictures."""
+    """Requests of one batch name one file, but different pages of it."""
     pages = new_pages()
     stack = base64.b64encode(tiff_of(pages)).decode()
     alone = [server.post("/sam/", body(base64_png(page))).json() for page in pages]
-    asked = [index % 3 for index in range(24)]
+    pages_asked = [index % 3 for index in range(24)]
     with ThreadPoolExecutor(12) as pool:
         answers = list(
-            pool.map(lambda page: server.post("/sam/", body(stack, page=page)).json(), asked)
+            pool.map(lambda page: server.post("/sam/", body(stack, page=page)).json(), pages_asked)
         )
-    for page, [feature] in zip(asked, answers, strict=True):
-        # Prompts that are decoded together differ in the last digits.
+    for page, [feature] in zip(pages_asked, answers, strict=True):
+        # Prompts that are decoded in one batch differ in the last digits.
         [expected] = alone[page]
-        found, meant = (
+        mask, expected_mask = (
             rasterise(one["geometry"], *pages[page].shape[:2]) for one in (feature, expected)
         )
-        assert same_mask(found, meant)
+        assert same_mask(mask, expected_mask)
         assert feature["properties"]["quality"] == pytest.approx(
             expected["properties"]["quality"], abs=1e-3
         )
@@ -151,20 +151,20 @@ def test_automask_in_tiles_and_as_a_stream(server: Any, tile_size: int) -> None:
     stack = base64.b64encode(tiff_of(pages)).decode()
     alone = body(base64_png(pages[1]), "automask", tile_size=tile_size)
     expected = server.post("/sam/automask/", alone).json()
-    asked = body(stack, "automask", page=1, tile_size=tile_size)
-    assert server.post("/sam/automask/", asked).json() == expected
-    answer = server.post("/sam/automask/?stream=1", asked)
+    request = body(stack, "automask", page=1, tile_size=tile_size)
+    assert server.post("/sam/automask/", request).json() == expected
+    answer = server.post("/sam/automask/?stream=1", request)
     assert answer.headers[PAGES_HEADER] == "3"
     events = [json.loads(line) for line in answer.text.splitlines()]
     assert events[-1] == {"event": "done", "pages": 3}
-    found = [event for event in events if event["event"] == "feature"]
-    assert [event["geometry"] for event in found] == [one["geometry"] for one in expected]
-    refused = server.post("/sam/automask/?stream=1", {**asked, "page": 3})
+    features = [event for event in events if event["event"] == "feature"]
+    assert [event["geometry"] for event in features] == [one["geometry"] for one in expected]
+    refused = server.post("/sam/automask/?stream=1", {**request, "page": 3})
     assert (refused.status_code, refused.json()["error"]["field"]) == (422, "page")
 
 
 def test_the_pages_of_a_scientific_picture(door: Any) -> None:
-    """12 bits of colour, of which the high bytes are black."""
+    """A picture of 12 bits per channel, whose high bytes alone would be nearly black."""
     wide = (picture("coins").astype(np.uint16) << 4) + 7
     file = io.BytesIO()
     tifffile.imwrite(file, wide, photometric="rgb")

@@ -1,4 +1,4 @@
-"""A picture sent before goes through TorchServe as a reference, and nobody can tell but by time."""
+"""The gateway sends only the digest of a known picture, and the answer stays the same."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_clients_may_refer_to_a_picture_themselves(server: Any, door: Any) -> No
 
 
 def test_crops_of_a_picture_need_its_pixels(server: Any) -> None:
-    """Its embedding is known, but not those of its crops."""
+    """The worker has the picture's embedding, but not the embeddings of its crops."""
     picture = new_picture()
     body = {**automask_body(picture), "crop_n_layers": 1, "points_per_side": 2}
     with recorded(server) as (gateway, passed):
@@ -83,7 +83,7 @@ def test_a_bad_box_on_a_known_picture_is_refused_the_same(server: Any) -> None:
     with recorded(server) as (gateway, passed):
         assert gateway.post("/sam/", json=prompt_body(picture)).status_code == 200
         answer = gateway.post("/sam/", json=bad)
-        # Python's NaN is no JSON, and none of ours may become null on its way.
+        # NaN is not JSON, and the gateway must not turn it into null.
         odd = json.dumps(prompt_body(picture, bbox=[float("nan"), 0, 5, 5]))
         refused = gateway.post("/sam/", content=odd)
     whole = server.predict("vit_t", bad)

@@ -2,8 +2,8 @@
 
 They are those of README.md, docs/http-api.md and docs/operations.md.
 
-Also what a person does to a running server: paste its ready block's request, start a second
-one by mistake, press Ctrl-C.
+Other tests paste the request that a ready server prints, start a second server by mistake, and
+press Ctrl-C.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ BLOCKS = [
     )
 ]
 
-# A person's shell knows nothing of the make that runs the tests.
+# A person's shell lacks the variables of the make that runs the tests.
 ENVIRON = {
     name: value
     for name, value in os.environ.items()
@@ -60,7 +60,7 @@ def blocks(language: str, containing: str) -> list[str]:
 
 
 def shell(block: str) -> str:
-    done = subprocess.run(
+    completed = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", block],
         cwd=ROOT,
         env=ENVIRON,
@@ -68,39 +68,39 @@ def shell(block: str) -> str:
         text=True,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    return completed.stdout
 
 
 @pytest.fixture(scope="module")
 def made_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Path]]:
-    """`make serve` as a person runs it, and what it has printed; Ctrl-C at the end."""
-    check_ports(Options())  # says who is in the way
+    """Run `make serve` as a person does; yield the process and the file of its output."""
+    check_ports(Options())  # names the process that holds a port
     [block] = blocks("sh", "make serve")
-    said = tmp_path_factory.mktemp("serve") / "said"
-    with said.open("wb") as output:
+    output = tmp_path_factory.mktemp("serve") / "said"
+    with output.open("wb") as file:
         process = subprocess.Popen(
             ["bash", "-c", block],
             cwd=ROOT,
             env=ENVIRON,
-            stdout=output,
+            stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
     deadline = time.monotonic() + 300
-    while "Ctrl-C stops everything" not in said.read_text():
-        assert process.poll() is None, said.read_text()
-        assert time.monotonic() < deadline, said.read_text()
+    while "Ctrl-C stops everything" not in output.read_text():
+        assert process.poll() is None, output.read_text()
+        assert time.monotonic() < deadline, output.read_text()
         time.sleep(0.2)
-    yield process, said
+    yield process, output
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
 def test_the_demo(tmp_path: Path) -> None:
     [block] = blocks("sh", "make demo")
-    said = shell(block)
-    assert re.search(r"^server: starting on free ports: [\d.]+ s$", said, re.MULTILINE)
+    output = shell(block)
+    assert re.search(r"^server: starting on free ports: [\d.]+ s$", output, re.MULTILINE)
     for name in ("ihc-box", "coins-automask"):
         features = json.loads((ROOT / "out" / "demo" / f"{name}.geojson").read_text())
         assert all(shapely.geometry.shape(f["geometry"]).is_valid for f in features)
@@ -116,7 +116,7 @@ def test_the_box(made_server: Any, reference_masks: Any) -> None:
     assert shapely.geometry.shape(feature["geometry"]).is_valid
     [mask], [quality] = reference_masks("coins", [20, 30, 70, 78])
     assert same_mask(rasterise(feature["geometry"], *mask.shape), mask)
-    # and the README shows this very answer
+    # The README shows this answer.
     [shown] = blocks("json", '"Feature"')
     assert answer.startswith(shown.split(" … ")[0].rstrip(","))
     shown_properties = json.loads(shown[shown.index('"properties":') + 13 : -3])
@@ -153,13 +153,13 @@ def test_the_automask(made_server: Any, model: Any) -> None:
 
 def test_the_python_block(made_server: Any) -> None:
     [block] = blocks("python", "requests")
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, check=False
     )
-    assert done.returncode == 0, done.stderr
-    shown = re.search(r"docs/coins.png (\d+) objects", done.stdout)
+    assert completed.returncode == 0, completed.stderr
+    shown = re.search(r"docs/coins.png (\d+) objects", completed.stdout)
     assert shown
-    # pyogrio brings GDAL, with which QGIS opens files, too.
+    # geopandas reads with GDAL, which QGIS uses as well.
     written = geopandas.read_file(ROOT / "out" / "objects" / "coins.geojson")
     assert len(written) == int(shown[1]) > 10
     assert written.geometry.is_valid.all()
@@ -180,15 +180,15 @@ def test_the_scaling(made_server: Any) -> None:
 
 @needs_curl
 def test_the_ready_blocks_request_works_when_pasted(made_server: Any) -> None:
-    _, said = made_server
-    [line] = [line for line in said.read_text().splitlines() if line.startswith("curl ")]
+    _, output = made_server
+    [line] = [line for line in output.read_text().splitlines() if line.startswith("curl ")]
     [feature] = json.loads(shell(line))
     disc = shapely.geometry.shape(feature["geometry"])
     assert disc.area == pytest.approx(np.pi * 16**2, rel=0.1)
 
 
 def test_a_second_start_says_which_port_and_who_holds_it(made_server: Any) -> None:
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-m", "samserve_launcher", "serve"],
         cwd=ROOT,
         env=ENVIRON,
@@ -196,16 +196,16 @@ def test_a_second_start_says_which_port_and_who_holds_it(made_server: Any) -> No
         text=True,
         check=False,
     )
-    assert done.returncode == 1
-    assert "port 8000 on 127.0.0.1" in done.stderr
-    holder = re.search(r"process (\d+) holds it, .*-m samserve_gateway", done.stderr)
+    assert completed.returncode == 1
+    assert "port 8000 on 127.0.0.1" in completed.stderr
+    holder = re.search(r"process (\d+) holds it, .*-m samserve_gateway", completed.stderr)
     assert holder
     assert psutil.pid_exists(int(holder[1]))
-    assert "--port or SAMSERVE_PORT" in done.stderr
+    assert "--port or SAMSERVE_PORT" in completed.stderr
 
 
 def test_ctrl_c_stops_every_process(made_server: Any) -> None:
-    process, said = made_server
+    process, output = made_server
     started = psutil.Process(process.pid).children(recursive=True)
     commands = " ".join(" ".join(p.cmdline()) for p in started)
     assert all(part in commands for part in ("samserve serve", "samserve_gateway", "ModelServer"))
@@ -213,5 +213,5 @@ def test_ctrl_c_stops_every_process(made_server: Any) -> None:
     process.wait(timeout=60)
     _, alive = psutil.wait_procs(started, timeout=1)
     assert not alive
-    assert said.read_text().rstrip().splitlines()[-1].startswith(("stopped", "make"))
+    assert output.read_text().rstrip().splitlines()[-1].startswith(("stopped", "make"))
     check_ports(Options())  # all free again

@@ -1,8 +1,7 @@
-"""Embeddings that machines share, and a Redis that fails in the middle of it: the same answers."""
+"""Machines share embeddings in Redis, and the answers stay the same if Redis fails."""
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -10,16 +9,14 @@ from typing import Any
 import pytest
 
 from samserve.embeddings.redis_store import FAILURES
-from samserve_launcher.loopback import LoopbackSession
 from samserve_launcher.options import Options, free_ports
-from samserve_launcher.server import running
 from tests.support.answers import source
 from tests.support.bodies import prompt_body
 from tests.support.lanes import described, embedding_counters, forget_everything
 from tests.support.metrics import Since, value_of
 from tests.support.redis import Proxy, RedisServer, running_redis
 from tests.support.sample_pictures import new_picture
-from tests.support.servers import Server
+from tests.support.servers import Server, running_server
 from tests.support.waiting import wait_for
 
 
@@ -38,22 +35,21 @@ def proxy(redis: RedisServer) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def sharing(proxy: Proxy) -> Iterator[Server]:
-    """A server whose workers share what they know in Redis."""
+    """A server whose workers share their embeddings in Redis."""
     options = free_ports(Options())
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SAMSERVE_REDIS_URL", proxy.url)
-        with running(options), LoopbackSession(300) as http:
-            yield Server(options, http)
-    shutil.rmtree(options.run_dir)
+        with running_server(options) as server:
+            yield server
 
 
 def outcomes(server: Server) -> Counter[str]:
-    """How the worker has fared with Redis."""
+    """Return how often each outcome of a Redis command has occurred in the worker."""
     return Counter(described(server, "vit_t")["customizedMetadata"]["redis"])
 
 
 def answered(server: Server, body: Any) -> tuple[str, Any]:
-    """Where the embedding came from, and the answer, which must be one."""
+    """Return the embedding's source and the answer, which must be 200."""
     answer = server.post("/sam/", body)
     return source(answer), answer.json()
 
@@ -67,11 +63,11 @@ def test_another_process_finds_what_one_encoded(sharing: Server, redis: RedisSer
     forget_everything(sharing)
     before_redis = embedding_counters(sharing, "vit_t")["redis"]
     assert answered(sharing, bodies[0]) == ("redis", fresh[0][1])
-    # The gateway only named it, and did not have to send it in full.
+    # The gateway sent only the digest, and no worker asked for the picture in full.
     page = sharing.http.get(f"{sharing.options.url}/metrics").text
     assert value_of(page, "samserve_gateway_pictures_total", outcome="forgotten") == 0
     assert answered(sharing, bodies[0]) == ("memory", fresh[0][1])
-    # The other lane's worker, on the same machine, need not ask.
+    # The other lane's worker takes it from the machine's folder, without Redis.
     automask = {**bodies[0], "points_per_side": 2}
     assert source(sharing.post("/sam/automask/", automask)) == "machine"
     assert answered(sharing, bodies[1]) == ("redis", fresh[1][1])
@@ -85,14 +81,14 @@ def test_another_process_finds_what_one_encoded(sharing: Server, redis: RedisSer
 
 
 def recovered(server: Server) -> bool:
-    """Whether one more picture was looked for in Redis, and the answer was sound."""
+    """Return whether the worker looks for a new picture in Redis again."""
     before = outcomes(server)
     answered(server, prompt_body(new_picture()))
     return (outcomes(server) - before)["miss"] > 0
 
 
 def test_whatever_becomes_of_redis(sharing: Server, redis: RedisServer, proxy: Proxy) -> None:
-    """No wrong answer, and none that fails."""
+    """Damaged, full, slow or stopped: no answer is wrong, and none fails."""
     names = ("lying", "slow", "gone")
     bodies = {name: prompt_body(new_picture()) for name in names}
     before = len(redis.names())
@@ -106,7 +102,7 @@ def test_whatever_becomes_of_redis(sharing: Server, redis: RedisServer, proxy: P
     assert outcomes(sharing)["damaged"] > 0
     redis.client.flushall()
 
-    # Full: what it cannot keep is answered all the same.
+    # A full Redis cannot store an embedding, but the request is answered.
     redis.client.config_set("maxmemory", "1mb")
     wait_for(lambda: recovered(sharing))
     for _ in range(FAILURES + 1):

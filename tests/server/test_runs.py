@@ -1,4 +1,4 @@
-"""An automask that is watched, given a deadline, or left by its client."""
+"""A job: its events, its progress, its deadline, and a client that hangs up."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POINTS = GRID**2
 
 
 def body(**fields: Any) -> dict[str, Any]:
-    # One point at a time, so that a batch is short.
+    # One point per batch, so that a job reports its progress often.
     return {
         "type": "vit_t",
         "points_per_side": GRID,
@@ -34,9 +34,9 @@ def url(server: Any) -> str:
 
 
 def progress(server: Any) -> dict[str, Any]:
-    said: dict[str, Any] = server.http.get(f"{server.options.url}/sam/progress/").json()
-    assert set(said) == {"message", "percent"}
-    return said
+    answer: dict[str, Any] = server.http.get(f"{server.options.url}/sam/progress/").json()
+    assert set(answer) == {"message", "percent"}
+    return answer
 
 
 def events_of(lines: Any) -> list[dict[str, Any]]:
@@ -44,25 +44,25 @@ def events_of(lines: Any) -> list[dict[str, Any]]:
 
 
 def test_a_stream_of_events(server: Any) -> None:
-    asked = body()
-    with server.http.post(f"{url(server)}?stream=1", json=asked, stream=True) as answer:
+    request = body()
+    with server.http.post(f"{url(server)}?stream=1", json=request, stream=True) as answer:
         assert answer.status_code == 200
         assert answer.headers["content-type"] == "application/x-ndjson"
         arrived = [(time.monotonic(), event) for event in map(json.loads, answer.iter_lines())]
     events = [event for _, event in arrived]
-    going = [event for event in events if event["event"] == "progress"]
-    assert [event["done"] for event in going] == sorted(event["done"] for event in going)
-    assert len(going) > 5
-    assert (going[0]["done"], going[-1]["done"]) == (0, POINTS)
-    assert {event["total"] for event in going} == {POINTS}
-    # As they came about, not all at the end.
+    reports = [event for event in events if event["event"] == "progress"]
+    assert [event["done"] for event in reports] == sorted(event["done"] for event in reports)
+    assert len(reports) > 5
+    assert (reports[0]["done"], reports[-1]["done"]) == (0, POINTS)
+    assert {event["total"] for event in reports} == {POINTS}
+    # The events are sent as they occur, not all at the end.
     assert arrived[-1][0] - arrived[0][0] > 0.5
-    assert [event["event"] for event in events[len(going) :]] == [
-        *["feature"] * (len(events) - len(going) - 1),
+    assert [event["event"] for event in events[len(reports) :]] == [
+        *["feature"] * (len(events) - len(reports) - 1),
         "done",
     ]
-    found = [event for event in events if event.pop("event") == "feature"]
-    assert found == server.http.post(url(server), json=asked).json() != []
+    features = [event for event in events if event.pop("event") == "feature"]
+    assert features == server.http.post(url(server), json=request).json() != []
 
 
 def test_a_stream_that_is_refused(server: Any) -> None:
@@ -88,10 +88,10 @@ def test_progress_of_what_is_running(server: Any) -> None:
     while asking.is_alive():
         seen.append(progress(server))
         time.sleep(0.05)
-    percents = [said["percent"] for said in seen if said["percent"] >= 0]
+    percents = [report["percent"] for report in seen if report["percent"] >= 0]
     assert percents == sorted(percents)
     assert len(set(percents)) > 3
-    assert any(f"of {POINTS} points" in said["message"] for said in seen)
+    assert any(f"of {POINTS} points" in report["message"] for report in seen)
     assert answers[0].status_code == 200
     assert progress(server)["percent"] == -1
 
@@ -112,7 +112,7 @@ def test_a_reader_of_events_that_goes_away_frees_the_worker(server: Any) -> None
 
 
 def is_free(server: Any) -> None:
-    """The only worker of its lane takes the next one at once."""
+    """Assert that the lane's only worker takes the next job at once."""
     left = time.monotonic()
     wait_for(lambda: progress(server)["percent"] == -1)
     assert server.http.post(url(server), json=body(points_per_side=2)).status_code == 200
@@ -120,7 +120,7 @@ def is_free(server: Any) -> None:
 
 
 def test_a_client_that_goes_away_while_it_waits_in_the_queue(server: Any) -> None:
-    """Nothing is done for it at all, once it is its turn."""
+    """The worker does not begin a job whose client has gone."""
     first = threading.Thread(target=server.http.post, args=(url(server),), kwargs={"json": body()})
     first.start()
     wait_for(lambda: progress(server)["percent"] >= 0)
@@ -132,19 +132,19 @@ def test_a_client_that_goes_away_while_it_waits_in_the_queue(server: Any) -> Non
 
 
 def test_a_deadline(server: Any, door: Any) -> None:
-    asked = body(points_per_side=120, timeout_s=1.5)
-    answer = door("automask", asked)
+    request = body(points_per_side=120, timeout_s=1.5)
+    answer = door("automask", request)
     assert answer.status_code == 504
-    said = answer.json()
-    assert said["error"]["code"] == "timeout"
-    assert 0 < said["done"] < said["total"] == 120**2
-    for feature in said["found"]:
+    content = answer.json()
+    assert content["error"]["code"] == "timeout"
+    assert 0 < content["done"] < content["total"] == 120**2
+    for feature in content["found"]:
         assert feature["type"] == "Feature"
 
 
 def test_a_deadline_in_a_stream(server: Any) -> None:
-    asked = body(points_per_side=120, timeout_s=1.5)
-    with server.http.post(f"{url(server)}?stream=1", json=asked, stream=True) as answer:
+    request = body(points_per_side=120, timeout_s=1.5)
+    with server.http.post(f"{url(server)}?stream=1", json=request, stream=True) as answer:
         events = events_of(answer.iter_lines())
     assert events[-1]["event"] == "error"
     assert events[-1]["error"]["code"] == "timeout"

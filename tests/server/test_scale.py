@@ -1,4 +1,4 @@
-"""Workers set through the management API, as `make scale` does it."""
+"""`samserve scale` sets a lane's workers through the management API."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def test_a_lane_grows_and_shrinks(server: Any) -> None:
 
 
 def test_an_unknown_lane_says_so(server: Any) -> None:
-    told = scale(server, "vit_x", "2")
-    assert told.returncode != 0
-    assert "vit_x" in told.stderr
+    completed = scale(server, "vit_x", "2")
+    assert completed.returncode != 0
+    assert "vit_x" in completed.stderr
 
 
 def test_no_server_says_so() -> None:
-    command = [sys.executable, "-m", "samserve_launcher.scale", "--port", "1"]
-    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert told.returncode != 0
-    assert "no server runs on port 1. Running: " in told.stderr
+    command = [sys.executable, "-m", "samserve_launcher", "scale", "--port", "1"]
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert completed.returncode != 0
+    assert "no server runs on port 1. Running: " in completed.stderr

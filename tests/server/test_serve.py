@@ -1,4 +1,4 @@
-"""A server that is stopped, or that loses a process, leaves nothing behind."""
+"""A server that stops or loses a process leaves no process and no file behind."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def test_sigterm_while_starting_stops_everything() -> None:
     started = serve.children(recursive=True)
     assert len(started) >= 3
     process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert said.rstrip().endswith("stopped")
+    assert output.rstrip().endswith("stopped")
     _, alive = psutil.wait_procs(started, timeout=1)
     assert not alive
     assert {path.name for path in options.run_dir.iterdir()} == {"config.properties", "logs"}
@@ -80,7 +80,7 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_cannot_load_tells_why(tmp_path: Path) -> None:
-    """An archive that lost a file; TorchServe alone would go on trying."""
+    """An archive that lacks a file stops the start. TorchServe alone would retry for ever."""
     with (
         zipfile.ZipFile(ROOT / "model_store" / "vit_t.mar") as whole,
         zipfile.ZipFile(tmp_path / "vit_t.mar", "w") as broken,
@@ -125,8 +125,10 @@ def test_registered_weights_get_lanes_like_their_types(tmp_path: Path) -> None:
     ]
     lanes = json.loads(properties["models"])
     for mode in ("", "-automask"):
-        [own], [registered] = (lanes[name + mode].values() for name in ("vit_t", "vit_t.nuclei"))
-        assert registered == {**own, "marName": "vit_t.nuclei.mar"}
+        [default], [registered] = (
+            lanes[name + mode].values() for name in ("vit_t", "vit_t.nuclei")
+        )
+        assert registered == {**default, "marName": "vit_t.nuclei.mar"}
     assert registered["minWorkers"] == 3
 
 

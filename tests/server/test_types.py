@@ -1,7 +1,6 @@
-"""Two types served side by side: four lanes, each scaled by itself while all are asked.
+"""Two types on one server: four lanes, each scaled while all receive requests.
 
-vit_b is there with random weights: what it answers is nothing to look at, but must be what the
-library answers, whose agreement with the reference tests/unit/test_types.py sees to.
+vit_b has random weights. tests/unit/test_model_types.py compares its masks with the reference.
 """
 
 from __future__ import annotations
@@ -20,10 +19,9 @@ import pytest
 from samserve_gateway import probe
 from samserve_launcher.loopback import LoopbackSession
 from samserve_launcher.options import Options, free_ports
-from samserve_launcher.server import running
 from tests.support.lanes import lanes_of, mapped_weights, scale, scaled
 from tests.support.paths import ROOT
-from tests.support.servers import Server
+from tests.support.servers import Server, running_server
 
 LANES = ["vit_t", "vit_t-automask", "vit_b", "vit_b-automask"]
 
@@ -32,13 +30,12 @@ LANES = ["vit_t", "vit_t-automask", "vit_b", "vit_b-automask"]
 def both(vit_b_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     store = tmp_path_factory.mktemp("store")
     shutil.copy(ROOT / "model_store" / "vit_t.mar", store)
-    command = [sys.executable, "-m", "samserve.archives.build", "vit_b"]
+    command = [sys.executable, "-m", "samserve_launcher", "archive", "vit_b"]
     command += ["--weights-dir", str(vit_b_weights), "--model-store", str(store)]
     subprocess.run(command, cwd=ROOT, check=True)
     options = free_ports(Options(models="vit_t vit_b", model_store=store))
-    with running(options), LoopbackSession(300) as http:
-        yield Server(options, http)
-    shutil.rmtree(options.run_dir)
+    with running_server(options) as server:
+        yield server
     shutil.rmtree(store)
 
 
@@ -52,7 +49,7 @@ def test_all_four_lanes_are_there(both: Server) -> None:
 
 
 def test_a_box_and_a_grid_by_vit_b(both: Server) -> None:
-    """Of the picture that readiness is asked with, so that it is encoded already."""
+    """The picture is the readiness probe's, so a worker has encoded it already."""
     answer = both.post("/sam/", {**probe.prompt("vit_b"), "multimask_output": True})
     assert answer.status_code == 200
     features = answer.json()
@@ -65,33 +62,33 @@ def test_a_box_and_a_grid_by_vit_b(both: Server) -> None:
 
 
 def test_the_workers_of_a_type_map_one_file(both: Server) -> None:
-    """Both lanes': their weights are in memory once."""
+    """The workers of both lanes map one file, so their weights are in memory once."""
     mapped = [mapped_weights(pid, "vit_b.pt") for pid in pids(both, "vit_b", "vit_b-automask")]
     assert len(mapped) == 2
     assert len(set(mapped)) == 1
 
 
 def test_lanes_are_scaled_while_all_are_asked(both: Server) -> None:
-    """1 -> 2 -> 1 in each, and no request is lost."""
-    over = threading.Event()
+    """Each lane is scaled 1 -> 2 -> 1, and no request is lost."""
+    finished = threading.Event()
     answers: Counter[tuple[str, int]] = Counter()
     lost: list[str] = []
 
     def ask(path: str, body: dict[str, Any]) -> None:
         name = f"{path} {body['type']}"
         with LoopbackSession(300) as http:
-            while not over.is_set():
+            while not finished.is_set():
                 answer = http.post(both.options.url + path, json=body)
                 answers[name, answer.status_code] += 1
                 if answer.status_code != 200:
                     lost.append(f"{name}: {answer.status_code} {answer.text}")
 
-    asked: list[tuple[str, dict[str, Any]]] = [
+    requests: list[tuple[str, dict[str, Any]]] = [
         ("/sam/", probe.prompt("vit_t")),
         ("/sam/automask/", probe.automask("vit_t")),
         ("/sam/", probe.prompt("vit_b")),
     ]
-    clients = [threading.Thread(target=ask, args=request) for request in asked for _ in range(2)]
+    clients = [threading.Thread(target=ask, args=request) for request in requests for _ in range(2)]
     for client in clients:
         client.start()
     try:
@@ -100,11 +97,11 @@ def test_lanes_are_scaled_while_all_are_asked(both: Server) -> None:
         for lane in LANES:
             assert scaled(both, lane, 1)[:2] == ["1", "1"]
     finally:
-        over.set()
+        finished.set()
         for client in clients:
             client.join()
     assert not lost
-    assert len(answers) == len(asked)
+    assert len(answers) == len(requests)
     assert min(answers.values()) > 2
 
 

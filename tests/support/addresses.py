@@ -40,12 +40,14 @@ class Address:
     headers: list[Message] = field(default_factory=list)
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
-        wanted = request.headers["Range"]
-        self.asked.append(wanted)
+        range_header = request.headers["Range"]
+        self.asked.append(range_header)
         self.headers.append(request.headers)
         if request.headers["If-Range"] not in (None, self.etag):
-            wanted = None
-        start = int(wanted.removeprefix("bytes=").removesuffix("-")) if wanted else 0
+            range_header = None
+        start = 0
+        if range_header:
+            start = int(range_header.removeprefix("bytes=").removesuffix("-"))
         start = start if self.ranges else 0
         if self.status != 200:
             request.send_error(self.status)

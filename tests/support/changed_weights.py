@@ -1,4 +1,4 @@
-"""vit_t's weights with one change that moves the outlines, and the reference's mask by them."""
+"""vit_t's weights with one change that moves the outlines, and the reference's mask with them."""
 
 from __future__ import annotations
 

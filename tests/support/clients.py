@@ -1,4 +1,4 @@
-"""Clients in other languages than ours, as their users have them."""
+"""Clients in other languages: Java's `HttpClient` and curl."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ public class Client {
 
 
 def java(source: str, url: str, body: bytes, *arguments: str) -> str:
-    """What this program prints, given the address, a file with the body, and these arguments."""
+    """Run a Java program with the URL, a file with the body, and arguments; return its output."""
     home = java_home()
     if not _has_compiler(home):
         unavailable(f"{home} has no Java compiler: `apt-get install default-jdk-headless`")
@@ -48,7 +48,7 @@ def java(source: str, url: str, body: bytes, *arguments: str) -> str:
 
 
 def curl(url: str, body: bytes, *arguments: str) -> str:
-    """What curl prints for this body as JSON, sent with these options."""
+    """Send the body as JSON with curl and these options, and return its output."""
     program = shutil.which("curl")
     if program is None:
         unavailable("curl missing: `apt-get install curl`")
@@ -57,8 +57,8 @@ def curl(url: str, body: bytes, *arguments: str) -> str:
     with tempfile.NamedTemporaryFile() as sent:
         sent.write(body)
         sent.flush()
-        said = ["-H", "Content-Type: application/json", "--data-binary", f"@{sent.name}"]
-        return _output([program, "--silent", "--noproxy", "*", *said, *arguments, url])
+        options = ["-H", "Content-Type: application/json", "--data-binary", f"@{sent.name}"]
+        return _output([program, "--silent", "--noproxy", "*", *options, *arguments, url])
 
 
 @functools.cache

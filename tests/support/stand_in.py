@@ -1,7 +1,7 @@
-"""What haproxy.cfg sees of a worker, without a model: `python stand_in.py NAME`.
+"""A worker without a model, for tests of haproxy.cfg: `python stand_in.py NAME`.
 
-Answers with its own name, after the seconds that a request's body says. `POST :8090/state` with
-a JSON object changes how it behaves: `ready`, or `full`, as a TorchServe whose queue is.
+It answers its name after the seconds that the body of a request gives. `POST :8090/state` with a
+JSON object changes its state: `ready`, and `full` for a TorchServe whose queue is full.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         seen.append(self.path)
         time.sleep(json.loads(body)["seconds"])
-        said = {"code": 503, "type": "ServiceUnavailableException", "message": "full"}
-        self._answer(*((503, said) if state["full"] else (200, {"name": NAME})))
+        error = {"code": 503, "type": "ServiceUnavailableException", "message": "full"}
+        self._answer(*((503, error) if state["full"] else (200, {"name": NAME})))
 
     def _answer(self, status: int, content: object) -> None:
         encoded = json.dumps(content).encode()

@@ -3,8 +3,8 @@
     @pytest.mark.needs("haproxy")            # or, for a module: pytestmark = pytest.mark.needs(…)
     @pytest.mark.needs("ip", "dnsmasq", root=True)
 
-Where one is missing, the test is skipped with a line that says how to get it. Where
-`SAMSERVE_TESTS_NEED_ALL=1` is set, as in CI, it fails instead: no test is skipped unseen.
+A test whose program is missing is skipped, with a line that says how to install it. With
+`SAMSERVE_TESTS_NEED_ALL=1`, as in CI, it fails instead, so that CI skips no test.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def check(item: pytest.Item) -> None:
 
 
 def unavailable(reason: str) -> NoReturn:
-    """Skip the test that runs; where every test must run, fail it."""
+    """Skip the current test, or fail it if `SAMSERVE_TESTS_NEED_ALL` is set."""
     if os.environ.get(REQUIRED):
         pytest.fail(f"{reason} ({REQUIRED} is set)", pytrace=False)
     pytest.skip(reason)
@@ -55,7 +55,7 @@ def unavailable(reason: str) -> NoReturn:
 
 @cache
 def lack(programs: tuple[str, ...], *, root: bool) -> str | None:
-    """Return what this machine lacks for a test, and how to get it; None if it lacks nothing.
+    """Return the programs that this machine lacks, and how to install them; None if it has all.
 
     Args:
         root: whether the test makes network namespaces, which only root may do.
