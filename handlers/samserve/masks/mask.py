@@ -14,8 +14,6 @@ from numpy.typing import NDArray
 
 from samserve.boxes import EMPTY, Box
 
-from .polygons import mask_to_geometry
-
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
 
@@ -56,7 +54,10 @@ class ObjectMask:
         A pixel (x, y) is the square from (x, y) to (x + 1, y + 1), y pointing down. An empty mask
         has an empty Polygon.
         """
+        # Imported here, so that the type itself needs neither shapely nor OpenCV.
         from shapely.geometry import Polygon, shape
+
+        from .polygons import mask_to_geometry
 
         geometry = mask_to_geometry(self.mask, self.box.origin)
         return Polygon() if geometry is None else shape(geometry)
