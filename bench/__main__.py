@@ -83,8 +83,8 @@ def parse_arguments() -> argparse.Namespace:
         prog="make bench",
         description="Measure samserve against the reference, side by side.",
         epilog=f"Only a complete run writes {PAGE.relative_to(ROOT)} and its plot: every case, "
-        f"every size, {POINTS} points per side. Any other run prints its tables, and writes only the "
-        "file that --json names. The cases transport, automask and agreement run at the last "
+        f"every size, {POINTS} points per side. Any other run prints its tables, and writes only "
+        "the file that --json names. The cases transport, automask and agreement run at the last "
         "size only.",
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, metavar="CASE",
