@@ -1,9 +1,9 @@
-"""This project's performance figures: the reference and our ways to it, side by side in one run.
+"""Measure the reference, our handler and our server side by side in one run.
 
     python -m bench --help
 
-Starts the contenders, lets `bench_cases` ask them size by size, and writes what
-`bench_report` makes of it. No figure of this project comes from anywhere else.
+Start the contenders, run the cases of `bench.cases` for each size of picture, and write the page
+that `bench.report` makes. Every figure that this project publishes comes from here.
 """
 
 from __future__ import annotations
@@ -26,8 +26,7 @@ from samserve.machine import memory_folder
 from samserve_gateway.torchserve import TorchServeError
 from samserve_launcher.errors import ServerError
 
-from . import ROOT
-from . import report as report
+from . import ROOT, report
 from .agreement import compare_automask, compare_boxes
 from .cases import PROMPT_CASES, Settings, Stage, automask
 from .contenders import (
@@ -55,7 +54,7 @@ PLOT = PAGE.with_suffix(".svg")
 
 
 def main() -> int:
-    """Exit status: 0, 1 if a contender failed, 130 if it was interrupted."""
+    """Return the exit status: 0, 1 if a contender failed, 130 if the run was interrupted."""
     arguments = parse_arguments()
     for number in STOPPING:
         signal.signal(number, _interrupt)
@@ -66,7 +65,7 @@ def main() -> int:
         print(f"bench: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("bench: stopped; nothing is written", file=sys.stderr)
+        print("bench: stopped; no file was written", file=sys.stderr)
         return 130
     print(report.tables(results))
     if arguments.json:
@@ -74,47 +73,47 @@ def main() -> int:
     if is_complete(arguments) and not arguments.no_write:
         plot(results, PLOT)
         PAGE.write_text(report.page(results, PLOT))
-        print(f"{PAGE.relative_to(ROOT)} and {PLOT.relative_to(ROOT)} are written.")
+        print(f"{PAGE.relative_to(ROOT)} and {PLOT.relative_to(ROOT)} were written.")
     return 0
 
 
 def parse_arguments() -> argparse.Namespace:
-    """Exits with a message on a bad value."""
+    """Return the command line's arguments; exit with a message if one is wrong."""
     parser = argparse.ArgumentParser(
         prog="make bench",
         description="Measure samserve against the reference, side by side.",
-        epilog=f"{PAGE.relative_to(ROOT)} and its plot are written by a complete run only: every "
-        f"case, every size, {POINTS} points a side. Any other prints its tables and writes nothing "
-        "but the file that --json names. transport, automask and agreement run at the last of "
-        "the sizes.",
+        epilog=f"Only a complete run writes {PAGE.relative_to(ROOT)} and its plot: every case, "
+        f"every size, {POINTS} points per side. Any other run prints its tables, and writes only "
+        "the file that --json names. The cases transport, automask and agreement run at the last "
+        "size only.",
     )
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, metavar="CASE",
-                        help=f"of {' '.join(CASES)} (default: all)")  # fmt: skip
+                        help=f"cases to run, of {' '.join(CASES)} (default: all)")  # fmt: skip
     parser.add_argument("--sizes", nargs="+", type=_size, default=SIZES, metavar="WxH",
-                        help="of the pictures "
+                        help="sizes of the pictures "
                         f"(default: {' '.join(named(size) for size in SIZES)})")  # fmt: skip
     parser.add_argument("--image", action="append", type=_picture, default=[], metavar="PATH",
-                        help="a picture to measure on in place of scikit-image's, brought to "
-                        "the sizes; may be given again: agreement looks at all of them, "
-                        "the rest at the first")  # fmt: skip
+                        help="a picture to use in place of scikit-image's, resized to the sizes; "
+                        "may be given several times: agreement uses all of them, the "
+                        "other cases the first")  # fmt: skip
     parser.add_argument("--repeats", type=_natural, default=3,
-                        help="rounds in which the contenders take turns "
+                        help="number of rounds; each contender runs once per round "
                         "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--points", type=_natural, default=POINTS,
-                        help="points along a side of automask's grid "
+                        help="points along a side of the automask grid "
                         "(default: %(default)s)")  # fmt: skip
     parser.add_argument("--seconds", type=_natural, default=5,
-                        help="how long each number of clients asks, at least; 12 times as "
-                        "many answers, at least (default: %(default)s)")  # fmt: skip
+                        help="shortest time for each number of clients, who also get at least "
+                        "12 times as many answers (default: %(default)s)")  # fmt: skip
     parser.add_argument("--json", type=_output, metavar="PATH",
-                        help="write every single measurement there, too")  # fmt: skip
+                        help="write every measurement to this file")  # fmt: skip
     parser.add_argument("--no-write", action="store_true",
-                        help="leave docs/ as it is after a complete run, too")  # fmt: skip
+                        help="do not write to docs/ after a complete run")  # fmt: skip
     return parser.parse_args()
 
 
 def is_complete(arguments: argparse.Namespace) -> bool:
-    """Whether the run is one that docs/ may show."""
+    """Return whether the run is complete, so that docs/ may show it."""
     return (
         set(arguments.cases) == set(CASES)
         and arguments.sizes == SIZES
@@ -123,17 +122,17 @@ def is_complete(arguments: argparse.Namespace) -> bool:
 
 
 def run(arguments: argparse.Namespace) -> report.Results:
-    """Everything asked for, the sizes in turn.
+    """Run the cases of the command line, one size after the other, and return the results.
 
     Raises:
         BenchError: a contender failed.
         ServerError: the server did not start.
     """
     settings = Settings(arguments.repeats, arguments.points, arguments.seconds, arguments.image)
-    told = {**vars(settings), "images": [str(path) for path in settings.images]}
+    shown = {**vars(settings), "images": [str(path) for path in settings.images]}
     last = arguments.sizes[-1]
     results: report.Results = {
-        "about": report.about(told, list(pictures(settings.images, (64, 64)))),
+        "about": report.about(shown, list(pictures(settings.images, (64, 64)))),
         **{name: [] for name in ("times", "clients", "automask", "boxes")},
     }
     plan = [
@@ -144,7 +143,7 @@ def run(arguments: argparse.Namespace) -> report.Results:
     ]
     started = time.monotonic()
     with (
-        # In memory where that can be had: bodies go through files to the children.
+        # In memory if possible: request bodies go to the child processes in files.
         tempfile.TemporaryDirectory(prefix="samserve-bench-", dir=memory_folder()) as scratch,
         Bars(len(plan)) as bars,
     ):
@@ -168,7 +167,7 @@ def measure(
     results: report.Results,
     bars: Bars,
 ) -> None:
-    """The timed cases at one size, with processes of its own, so that its memory is its own."""
+    """Run the timed cases at one size, in new processes, so that peak memory is for this size."""
     lanes: dict[str, dict[str, Callable[[Stage], None]]] = {
         MODEL: {case: run for case, run in PROMPT_CASES.items() if case in cases},
         AUTOMASK_LANE: {"automask": automask} if "automask" in cases else {},
@@ -199,15 +198,15 @@ def agreement(
     results: report.Results,
     bars: Bars,
 ) -> None:
-    """Our masks against the reference's, picture by picture."""
-    found = pictures(settings.images, size)
-    bars.begin(f"agreement {named(size)}", 2 * len(found))
+    """Compare our masks with the reference's, picture by picture."""
+    images = pictures(settings.images, size)
+    bars.begin(f"agreement {named(size)}", 2 * len(images))
     with (
         reference(folder, kept_pages=True) as kept,
         handler(folder, store, MODEL) as prompts,
         handler(folder, store, AUTOMASK_LANE) as automasks,
     ):
-        for name, image in found.items():
+        for name, image in images.items():
             encoded = base64_png(image)
             results["boxes"].append(compare_boxes(kept, prompts, name, encoded, size))
             bars.step()
@@ -219,14 +218,14 @@ def agreement(
 
 
 class Bars:
-    """Two bars on stderr: the plan's cases, and the calls of the present one."""
+    """Two progress bars on stderr: the cases of the plan, and the calls of the current case."""
 
     def __init__(self, cases: int) -> None:
-        # In a log a line a minute will do.
+        # Into a log, write one line per minute.
         interval = 0.1 if sys.stderr.isatty() else 60
         self._cases = tqdm(total=cases, unit="case", dynamic_ncols=True, mininterval=interval)
         self._calls = tqdm(unit="call", dynamic_ncols=True, mininterval=interval, leave=False)
-        self._over = threading.Event()
+        self._finished = threading.Event()
         self._clock = threading.Thread(target=self._tick)
 
     def __enter__(self) -> Bars:
@@ -234,7 +233,7 @@ class Bars:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._over.set()
+        self._finished.set()
         self._clock.join()
         self._calls.close()
         self._cases.close()
@@ -247,19 +246,19 @@ class Bars:
         self._calls.update()
 
     def end(self) -> None:
-        """Of a case."""
+        """Count one more case as done."""
         self._cases.update()
 
     def _tick(self) -> None:
-        """The bars' clocks run on while a call takes its minutes."""
-        while sys.stderr.isatty() and not self._over.wait(1):
+        """Refresh the bars' clocks, since a call may take minutes."""
+        while sys.stderr.isatty() and not self._finished.wait(1):
             self._cases.refresh()
             self._calls.refresh()
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:
     for number in STOPPING:
-        signal.signal(number, signal.SIG_IGN)  # stopping is under way; let it finish
+        signal.signal(number, signal.SIG_IGN)  # a second signal must not interrupt the clean-up
     raise KeyboardInterrupt
 
 
@@ -270,7 +269,9 @@ def _size(text: str) -> Size:
     return int(width), int(height)
 
 
-_size.__name__ = "size as 1800x1200, of 64 pixels or more"  # argparse's messages name the type so
+_size.__name__ = (
+    "size as 1800x1200, of 64 pixels or more"  # argparse shows this name in its messages
+)
 
 
 def _natural(text: str) -> int:
@@ -287,12 +288,12 @@ def _picture(text: str) -> Path:
     try:
         Image.open(text).close()
     except OSError as exc:
-        raise argparse.ArgumentTypeError(f"no picture that can be read: {exc}") from exc
+        raise argparse.ArgumentTypeError(f"this picture cannot be read: {exc}") from exc
     return Path(text)
 
 
 def _output(text: str) -> Path:
-    """Tried at once: after an hour would be late to hear of it."""
+    """Try to open the file now, not after an hour of measuring."""
     try:
         open(text, "a").close()
     except OSError as exc:

@@ -1,6 +1,6 @@
-"""Do our masks equal the reference's? Compared pixel for pixel, from the GeoJSON that we send.
+"""Compare our masks with the reference's, pixel by pixel, from the GeoJSON of our answers.
 
-Measures no time.
+No time is measured here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .contenders import BenchError, Child
 from .pictures import Request, Size, random_boxes
 
 SAME = 0.99
-"""IoU from which on two masks count as the same."""
+"""Two masks with this IoU or more count as the same."""
 
 BOXES = 20
 
@@ -26,8 +26,8 @@ Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Found:
-    """A mask and what its maker says of it; `bits` are its pixels, packed row by row."""
+class Scored:
+    """A mask with its scores; `bits` are its pixels, packed row by row."""
 
     bits: NDArray[np.uint8]
     predicted_iou: float
@@ -41,51 +41,56 @@ class Found:
 def compare_automask(
     reference: Child, ours: Child, name: str, image: str, size: Size, points: int
 ) -> dict[str, Any]:
-    """Each reference mask's nearest of ours, and the reverse."""
+    """Match each reference mask with our most similar mask, and the reverse."""
     request = Request(image, {"points_per_side": points})
     theirs = _masks(reference.ask("masks", request)[1])
-    own = [_found(feature, size) for feature in json.loads(ours.ask("handle", request)[1])]
-    ious = np.array([[_iou(mask.bits, other.bits) for other in own] for mask in theirs])
+    ours_scored = [_scored(feature, size) for feature in json.loads(ours.ask("handle", request)[1])]
+    ious = np.array([[_iou(mask.bits, other.bits) for other in ours_scored] for mask in theirs])
     best, nearest_reference = ious.max(axis=1), ious.max(axis=0)
     return {
         "picture": name,
         "size": list(size),
         "points_per_side": points,
         "reference": len(theirs),
-        "ours": len(own),
+        "ours": len(ours_scored),
         "same": int((best >= SAME).sum()),
         "identical": int((best == 1).sum()),
         "missing": _strays(theirs, best),
-        "extra": _strays(own, nearest_reference),
+        "extra": _strays(ours_scored, nearest_reference),
     }
 
 
 def compare_boxes(
     reference: Child, ours: Child, name: str, image: str, size: Size
 ) -> dict[str, Any]:
-    """For some boxes: the share of pixels in which our mask differs from `SamPredictor`'s."""
+    """Return, for random boxes, the share of pixels in which our mask and the reference differ."""
     boxes = random_boxes(size, BOXES, seed=1)
     request = Request(image, {"prompts": [{"bbox": box} for box in boxes]})
-    reference.ask("prompt", request)  # sets the picture
+    reference.ask("prompt", request)  # encodes the picture
     theirs = _masks(reference.ask("predict", request)[1])
     # An empty mask has no Feature.
-    own = [np.zeros_like(mask.bits) for mask in theirs]
+    bits = [np.zeros_like(mask.bits) for mask in theirs]
     for feature in json.loads(ours.ask("handle", request)[1]):
-        own[feature["properties"]["prompt_idx"]] = _found(feature, size).bits
+        bits[feature["properties"]["prompt_idx"]] = _scored(feature, size).bits
     pixels = size[0] * size[1]
     return {
         "picture": name,
         "size": list(size),
         "differing": [
-            int(np.bitwise_count(mask.bits ^ bits).sum()) / pixels
-            for mask, bits in zip(theirs, own, strict=True)
+            int(np.bitwise_count(mask.bits ^ our_bits).sum()) / pixels
+            for mask, our_bits in zip(theirs, bits, strict=True)
         ],
-        "iou": [float(_iou(mask.bits, bits)) for mask, bits in zip(theirs, own, strict=True)],
+        "iou": [
+            float(_iou(mask.bits, our_bits)) for mask, our_bits in zip(theirs, bits, strict=True)
+        ],
     }
 
 
 def rasterise(geometry: dict[str, Any], size: Size) -> Mask:
-    """The pixels inside, even-odd; every outline runs along their edges."""
+    """Return the pixels inside the outline, H×W bool, by the even-odd rule.
+
+    Our outlines run along the edges of pixels.
+    """
     crossed = np.zeros((size[1], size[0] + 1), np.bool_)
     many = geometry["type"] == "MultiPolygon"
     polygons = geometry["coordinates"] if many else [geometry["coordinates"]]
@@ -97,26 +102,26 @@ def rasterise(geometry: dict[str, Any], size: Size) -> Mask:
     return inside
 
 
-def _found(feature: dict[str, Any], size: Size) -> Found:
-    """Raises BenchError if the outline does not hold as many pixels as its Feature says."""
+def _scored(feature: dict[str, Any], size: Size) -> Scored:
+    """Return a Feature's mask; raise BenchError if it encloses another area than it says."""
     properties = feature["properties"]
-    found = Found(
+    mask = Scored(
         np.packbits(rasterise(feature["geometry"], size)),
         properties["quality"],
         properties.get("stability_score", float("nan")),
     )
-    told = properties.get("area", found.area)
-    if found.area != told:
-        raise BenchError(f"an outline holds {found.area} pixels, but its Feature says {told}")
-    return found
+    area = properties.get("area", mask.area)
+    if mask.area != area:
+        raise BenchError(f"an outline encloses {mask.area} pixels, but its Feature says {area}")
+    return mask
 
 
-def _masks(packed: bytes) -> list[Found]:
-    """What the reference child sent."""
+def _masks(packed: bytes) -> list[Scored]:
+    """Return the masks of the reference child's answer."""
     with np.load(io.BytesIO(packed)) as file:
         scores = json.loads(str(file["scores"]))
         return [
-            Found(bits, score["predicted_iou"], score.get("stability_score", float("nan")))
+            Scored(bits, score["predicted_iou"], score.get("stability_score", float("nan")))
             for bits, score in zip(file["masks"], scores, strict=True)
         ]
 
@@ -126,8 +131,8 @@ def _iou(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
     return int(np.bitwise_count(a & b).sum()) / union if union else 1.0
 
 
-def _strays(masks: list[Found], best: NDArray[np.float64]) -> list[dict[str, Any]]:
-    """Those whose best IoU with a mask of the other side is below SAME, the worst first."""
+def _strays(masks: list[Scored], best: NDArray[np.float64]) -> list[dict[str, Any]]:
+    """Return the masks whose best IoU with the other side is below SAME, the lowest first."""
     strays = [
         {
             "predicted_iou": mask.predicted_iou,

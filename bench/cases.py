@@ -1,7 +1,7 @@
-"""What the benchmark measures: the cases, each with the contenders that take turns in it.
+"""The cases that the benchmark measures, each with its contenders.
 
-A case asks and records; starting the contenders is `bench`'s part, and what the figures mean
-is `bench_report`'s.
+A case sends requests and records their times. `bench.__main__` starts the contenders, and
+`bench.report` turns the figures into tables.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ TORCHSERVE = "TorchServe"
 GATEWAY = "gateway"
 
 CLIENTS = (1, 4, 8, 16)
-ANSWERS_A_SECOND = 12  # times --seconds: the answers that a level of clients has at least
-TURNS_OF_REFERENCE = 2  # before each level of clients
+ANSWERS_A_SECOND = 12  # times --seconds: the least number of answers for each number of clients
+TURNS_OF_REFERENCE = 2  # before each number of clients
 
 TRANSPORT_BYTES = 1e6
-TRANSPORT_REPEATS = 10  # times --repeats, for the differences are of milliseconds
+TRANSPORT_REPEATS = 10  # times --repeats, because the differences are milliseconds
 
 MANY = 16  # boxes in one request
 
-_numbers = itertools.count()  # of the pictures never seen before
+_numbers = itertools.count()  # each new picture gets the next number
 
 
 class Progress(Protocol):
-    """Where the run is, for whoever waits for it."""
+    """The progress that the user sees."""
 
     def begin(self, name: str, calls: int) -> None: ...
 
@@ -50,7 +50,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """How thoroughly to measure, and on which pictures (the user's own, or none)."""
+    """How much to measure, and on which pictures. No images: scikit-image's."""
 
     repeats: int
     points: int
@@ -60,7 +60,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Contender:
-    """Who answers; `once` where it takes minutes, so that repeating it would take hours."""
+    """A program that answers a request. `once`: it takes minutes, so it runs only once."""
 
     name: str
     ask: Callable[[Request], tuple[Sample, bytes]]
@@ -69,12 +69,12 @@ class Contender:
 
 @dataclass(frozen=True)
 class Stage:
-    """The contenders at one size of picture, and where their figures go.
+    """The contenders at one size of picture, and the results of their cases.
 
     Attributes:
         kept: the reference with our allocator's settings.
-        ours: the handler of `lane` in process.
-        results: what the cases add to.
+        ours: the handler of `lane`, called without a server.
+        results: the cases append their figures here.
     """
 
     settings: Settings
@@ -88,7 +88,7 @@ class Stage:
     progress: Progress
 
     def doors(self) -> list[Contender]:
-        """Our handler, in process and behind each of the server's two doors."""
+        """Return our handler without a server, in TorchServe, and behind the gateway."""
         return [
             Contender(IN_PROCESS, functools.partial(self.ours.ask, "handle")),
             Contender(TORCHSERVE, functools.partial(self.server.ask, "TorchServe", self.lane)),
@@ -98,14 +98,18 @@ class Stage:
     def references(
         self, do: str, name: str, kept_name: str, *, once: bool = False
     ) -> list[Contender]:
-        """The reference asked to do this, with the system's pages and with kept ones."""
+        """Return the reference with the system's allocator settings and with our workers'.
+
+        Args:
+            do: the command of `bench.child`.
+        """
         return [
             Contender(name, functools.partial(self.reference.ask, do), once),
             Contender(kept_name, functools.partial(self.kept.ask, do), once),
         ]
 
     def boxes(self) -> list[list[int]]:
-        """As many different ones as any case needs."""
+        """Return as many different boxes as any case needs."""
         return random_boxes(self.size, MANY)
 
     @functools.cached_property
@@ -113,7 +117,7 @@ class Stage:
         return picture(self.settings.images, self.size)
 
     def new_picture(self) -> str:
-        """Base64 of one picture after another, all alike, none seen before."""
+        """Return a picture in base64 that differs from all before in a corner's colour."""
         return base64_png(stamped(self.picture, next(_numbers)))
 
     def alternate(
@@ -124,12 +128,13 @@ class Stage:
         repeats: int,
         size: Size | None = None,
     ) -> None:
-        """Each contender in turn, as often as `repeats`; what they took goes into the results.
+        """Run each contender once per round, and add its times to the results.
 
         Args:
-            requests: what to ask in which round; called anew for each contender. Round -1 is
-                the warm-up, which is not timed.
-            size: of the picture, if it is not the stage's.
+            requests: round -> request; called for each contender. Round -1 is the warm-up,
+                which is not timed.
+            repeats: number of rounds.
+            size: the picture's size, if it is not the stage's.
         """
         calls = sum(1 if contender.once else repeats for contender in contenders)
         self.progress.begin(f"{case} {named(size or self.size)}", calls)
@@ -155,7 +160,7 @@ class Stage:
 
 
 def first_box(stage: Stage) -> None:
-    """One box on a picture never seen."""
+    """One box on a new picture."""
     boxes = stage.boxes()
 
     def requests(turn: int) -> Request:
@@ -166,7 +171,7 @@ def first_box(stage: Stage) -> None:
 
 
 def known_box(stage: Stage) -> None:
-    """One box on a picture already seen, sent again in full."""
+    """One box on a known picture, which is sent again in full."""
     known, boxes = stage.new_picture(), stage.boxes()
 
     def requests(turn: int) -> Request:
@@ -174,7 +179,7 @@ def known_box(stage: Stage) -> None:
 
     contenders = [
         *stage.references("prompt", REFERENCE, KEPT_PAGES),
-        # These stand on the picture that those above have set.
+        # These use the picture that the contenders above have encoded.
         Contender(SAME_PICTURE, functools.partial(stage.reference.ask, "prompt-again")),
         *stage.references("predict", BARE, BARE_KEPT_PAGES),
         *stage.doors(),
@@ -183,12 +188,12 @@ def known_box(stage: Stage) -> None:
 
 
 def many_boxes(stage: Stage) -> None:
-    """Many boxes on one known picture; the reference has to predict one after the other."""
+    """Many boxes on one known picture. The reference predicts one after the other."""
     known = stage.new_picture()
-    question = {"prompts": [{"bbox": box} for box in stage.boxes()]}
+    fields = {"prompts": [{"bbox": box} for box in stage.boxes()]}
 
     def requests(turn: int) -> Request:
-        return Request(known, question)
+        return Request(known, fields)
 
     contenders = [
         *stage.references("prompt", REFERENCE, KEPT_PAGES),
@@ -199,7 +204,7 @@ def many_boxes(stage: Stage) -> None:
 
 
 def transport(stage: Stage) -> None:
-    """One box on a known picture of about a megabyte; the doors differ by what they add."""
+    """One box on a known picture of about a megabyte: the contenders differ by their transport."""
     size, known = _of_bytes(stage.settings.images, TRANSPORT_BYTES)
     boxes = random_boxes(size, MANY)
 
@@ -211,18 +216,18 @@ def transport(stage: Stage) -> None:
     stage.alternate("transport", stage.doors(), requests, repeats, size)
 
 
-def _of_bytes(images: list[Path], wanted: float) -> tuple[Size, str]:
-    """A picture whose base64 has about this many bytes, and its size."""
+def _of_bytes(images: list[Path], n_bytes: float) -> tuple[Size, str]:
+    """Return a picture in base64 of about `n_bytes`, and its size in pixels."""
     size = (1024, 768)
     for _ in range(3):
         encoded = base64_png(picture(images, size))
-        scale = math.sqrt(wanted / len(encoded))
+        scale = math.sqrt(n_bytes / len(encoded))
         size = (round(size[0] * scale), round(size[1] * scale))
     return size, base64_png(picture(images, size))
 
 
 def clients_known(stage: Stage) -> None:
-    """Clients that ask at the same time for boxes on one known picture."""
+    """Several clients send boxes on one known picture at the same time."""
     known = stage.new_picture()
     bodies = [Request(known, {"bbox": box}).body() for box in stage.boxes()]
     turns = itertools.count()
@@ -230,19 +235,19 @@ def clients_known(stage: Stage) -> None:
     def request() -> Request:
         return Request(known, {"bbox": stage.boxes()[next(turns) % MANY]})
 
-    asked = {REFERENCE: "prompt", SAME_PICTURE: "prompt-again"}
-    _clients(stage, "clients-known", asked, request, lambda _: itertools.cycle(bodies))
+    commands = {REFERENCE: "prompt", SAME_PICTURE: "prompt-again"}
+    _clients(stage, "clients-known", commands, request, lambda _: itertools.cycle(bodies))
 
 
 def clients_new(stage: Stage) -> None:
-    """Clients that ask at the same time for a box each, every one on a picture never seen."""
+    """Several clients send boxes at the same time, each on a new picture."""
     box = stage.boxes()[0]
 
     def request() -> Request:
         return Request(stage.new_picture(), {"bbox": box})
 
     def bodies(count: int) -> Iterator[bytes]:
-        # Made before the clock starts: making pictures would take cores from the server.
+        # Encode the PNGs before the clock starts: that takes CPU time from the server.
         return iter([request().body() for _ in range(count)])
 
     _clients(stage, "clients-new", {REFERENCE: "prompt"}, request, bodies)
@@ -251,31 +256,31 @@ def clients_new(stage: Stage) -> None:
 def _clients(
     stage: Stage,
     case: str,
-    asked: dict[str, str],
+    commands: dict[str, str],
     request: Callable[[], Request],
     bodies: Callable[[int], Iterator[bytes]],
 ) -> None:
-    """Levels of clients in turn, and between them the reference, one request after the other.
+    """Measure each number of clients, and the reference before it, one request after the other.
 
     Args:
-        asked: name -> what the reference is to do.
-        bodies: at least so many bodies for a level.
+        commands: name -> command of the reference (`bench.child`).
+        bodies: count -> at least so many bodies for one number of clients.
     """
     levels = {clients: f"{GATEWAY}, clients: {clients}" for clients in CLIENTS}
     rows: dict[str, dict[str, Any]] = {
         name: {"case": case, "size": list(stage.size), "contender": name}
-        for name in (*asked, *levels.values())
+        for name in (*commands, *levels.values())
     }
-    samples: dict[str, list[Sample]] = {name: [] for name in asked}
+    samples: dict[str, list[Sample]] = {name: [] for name in commands}
     stage.progress.begin(f"{case} {named(stage.size)}", len(CLIENTS))
-    for do in asked.values():
+    for do in commands.values():
         stage.reference.ask(do, request())
     warm, _ = stage.server.ask("gateway", stage.lane, request())
     least = ANSWERS_A_SECOND * stage.settings.seconds
     enough = max(least, math.ceil(2 * stage.settings.seconds / warm.wall))
     for clients in CLIENTS:
         for _ in range(TURNS_OF_REFERENCE):
-            for name, do in asked.items():
+            for name, do in commands.items():
                 samples[name].append(stage.reference.ask(do, request())[0])
         load = stage.server.load(stage.lane, clients, bodies(enough), least, stage.settings.seconds)
         rows[levels[clients]].update(vars(load))
@@ -292,7 +297,7 @@ def _clients(
 
 
 def automask(stage: Stage) -> None:
-    """Every object of a picture never seen; the reference only once, for it takes minutes."""
+    """All objects of a new picture. The reference runs only once, because it takes minutes."""
 
     def requests(turn: int) -> Request:
         points = 2 if turn == -1 else stage.settings.points

@@ -1,13 +1,13 @@
-"""One contender of the benchmark in a process of its own; `bench_contenders` starts and asks it.
+"""One contender of the benchmark, in a process that `bench.contenders` starts.
 
     python -m bench.child reference weights/vit_t.pt
     python -m bench.child handler <folder of the unpacked archive> vit_t-automask
 
-Reads a command a line, `{"do", "body", "answer"}` with the paths of two files; does it; writes
-a line with what it took. Ends with its input. What fails ends the process with a traceback, so
-that nothing that failed is ever timed.
+The process reads one command per line, `{"do", "body", "answer"}` with the paths of two files,
+runs it, and writes a line with its times. It ends at the end of its input. A failure ends it with
+a traceback, so that no failed run is timed.
 
-Imports nothing of this project: `samserve` is to come from the archive, as in a worker.
+It imports no module of the clone: `samserve` must come from the archive, as in a worker.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ class Contender(Protocol):
     """One way to answer a request."""
 
     def task(self, do: str, body: bytes) -> Callable[[], Any]:
-        """What is to be timed; whatever else must be done for it, is done here."""
+        """Prepare a command, and return the function to be timed."""
 
     def answer(self, result: Any) -> bytes:
-        """The task's result as bytes; exits if it is none. Not timed."""
+        """Return the task's result as bytes; exit if there is no object in it. Not timed."""
 
 
 def main() -> None:
-    """Serves commands until its input ends."""
-    # What libraries print must not get among the answers.
+    """Run the commands of the standard input until it ends."""
+    # Libraries print to stdout; send that to stderr, and keep stdout for the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     kind, path, *rest = sys.argv[1:]
@@ -55,9 +55,9 @@ def main() -> None:
 
 
 class Reference:
-    """What the samapi server does with a request, on the reference's own classes.
+    """The samapi server's work for a request, with the reference's classes.
 
-    Not its HTTP server and not its checks of a request, which only makes it faster.
+    Its HTTP server and its validation of a request are left out, which makes it faster.
     """
 
     def __init__(self, weights: Path) -> None:
@@ -66,8 +66,8 @@ class Reference:
 
         model = sam_model_registry["vit_t"]()
         model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
-        # Only now: TinyViT's attention copies its biases aside when eval() is called,
-        # and the builder has already called it, on the random ones.
+        # TinyViT's attention copies its biases when eval() is called. The builder called it with
+        # the random biases, so call it again with the loaded ones.
         model.eval()
         self.predictor = SamPredictor(model)
         self.last_image = ""
@@ -88,9 +88,9 @@ class Reference:
         raise ValueError(do)
 
     def answer(self, result: Any) -> bytes:
-        """GeoJSON as it is; masks as an .npz of packed bits and their scores."""
+        """Return GeoJSON as it is, and masks as an .npz of packed bits and their scores."""
         if not result or result == b"[]":
-            sys.exit("reference: found no object")
+            sys.exit("reference: no object in the answer")
         if isinstance(result, bytes):
             return result
         packed = io.BytesIO()
@@ -102,10 +102,10 @@ class Reference:
         return packed.getvalue()
 
     def prompt(self, body: bytes, *, again: bool) -> bytes:
-        """A request for one box or several: `set_image`, then `predict` for each.
+        """Answer a request for one box or several: `set_image`, then `predict` for each.
 
         Args:
-            again: keep the picture if it is the last request's, as samapi does.
+            again: do not encode the picture if the last request had the same, as samapi does.
         """
         request = json.loads(body)
         if not (again and request["b64img"] == self.last_image):
@@ -114,26 +114,26 @@ class Reference:
         return _dumps(self.predict(_boxes(request)))
 
     def predict(self, boxes: list[list[float]]) -> list[dict[str, Any]]:
-        """`SamPredictor.predict` for each box on the picture that is set."""
-        found = []
+        """Return `SamPredictor.predict`'s mask for each box on the encoded picture."""
+        records = []
         for box in boxes:
             masks, quality, _ = self.predictor.predict(box=np.array(box), multimask_output=False)
-            found.append({"segmentation": masks[0], "predicted_iou": float(quality[0])})
-        return found
+            records.append({"segmentation": masks[0], "predicted_iou": float(quality[0])})
+        return records
 
     def automask(self, body: bytes) -> bytes:
-        """A request for every object."""
+        """Answer an automask request."""
         return _dumps(self.generate(json.loads(body)))
 
     def generate(self, request: dict[str, Any]) -> list[dict[str, Any]]:
-        """`SamAutomaticMaskGenerator.generate` on the request's picture."""
+        """Return the records of `SamAutomaticMaskGenerator.generate` for the request's picture."""
         from mobile_sam import SamAutomaticMaskGenerator
 
         generator = SamAutomaticMaskGenerator(
             self.predictor.model, points_per_side=request["points_per_side"]
         )
-        found: list[dict[str, Any]] = generator.generate(_picture(request["b64img"]))
-        return found
+        records: list[dict[str, Any]] = generator.generate(_picture(request["b64img"]))
+        return records
 
 
 def _picture(b64img: str) -> NDArray[np.uint8]:
@@ -149,12 +149,12 @@ def _boxes(request: dict[str, Any]) -> list[list[float]]:
 
 
 def _dumps(records: list[dict[str, Any]]) -> bytes:
-    """GeoJSON as samapi makes it: each mask's longest contour at 0.5."""
+    """Return GeoJSON as samapi makes it: each mask's longest contour at 0.5."""
     from skimage.measure import find_contours
 
     features = []
     for record in records:
-        # The border of zeros closes what touches the picture's edge.
+        # A border of zeros closes the contours of masks that touch the picture's edge.
         closed = np.pad(record["segmentation"], 1)
         contours = find_contours(closed, 0.5)  # type: ignore[no-untyped-call]
         longest = max(contours, key=len, default=np.empty((0, 2))) - 1
@@ -169,7 +169,7 @@ def _dumps(records: list[dict[str, Any]]) -> bytes:
 
 
 class Handler:
-    """Our handler out of its archive, with the context that a worker would give it."""
+    """Our handler from its archive, with the same context as in a worker."""
 
     def __init__(self, model_dir: Path, lane: str) -> None:
         sys.path.insert(0, str(model_dir))

@@ -1,11 +1,11 @@
-"""Clicks on a cluster, of which one worker host is cut off in the middle: what do clients notice?
+"""Measure the requests of a cluster's clients while one of its worker hosts is cut off.
 
     python -m bench.cluster                     8 clients, 2 minutes
-    python -m bench.cluster --no-redis          without the store that workers share
+    python -m bench.cluster --no-redis          without the Redis that the workers share
 
-A gateway, HAProxy, Redis, Prometheus and two workers, each a host of its own (`hosts`), with the
-configuration of deploy/. Prints how many requests were answered, how long they took before, during
-and after, and how many of their pictures were known.
+The gateway, HAProxy, Redis, Prometheus and two workers run on one host each (`bench.hosts`), with
+the configuration of deploy/. The report has the number of requests and answers, their times
+before, during and after the cut, and the share of known pictures.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .pictures import picture, stamped
 WORKERS = ("worker1", "worker2")
 START_TIMEOUT_S = 300
 DURING_S = 10.0
-"""How long after the cut a request counts as one of those that may notice."""
+"""A request counts as `during` until so many seconds after the cut."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class Click:
     Attributes:
         at: seconds since the clients began.
         took: seconds.
-        status: of the answer; None where there was none.
-        source: where the embedding came from, as the worker says.
+        status: the answer's; None without an answer.
+        source: where the embedding came from (`encoder`, `memory`, …), as the worker says.
     """
 
     at: float
@@ -58,14 +58,14 @@ class Click:
 
 
 class Cluster:
-    """The hosts and what runs on them."""
+    """The hosts and their processes."""
 
     def __init__(self, network: Network) -> None:
         self.network = network
         self.url = f"http://{network.address('gateway')}:8000"
 
     def get(self, host: str, port: int, path: str) -> requests.Response:
-        """As a host beside them would."""
+        """Send a GET request from the host `clients`."""
         url = f"http://{self.network.address(host)}:{port}{path}"
         with self.network.seen_from("clients"):
             return loopback.get(url, 30)
@@ -73,7 +73,10 @@ class Cluster:
 
 @contextmanager
 def cluster(logs: Path, *, redis: bool = True) -> Iterator[Cluster]:
-    """A ready one, as compose.yaml has it; each process's output goes to a file of `logs`."""
+    """Run a cluster as compose.yaml describes it, and yield it once it is ready.
+
+    Each process writes its output to a file in `logs`.
+    """
     deploy = ROOT / "deploy"
     aliases = {name: [name] for name in ("gateway", "haproxy", "redis", "prometheus")}
     names = ("clients", *aliases, *WORKERS)
@@ -90,10 +93,10 @@ def cluster(logs: Path, *, redis: bool = True) -> Iterator[Cluster]:
         for worker in WORKERS:
             start(
                 worker,
-                *(sys.executable, "-m", "samserve_launcher.worker", "--run-root", logs / worker),
+                *(sys.executable, "-m", "samserve_launcher", "worker", "--run-root", logs / worker),
                 SAMSERVE_HOST="0.0.0.0",
                 SAMSERVE_PORT="8090",
-                # The hosts share a file system here.
+                # Hosts share this machine's file system, so each needs its own folder.
                 SAMSERVE_CACHE_DIRECTORY=str(Path(memory, worker)),
                 SAMSERVE_REDIS_URL="redis://redis:6379/0" if redis else "",
             )
@@ -125,12 +128,12 @@ def cluster(logs: Path, *, redis: bool = True) -> Iterator[Cluster]:
 def clicks(
     cluster: Cluster, *, seconds: float, clients: int, pictures: int, cut: str | None = None
 ) -> list[Click]:
-    """What clients got who clicked for so long on so many pictures, in the order they asked.
-
-    Every picture has been asked about before.
+    """Let clients send boxes on known pictures, and return their requests in order of time.
 
     Args:
-        cut: a host that is cut off in the middle.
+        seconds: how long the clients send.
+        pictures: how many pictures they use; each is sent once before the clock starts.
+        cut: a host that is cut off after half of the time.
     """
     images = [_picture(number) for number in range(pictures)]
     made: list[Click] = []
@@ -167,13 +170,13 @@ def _click(
     with suppress(requests.RequestException):
         answer = http.post(url, json=body)
         status = answer.status_code
-        _, _, told = answer.headers.get("Server-Timing", "").partition('embed;desc="')
-        source = told.partition('"')[0]
+        _, _, rest = answer.headers.get("Server-Timing", "").partition('embed;desc="')
+        source = rest.partition('"')[0]
     return Click(start - begun, time.monotonic() - start, status, source)
 
 
 def _picture(number: int) -> str:
-    """Base64 of a PNG of 512x512 pixels, half a megabyte."""
+    """Return a PNG of 512x512 pixels, half a megabyte, in base64."""
     png = io.BytesIO()
     stamped(picture([], (512, 512)), number).save(png, "PNG")
     return b64encode(png.getvalue()).decode()
@@ -183,19 +186,23 @@ def _client() -> requests.Session:
     return LoopbackSession(120)
 
 
-def wait_for(true: Callable[[], bool]) -> None:
-    """Raises TimeoutError if it does not get true; nobody answering is not true."""
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Return once `condition()` is true. A failed connection counts as false.
+
+    Raises:
+        TimeoutError: it was not true within `START_TIMEOUT_S`.
+    """
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         with suppress(requests.RequestException):
-            if true():
+            if condition():
                 return
         time.sleep(0.5)
-    raise TimeoutError("the cluster does not get ready")
+    raise TimeoutError(f"the cluster is not ready after {START_TIMEOUT_S} s")
 
 
 def report(made: list[Click], cut_at: float) -> str:
-    """A row for each part of the time."""
+    """Return a table with a row for the time before, during and after the cut."""
     parts = {
         "before": [click for click in made if click.at + click.took < cut_at],
         "during": [click for click in made if click.at < cut_at + DURING_S],
@@ -218,12 +225,14 @@ def report(made: list[Click], cut_at: float) -> str:
 
 
 def main() -> None:
-    """Exits non-zero where namespaces are impossible, or a request was lost."""
+    """Exit non-zero if this machine allows no network namespaces, or if a request was lost."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=120)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--pictures", type=int, default=24)
-    parser.add_argument("--no-redis", action="store_true", help="no store for both workers")
+    parser.add_argument(
+        "--no-redis", action="store_true", help="run without the Redis that the workers share"
+    )
     arguments = parser.parse_args()
     reason = why_impossible()
     if reason is not None:

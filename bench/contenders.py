@@ -1,7 +1,7 @@
-"""The benchmark's contenders as it sees them: asked for one answer at a time, and measured.
+"""The benchmark's contenders: each answers one request at a time, and its time is measured.
 
-Children run `bench_child` and time themselves; the server is `make serve`'s, asked through
-TorchServe's door and the gateway's. Says what a call took, not what that means.
+Child processes run `bench.child` and measure themselves. The server is `make serve`'s; requests go
+to TorchServe or to the gateway.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ Door = Literal["TorchServe", "gateway"]
 
 
 class BenchError(Exception):
-    """A contender failed, so the run is worth nothing; the message says how."""
+    """A contender failed, so the run is invalid; the message says how."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """What one call took.
+    """The cost of one call.
 
     Attributes:
-        wall: seconds.
-        cpu: seconds of processor, over all the contender's processes.
-        peak: bytes that the process that does the work has held at most since it started.
+        wall: elapsed seconds.
+        cpu: CPU seconds of all the contender's processes.
+        peak: the highest resident memory of the working process since its start, in bytes.
     """
 
     wall: float
@@ -63,14 +63,14 @@ class Sample:
 
 @dataclass
 class Load:
-    """What clients that ask at the same time got.
+    """The answers to clients that send at the same time.
 
     Attributes:
         latencies: seconds of each answer.
-        errors: refusals, which are in no latency.
+        errors: number of refusals; they have no latency.
         seconds: from the first request to the last answer.
-        cpu: seconds of processor of the server's processes.
-        peak: as a Sample's.
+        cpu: CPU seconds of the server's processes.
+        peak: as in Sample.
     """
 
     latencies: list[float] = field(default_factory=list)
@@ -81,7 +81,7 @@ class Load:
 
 
 def copied_store(folder: Path) -> Path:
-    """A model store with the archive as it is now: one run measures one archive."""
+    """Copy the archive into a model store, so that the whole run measures one archive."""
     store = folder / "model_store"
     store.mkdir()
     shutil.copy(ARCHIVE, store)
@@ -89,14 +89,14 @@ def copied_store(folder: Path) -> Path:
 
 
 def check_files() -> None:
-    """Raises BenchError, naming the command that makes what is missing."""
+    """Raise BenchError, with the command that makes the file, if weights or archive are missing."""
     for path, target in ((WEIGHTS, "weights"), (ARCHIVE, "archive")):
         if not path.is_file():
             raise BenchError(f"{path} is missing; `make {target}` makes it.")
 
 
 class Child:
-    """A contender in a process of its own."""
+    """A contender in a child process."""
 
     def __init__(self, name: str, process: subprocess.Popen[str], folder: Path) -> None:
         self._name = name
@@ -104,31 +104,33 @@ class Child:
         self._folder = folder
 
     def ask(self, do: str, request: Request) -> tuple[Sample, bytes]:
-        """What a command of `bench_child` took, and its answer.
+        """Run a command of `bench.child`; return its cost and its answer.
 
         Raises:
-            BenchError: the child ended, with its last words.
+            BenchError: the child ended; the message has the end of its output.
         """
         body, answer = self._folder / "body", self._folder / "answer"
         body.write_bytes(request.body())
         command = {"do": do, "body": str(body), "answer": str(answer)}
         line = ""
         if self._process.stdin and self._process.stdout:
-            with contextlib.suppress(BrokenPipeError):  # it has ended: nothing to read, then
+            with contextlib.suppress(BrokenPipeError):  # the child has ended; readline returns ""
                 print(json.dumps(command), file=self._process.stdin, flush=True)
             line = self._process.stdout.readline()
         if not line:
-            said = (self._folder / "stderr").read_text(errors="replace")
+            output = (self._folder / "stderr").read_text(errors="replace")
             status = self._process.wait()
-            raise BenchError(f"{self._name} ended with status {status}; it said:\n{said[-4000:]}")
-        took = json.loads(line)
+            raise BenchError(
+                f"{self._name} ended with status {status}; its output ends:\n{output[-4000:]}"
+            )
+        times = json.loads(line)
         peak = peak_memory(self._process.pid)
-        return Sample(took["wall"], took["cpu"], peak), answer.read_bytes()
+        return Sample(times["wall"], times["cpu"], peak), answer.read_bytes()
 
 
 @contextlib.contextmanager
 def reference(folder: Path, *, kept_pages: bool) -> Iterator[Child]:
-    """The reference; with the allocator's settings of our workers, or with the system's own."""
+    """Run the reference, with our workers' allocator settings or with the system's."""
     name = "reference, kept pages" if kept_pages else "reference"
     plain = {
         key: value
@@ -142,14 +144,15 @@ def reference(folder: Path, *, kept_pages: bool) -> Iterator[Child]:
 
 @contextlib.contextmanager
 def handler(folder: Path, store: Path, lane: str) -> Iterator[Child]:
-    """Our handler out of this store's archive, with an empty cache of its own."""
-    own = folder / lane
-    model_dir, cache = own / "archive", own / "cache"
+    """Run our handler from this store's archive, with an empty cache."""
+    lane_folder = folder / lane
+    model_dir, cache = lane_folder / "archive", lane_folder / "cache"
     cache.mkdir(parents=True)
     with zipfile.ZipFile(store / ARCHIVE.name) as archive:
         archive.extractall(model_dir)
     environ = {**os.environ, **WORKER_ENVIRONMENT, CACHE_VARIABLE: str(cache)}
-    with _child(f"handler {lane}", ["handler", str(model_dir), lane], environ, own) as child:
+    arguments = ["handler", str(model_dir), lane]
+    with _child(f"handler {lane}", arguments, environ, lane_folder) as child:
         yield child
 
 
@@ -158,17 +161,17 @@ def _child(
     name: str, arguments: list[str], environ: dict[str, str], folder: Path
 ) -> Iterator[Child]:
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "stderr").open("wb") as said:
+    with (folder / "stderr").open("wb") as output:
         process = subprocess.Popen(
-            # mobile_sam's import warns of things that nobody here can act on.
+            # Importing mobile_sam prints warnings that do not concern the benchmark.
             [sys.executable, "-W", "ignore", "-m", "bench.child", *arguments],
             cwd=ROOT,
             env=environ,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=output,
             text=True,
-            start_new_session=True,  # Ctrl-C reaches only us, who stop it
+            start_new_session=True,  # Ctrl-C reaches only this process, which stops the child
         )
     try:
         yield Child(name, process, folder)
@@ -179,7 +182,7 @@ def _child(
 
 
 class Server:
-    """A running server; both doors are asked through connections that stay open."""
+    """A running server. Requests to TorchServe and to the gateway use open connections."""
 
     def __init__(self, options: Options, processes: Children) -> None:
         self._options = options
@@ -198,7 +201,7 @@ class Server:
         }
 
     def close(self) -> None:
-        """Also after an interruption in the middle of a request."""
+        """Close the connections, even after an interruption within a request."""
         self._loop.run_until_complete(self._close())
         self._loop.close()
 
@@ -207,18 +210,18 @@ class Server:
         return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(TIMEOUT_S))
 
     async def _close(self) -> None:
-        left = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-        for task in left:
+        pending = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in pending:
             task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.gather(*pending, return_exceptions=True)
         await self._gateway.close()
         await self._torchserve.__aexit__()
 
     def ask(self, door: Door, lane: str, request: Request) -> tuple[Sample, bytes]:
-        """What an answer took, and the answer.
+        """Send a request; return its cost and its answer.
 
         Raises:
-            BenchError: it was a refusal, or had no objects in it.
+            BenchError: the answer was a refusal, or had no objects.
         """
         body = request.body()
         before, started = self._cpu(), time.perf_counter()
@@ -226,25 +229,25 @@ class Server:
         wall = time.perf_counter() - started
         cpu = self._cpu_since(before)
         if not _is_answer(answer):
-            said = answer.content[:1000]
-            raise BenchError(f"{door} answered {answer.status}: {said!r}\n{self._where()}")
+            start = answer.content[:1000]
+            raise BenchError(f"{door} answered {answer.status}: {start!r}\n{self._where()}")
         return Sample(wall, cpu, self._peak(lane)), answer.content
 
     def load(
         self, lane: str, clients: int, bodies: Iterator[bytes], least: int, seconds: float
     ) -> Load:
-        """Clients of the gateway, each of which sends the next body when it has its answer.
+        """Let clients of the gateway send bodies, each the next one when it has its answer.
 
-        Ends when `least` answers and `seconds` are both over, or when there are no more bodies.
+        Ends after `least` answers and `seconds`, or when no body is left.
         """
         load = Load()
         before, started = self._cpu(), time.perf_counter()
 
         async def client() -> None:
             for body in bodies:
-                asked = time.perf_counter()
+                sent = time.perf_counter()
                 answer = await self._post("gateway", lane, body)
-                took = time.perf_counter() - asked
+                took = time.perf_counter() - sent
                 if _is_answer(answer):
                     load.latencies.append(took)
                 else:
@@ -284,7 +287,7 @@ class Server:
             raise BenchError(f"a worker of {lane} has ended. {self._where()}") from exc
 
     def _cpu(self) -> dict[int, float]:
-        """Seconds of processor that each of the server's living processes has used so far."""
+        """Return pid -> CPU seconds so far, for each live process of the server."""
         used = {}
         for child in self._processes.values():
             root = psutil.Process(child.pid)
@@ -300,10 +303,10 @@ class Server:
 
 @contextlib.contextmanager
 def server(folder: Path, store: Path) -> Iterator[Server]:
-    """TorchServe and the gateway on free ports, with an empty cache of their own."""
+    """Run TorchServe and the gateway on free ports, with an empty cache."""
     cache = folder / "server-cache"
     cache.mkdir(parents=True)
-    os.environ[CACHE_VARIABLE] = str(cache)  # `running` hands the environment on
+    os.environ[CACHE_VARIABLE] = str(cache)  # `running` passes the environment on
     options = free_ports(Options(models=MODEL, model_store=store))
     with running(options) as processes:
         serving = Server(options, processes)
@@ -311,17 +314,17 @@ def server(folder: Path, store: Path) -> Iterator[Server]:
             yield serving
         finally:
             serving.close()
-    shutil.rmtree(options.run_dir)  # of no use to anyone, since all went well
+    shutil.rmtree(options.run_dir)  # the logs are only needed after a failure
     shutil.rmtree(cache)
 
 
 def _is_answer(answer: Answer) -> bool:
-    """Whether it is an answer with objects in it, not a refusal."""
+    """Return whether the answer has objects and is no refusal."""
     return answer.status == 200 and answer.content not in (b"", b"[]")
 
 
 def peak_memory(pid: int) -> int:
-    """Bytes of memory a process has held at most; what it holds now where that is not told."""
+    """Return a process's highest resident memory in bytes; outside Linux, its present one."""
     status = Path(f"/proc/{pid}/status")
     if status.exists():
         for line in status.read_text().splitlines():

@@ -1,11 +1,10 @@
-"""Every model type on a CUDA GPU, against the reference's own classes on the same, in one run.
+"""Measure every model type on a CUDA GPU against the reference's classes, in one run.
 
     python -m bench.gpu --types vit_b vit_h
 
-Prints a Markdown table. In one process and through the library, without a server: what a GPU
-does is hidden behind HTTP soon enough. Where a type's weights are not there, random ones of its
-shapes do for everything but automask, which then finds next to nothing to outline; the table
-says so.
+Print a Markdown table. All runs in one process through the library, because HTTP would hide the
+GPU's times. A type without a weights file gets random weights of its shapes. They give true times
+for everything but automask, which then finds almost no mask; the table says `random weights`.
 """
 
 from __future__ import annotations
@@ -46,10 +45,15 @@ Row = list[str]
 
 
 def main() -> None:
-    """Exits with the reason where there is no CUDA GPU."""
+    """Exit with the reason if there is no CUDA GPU."""
     parser = argparse.ArgumentParser(prog="make bench-gpu", description=__doc__.splitlines()[0])
     parser.add_argument("--types", nargs="+", choices=MODEL_TYPES, default=list(MODEL_TYPES))
-    parser.add_argument("--repeats", type=int, default=20, help="of each, 20")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=20,
+        help="repetitions of each measurement (default: %(default)s)",
+    )
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("bench-gpu: PyTorch sees no CUDA GPU on this machine; nothing was measured.")
@@ -61,7 +65,7 @@ def main() -> None:
 
 
 def rows(model_type: str, repeats: int) -> Iterator[tuple[str, Row]]:
-    """A type's rows: the reference and ours, in full and in half precision."""
+    """Yield the names and cells of a type's rows: reference and samserve, in each precision."""
     weights = ROOT / "weights" / f"{model_type}.pt"
     state_dict = read(weights) if weights.is_file() else blank_model(model_type).state_dict()
     label = model_type if weights.is_file() else f"{model_type}, random weights"
@@ -84,7 +88,7 @@ def rows(model_type: str, repeats: int) -> Iterator[tuple[str, Row]]:
 
 
 def row(contender: Reference | Ours, repeats: int) -> Row:
-    """Medians; each measured after it has run once."""
+    """Return the median of each measurement, after one run that is not counted."""
     image = picture([], SIZE)
     pictures = iter([np.asarray(stamped(image, number)) for number in range(repeats + 1)])
     boxes = iter(random_boxes(SIZE, 2 * (repeats + 1)))
@@ -129,7 +133,7 @@ class Reference:
             self._predictor.predict(box=np.array(box), multimask_output=False)
 
     def grid(self) -> None:
-        """The picture is encoded again in this: the generator knows no other way."""
+        """Run the generator, which encodes the picture again."""
         with self._autocast():
             self._generator.generate(self._image)
 
@@ -145,7 +149,7 @@ class Reference:
 
 
 class Ours:
-    """The library, as a worker holds it."""
+    """The library, set up as in a worker."""
 
     def __init__(
         self,
@@ -171,7 +175,7 @@ class Ours:
         self._segmenter.prompt(self._picture, box=box)
 
     def grid(self) -> None:
-        """The picture is encoded again, as the reference must."""
+        """Run automask. Encode the picture again, as the reference does."""
         self.see(self._pixels)
         self._segmenter.automask(self._picture, points_per_side=POINTS)
 
@@ -184,7 +188,7 @@ def _model(model_type: str, state_dict: Any) -> Any:
 
 
 def _times(work: Callable[[], None], repeats: int) -> list[float]:
-    """Seconds of each of the runs, after one that is not counted."""
+    """Return the seconds of each run, after one run that is not counted."""
     work()
     times = []
     for _ in range(repeats):

@@ -1,11 +1,11 @@
-"""Several machines on one: network namespaces with addresses of their own, on one switch.
+"""Several hosts on one machine: network namespaces with their own addresses, on one switch.
 
     with hosts("gateway", "worker1", aliases={"worker": ["worker1"]}) as network:
         network.start("worker1", [...], log)
         network.cut("worker1")
 
-A host's processes share all with this machine but the network, so whoever starts them must tell
-their folders apart. Needs Linux, root, iproute2 and dnsmasq.
+A host has its own network but this machine's file system, so its processes need folders of their
+own. Needs Linux, root, iproute2 and dnsmasq.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Network:
-    """The hosts, while they are there; `hosts` makes it."""
+    """The hosts of a `with hosts(…)` block."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._addresses = {name: f"{_SUBNET}.{10 + i}" for i, name in enumerate(names)}
         self._children: Children = {}
 
     def address(self, host: str) -> str:
-        """Its IPv4 address."""
+        """Return a host's IPv4 address."""
         return self._addresses[host]
 
     def start(
@@ -48,10 +48,11 @@ class Network:
         log: Path,
         environ: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
-        """A process on the host, its output in `log`; ended at the latest with the block.
+        """Start a process on the host. It is stopped at the end of the block.
 
         Args:
-            environ: besides ours.
+            log: gets its output.
+            environ: variables to add to this process's environment.
         """
         with log.open("ab") as output:
             child = subprocess.Popen(
@@ -67,16 +68,16 @@ class Network:
         return child
 
     def cut(self, host: str) -> None:
-        """Pull its cable: nothing reaches it or comes from it, and nobody is told."""
+        """Take the host's link down: all packets from and to it are lost without a reset."""
         _ip("-n", _namespace(_SWITCH), "link", "set", self._port(host), "down")
 
     def mend(self, host: str) -> None:
-        """Plug it in again."""
+        """Take the host's link up again."""
         _ip("-n", _namespace(_SWITCH), "link", "set", self._port(host), "up")
 
     @contextmanager
     def seen_from(self, host: str) -> Iterator[None]:
-        """What this thread connects to within the block, it connects to from there."""
+        """Move this thread into the host's network namespace within the block."""
         with (
             open("/proc/thread-self/ns/net") as ours,
             open(f"/run/netns/{_namespace(host)}") as theirs,
@@ -92,20 +93,21 @@ class Network:
 
     def _connect(self, host: str) -> None:
         _ip("-n", _namespace(host), "link", "set", "lo", "up")
-        switch, own = _namespace(_SWITCH), _namespace(host)
+        switch, namespace = _namespace(_SWITCH), _namespace(host)
         port = self._port(host)
-        _ip("link", "add", port, "netns", switch, "type", "veth", "peer", "eth0", "netns", own)
+        peer = ("peer", "eth0", "netns", namespace)
+        _ip("link", "add", port, "netns", switch, "type", "veth", *peer)
         _ip("-n", switch, "link", "set", port, "master", "bridge", "up")
-        _ip("-n", own, "address", "add", f"{self.address(host)}/24", "dev", "eth0")
-        _ip("-n", own, "link", "set", "eth0", "up")
+        _ip("-n", namespace, "address", "add", f"{self.address(host)}/24", "dev", "eth0")
+        _ip("-n", namespace, "link", "set", "eth0", "up")
 
 
 @contextmanager
 def hosts(*names: str, aliases: Mapping[str, Sequence[str]]) -> Iterator[Network]:
-    """These hosts, connected, until the block ends, and with it whatever runs there.
+    """Make hosts on one network. At the end of the block, stop their processes and remove them.
 
     Args:
-        aliases: what the hosts' name server knows: a name and the hosts it stands for.
+        aliases: the names of the hosts' name server: name -> the hosts that it resolves to.
     """
     network = Network(names)
     with ExitStack() as undo:
@@ -117,34 +119,34 @@ def hosts(*names: str, aliases: Mapping[str, Sequence[str]]) -> Iterator[Network
         _ip("-n", switch, "address", "add", f"{_SUBNET}.1/24", "dev", "bridge")
         _ip("-n", switch, "link", "set", "bridge", "up")
         scratch = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="samserve-hosts-")))
-        known = scratch / "names"
-        known.write_text(
+        names_file = scratch / "names"
+        names_file.write_text(
             "".join(f"{network.address(h)} {alias}\n" for alias, hs in aliases.items() for h in hs)
         )
         for name in names:
-            # `ip netns exec` puts it in place of the machine's own.
-            own = Path("/etc/netns", _namespace(name))
-            own.mkdir(parents=True)
-            undo.callback(shutil.rmtree, own)
-            (own / "resolv.conf").write_text(f"nameserver {_SUBNET}.1\n")
+            # `ip netns exec` mounts the files of this folder over those of /etc.
+            etc = Path("/etc/netns", _namespace(name))
+            etc.mkdir(parents=True)
+            undo.callback(shutil.rmtree, etc)
+            (etc / "resolv.conf").write_text(f"nameserver {_SUBNET}.1\n")
             network._connect(name)
         undo.callback(lambda: stop(network._children))
         command = ["dnsmasq", "--keep-in-foreground", "--no-hosts", "--no-resolv", "--user=root"]
-        network.start(_SWITCH, [*command, f"--addn-hosts={known}"], scratch / "dnsmasq.log")
+        network.start(_SWITCH, [*command, f"--addn-hosts={names_file}"], scratch / "dnsmasq.log")
         yield network
 
 
 def why_impossible() -> str | None:
-    """Return what this machine lacks for such hosts; None if it lacks nothing."""
+    """Return why this machine cannot make such hosts; None if it can."""
     missing = [tool for tool in ("ip", "dnsmasq") if shutil.which(tool) is None]
     if missing:
-        return f"there is no {', '.join(missing)}"
+        return f"not installed: {', '.join(missing)}"
     if os.geteuid() != 0:
         return "network namespaces need root"
-    tried = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False)
-    if tried.returncode == 0:
+    unshared = subprocess.run(["unshare", "--net", "true"], capture_output=True, check=False)
+    if unshared.returncode == 0:
         return None
-    return f"this machine allows no network namespaces: {tried.stderr.decode().strip()}"
+    return f"this machine allows no network namespaces: {unshared.stderr.decode().strip()}"
 
 
 def _namespace(host: str) -> str:

@@ -1,4 +1,4 @@
-"""What the benchmark asks about: pictures of any size, never seen or known, and boxes on them."""
+"""The benchmark's pictures, new or known, of any size, and boxes on them."""
 
 from __future__ import annotations
 
@@ -15,54 +15,54 @@ from PIL import Image, ImageOps
 
 Size = tuple[int, int]  # width, height
 
-# scikit-image's wheel brings these, so nothing is downloaded.
+# These are in scikit-image's wheel, so none is downloaded.
 SAMPLES = ("coffee", "astronaut", "chelsea", "immunohistochemistry", "retina", "rocket")
 MOSAIC = "mosaic"
 
-STAMP = 8  # pixels a side: large enough to outlive the resize before the encoder
+STAMP = 8  # pixels per side: still visible after the resize before the encoder
 
 
 @dataclass(frozen=True)
 class Request:
-    """A question about a picture.
+    """A request about a picture.
 
     Attributes:
         image: base64 of the picture's PNG.
-        question: the other fields of the body.
+        fields: the other fields of the body.
     """
 
     image: str
-    question: dict[str, Any]
+    fields: dict[str, Any]
 
     def body(self) -> bytes:
-        """What a client sends."""
-        return json.dumps({"type": "vit_t", **self.question, "b64img": self.image}).encode()
+        """Return the JSON body that a client sends."""
+        return json.dumps({"type": "vit_t", **self.fields, "b64img": self.image}).encode()
 
 
 def pictures(paths: list[Path], size: Size) -> dict[str, Image.Image]:
-    """Name -> picture of this size: the user's own, or five of scikit-image's and a mosaic."""
+    """Return name -> picture of this size: the user's, or five of scikit-image's and a mosaic."""
     if paths:
         return {str(path): _fitted(Image.open(path), size) for path in paths}
     samples = [Image.fromarray(getattr(skimage.data, name)()) for name in SAMPLES]
-    found = {
+    fitted = {
         name: _fitted(sample, size) for name, sample in zip(SAMPLES[:5], samples[:5], strict=True)
     }
-    found[MOSAIC] = _mosaic(samples, size)
-    return found
+    fitted[MOSAIC] = _mosaic(samples, size)
+    return fitted
 
 
 def picture(paths: list[Path], size: Size) -> Image.Image:
-    """The one that speed is measured on: the user's first, or the mosaic."""
+    """Return the picture for measuring times: the user's first, or the mosaic."""
     return next(reversed(pictures(paths[:1], size).values()))
 
 
 def _fitted(image: Image.Image, size: Size) -> Image.Image:
-    """Cut to the size's proportions around the middle, then resized."""
+    """Cut the picture's middle to the size's proportions, and resize it."""
     return ImageOps.fit(image.convert("RGB"), size, Image.Resampling.LANCZOS)
 
 
 def _mosaic(tiles: list[Image.Image], size: Size) -> Image.Image:
-    """Six pictures, three by two, which touch at their edges."""
+    """Return one picture of six, three by two, without gaps."""
     whole = Image.new("RGB", size)
     columns = [round(size[0] * i / 3) for i in range(4)]
     rows = [round(size[1] * i / 2) for i in range(3)]
@@ -74,7 +74,7 @@ def _mosaic(tiles: list[Image.Image], size: Size) -> Image.Image:
 
 
 def stamped(image: Image.Image, number: int) -> Image.Image:
-    """The picture with a number in its corner, so that no cache can know it."""
+    """Return the picture with a number as its corner's colour, so that no cache can hold it."""
     marked = image.copy()
     color = (number % 256, number // 256 % 256, number // 65536 % 256)
     marked.paste(color, (0, 0, STAMP, STAMP))
@@ -82,18 +82,18 @@ def stamped(image: Image.Image, number: int) -> Image.Image:
 
 
 def named(size: Size) -> str:
-    """As 512x512."""
+    """Return a size as `512x512`."""
     return f"{size[0]}x{size[1]}"
 
 
 def base64_png(image: Image.Image) -> str:
     png = io.BytesIO()
-    image.save(png, "PNG", compress_level=4)  # as small as by default, in a third of the time
+    image.save(png, "PNG", compress_level=4)  # as small as level 6, in a third of the time
     return base64.b64encode(png.getvalue()).decode()
 
 
 def random_boxes(size: Size, count: int, seed: int = 0) -> list[list[int]]:
-    """Boxes between an eighth and a half of the picture's sides."""
+    """Return random boxes, whose sides are an eighth to a half of the picture's."""
     rng = np.random.default_rng(seed)
     boxes = []
     for _ in range(count):

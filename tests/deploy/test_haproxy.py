@@ -24,7 +24,6 @@ from samserve_launcher.loopback import LoopbackSession
 from tests.support.paths import ROOT
 
 CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
-STAND_IN = ROOT / "tests/support/stand_in.py"
 WORKERS = ("worker1", "worker2", "worker3")
 NAMES = {"worker.samserve": WORKERS, "other.samserve": WORKERS[:1]}
 TYPES = {"VIT_T": "worker.samserve", "VIT_B": "other.samserve"}
@@ -96,7 +95,9 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         LoopbackSession(30) as http,
     ):
         for worker in WORKERS:
-            network.start(worker, [sys.executable, STAND_IN, worker], logs / worker)
+            network.start(
+                worker, [sys.executable, "-m", "tests.support.stand_in", worker], logs / worker
+            )
         environ = {f"SAMSERVE_WORKERS_{model_type}": name for model_type, name in TYPES.items()}
         network.start("haproxy", ["haproxy", "-db", "-f", CONFIG], logs / "haproxy", environ)
         yield Cluster(network, http)

@@ -1,4 +1,4 @@
-"""A worker without a model, for tests of haproxy.cfg: `python stand_in.py NAME`.
+"""A worker without a model, for tests of haproxy.cfg: `python -m tests.support.stand_in NAME`.
 
 It answers its name after the seconds that the body of a request gives. `POST :8090/state` with a
 JSON object changes its state: `ready`, and `full` for a TorchServe whose queue is full.
