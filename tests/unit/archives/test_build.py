@@ -48,7 +48,8 @@ def test_what_an_archive_holds(archive: Path) -> None:
     with zipfile.ZipFile(archive) as mar:
         names = {name for name in mar.namelist() if not name.endswith("/")}
         manifest = json.loads(mar.read(MANIFEST))["model"]
-    library = {f"samserve/{path.name}" for path in (ROOT / "handlers/samserve").glob("*.py")}
+    handlers = ROOT / "handlers"
+    library = {str(path.relative_to(handlers)) for path in handlers.glob("samserve/**/*.py")}
     rest = {"sam_handler.py", "vit_t.pt", "vit_t.yaml", "weights.json", MANIFEST}
     assert names == library | rest
     assert manifest["handler"] == "sam_handler.py"

@@ -151,13 +151,13 @@ def test_other_rules_of_decoding_know_nothing(
     cache(parts, store).of_picture(sent())
     store.save(f"text-{sent().digest}", b"0" * 64)
     assert cache(parts, store).of_picture(sent()).source == "machine"
-    monkeypatch.setattr("samserve.embeddings.DECODING_RULES", 10_000)
+    monkeypatch.setattr("samserve.embeddings.cache.DECODING_RULES", 10_000)
     again = sent()
     assert cache(parts, store).of_picture(again).source == "machine"
     assert again.decoding_s is not None
     reference = f"sha256:{sent().digest}"
     assert cache(parts, store).of_picture(sent(reference)).source == "machine"
-    monkeypatch.setattr("samserve.embeddings.DECODING_RULES", 10_001)
+    monkeypatch.setattr("samserve.embeddings.cache.DECODING_RULES", 10_001)
     with pytest.raises(UnknownImage):
         cache(parts, store).of_picture(sent(reference))
 

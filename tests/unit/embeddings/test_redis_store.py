@@ -85,7 +85,7 @@ def test_what_was_saved_comes_back(server: RedisServer, payload: bytes) -> None:
 def test_another_process_finds_it(server: RedisServer) -> None:
     saved(RedisStore(server.url), KEY, b"payload")
     code = (
-        "import sys; from samserve.redis_store import RedisStore;"
+        "import sys; from samserve.embeddings.redis_store import RedisStore;"
         "print(RedisStore(sys.argv[1]).load(sys.argv[2]))"
     )
     told = subprocess.run(

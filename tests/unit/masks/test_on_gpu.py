@@ -34,7 +34,7 @@ def decoded() -> PlainMasks:
 def test_equal_to_one_by_one(
     decoded: PlainMasks, monkeypatch: pytest.MonkeyPatch, size: tuple[int, int], at_once: int
 ) -> None:
-    monkeypatch.setattr("samserve.device_masks.PIXELS_AT_ONCE", 2 * size[0] * size[1])
+    monkeypatch.setattr("samserve.masks.on_gpu.PIXELS_AT_ONCE", 2 * size[0] * size[1])
     scale = 1024 / max(size)
     in_size = (round(size[0] * scale), round(size[1] * scale))
     embedding = Embedding(torch.zeros(1), in_size, size)

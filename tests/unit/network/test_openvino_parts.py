@@ -98,7 +98,7 @@ def test_without_its_files_it_runs_in_pytorch_and_says_so(
 def test_importing_it_reports_to_nobody() -> None:
     """OpenVINO's package tells its maker of every import, unless the part that does is missing."""
     code = (
-        "import sys; from samserve import compiled; openvino_parts._openvino();"
+        "import sys; from samserve.network import openvino_parts; openvino_parts._openvino();"
         "print([m for m in sys.modules if m.startswith('openvino_telemetry') and sys.modules[m]])"
     )
     told = subprocess.run(
