@@ -1,26 +1,26 @@
-"""Everything a caller can have done wrong, each with its HTTP status.
+"""The errors that a caller can cause, each with its HTTP status.
 
     SamserveError
     ├── InvalidRequest      400  the body cannot be read at all
     ├── Unauthorized        401  the administrator's token is missing or wrong
-    ├── Forbidden           403  this server lets nobody do that
-    ├── NotFound            404  the model type or the weights are not here
+    ├── Forbidden           403  this server allows nobody to do that
+    ├── NotFound            404  the model type or the weights are not loaded
     ├── NotAcceptable       406  there is no such output format
-    ├── UnknownImage        409  only a reference to the image was sent, and it is not kept
-    ├── Conflict            409  the weights are registered already, or others are just now
+    ├── UnknownImage        409  the request has only a digest, and the image is not cached
+    ├── Conflict            409  the weights are registered, or another registration runs
     ├── TooLarge            413  the body, the image or the weights are over the limit
-    ├── UnsupportedMediaType 415 the body is in an encoding that is not read here
-    │   └── UnsupportedEncoding  as a whole: its Content-Encoding
-    ├── HeaderTooLarge      431  a header has more bytes than can be passed on
-    ├── Unreachable         502  the address of the weights did not give the whole file
-    ├── Cancelled           503  nobody waits for the answer any more
-    ├── OutOfMemory         503  the device's memory did not do, for this request, this time
+    ├── UnsupportedMediaType 415 the body has a charset that is not supported
+    │   └── UnsupportedEncoding  the body has a Content-Encoding that is not supported
+    ├── HeaderTooLarge      431  a header has more bytes than TorchServe accepts
+    ├── Unreachable         502  the weights could not be downloaded completely
+    ├── Cancelled           503  the client has disconnected
+    ├── OutOfMemory         503  the device ran out of memory
     ├── TimedOut            504  the work took longer than the request allows
-    └── InvalidField        422  one field's value is wrong
-        ├── InvalidImage    422  the bytes are no image we read
-        └── InvalidWeights  422  the file is no checkpoint of its type
+    └── InvalidField        422  the value of a field is wrong
+        ├── InvalidImage    422  the bytes are not an image, or not a supported one
+        └── InvalidWeights  422  the file is not a checkpoint of its model type
 
-Does not cover our own faults: those are ordinary exceptions, answered as 500.
+A bug of ours is an ordinary exception and is answered with status 500.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from typing import Any, ClassVar
 
 
 class SamserveError(Exception):
-    """A request that cannot be answered, and why.
+    """The reason why a request cannot be answered.
 
     Args:
-        message: one sentence for the person who sent it.
-        field: the path of the offending field, as `prompts.2.bbox`; None for the body.
+        message: one sentence for the person who sent the request.
+        field: the path of the wrong field, as `prompts.2.bbox`; None: the whole body.
     """
 
     status: ClassVar[int] = 500
@@ -45,7 +45,7 @@ class SamserveError(Exception):
         self.field = field
 
     def body(self) -> dict[str, Any]:
-        """The JSON answer, the same from every door."""
+        """Return the JSON answer. The gateway and the worker use the same form."""
         return error_body(self.code, self.message, self.field)
 
 
@@ -137,5 +137,5 @@ class InvalidWeights(InvalidField):
 
 
 def error_body(code: str, message: str, field: str | None = None) -> dict[str, Any]:
-    """`{"error": {"code", "message", "field"}}`."""
+    """Return `{"error": {"code", "message", "field"}}`."""
     return {"error": {"code": code, "message": message, "field": field}}

@@ -8,22 +8,24 @@ from pathlib import Path
 
 
 def usable_cores(cpu_max: Path = Path("/sys/fs/cgroup/cpu.max")) -> int:
-    """Cores this process may run on, and may use up; macOS does not tell, so there it is all.
+    """Return the number of processor cores that this process may use.
+
+    macOS has no such limit for a process, so there it is the number of all cores.
 
     Args:
-        cpu_max: where a container's limit stands, as "<microseconds> <of microseconds>" or "max
-            <…>": more threads than that would only be throttled together.
+        cpu_max: the file with a container's limit, as "<microseconds> <of microseconds>" or "max
+            <…>". The kernel would throttle more threads than that.
     """
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
-    with contextlib.suppress(OSError, ValueError):  # no container; or "max": no limit
+    with contextlib.suppress(OSError, ValueError):  # there is no container, or the limit is "max"
         quota, period = map(int, cpu_max.read_text().split())
         cores = min(cores, max(1, quota // period))
     return cores
 
 
 def memory_folder() -> Path | None:
-    """Where files are kept in memory, on a system that has such a folder."""
+    """Return the folder whose files are in memory; None if the system has none."""
     folder = Path("/dev/shm")
     return folder if folder.is_dir() else None

@@ -1,6 +1,6 @@
-"""The model types, and where the file of each is published.
+"""This module lists the model types with the published file of each.
 
-Imports nothing heavy: the gateway and the download need the names, not the networks.
+It imports nothing heavy: the gateway and the download need the names, not the networks.
 """
 
 from __future__ import annotations
@@ -74,10 +74,10 @@ MODEL_TYPES: dict[str, ModelType] = {
 
 
 DEFAULT_WEIGHTS = "default"
-"""What a type's own weights are called."""
+"""The name of a model type's published weights."""
 
 UNSUPPORTED_TYPES = ("sam2_l", "sam2_bp", "sam2_s", "sam2_t", "sam3")
-"""Types that samapi's clients offer besides: SAM 2 and SAM 3, which are no part of this server."""
+"""Model types that samapi's clients offer and this server lacks: SAM 2 and SAM 3."""
 
 KNOWN_TYPES = (*MODEL_TYPES, *UNSUPPORTED_TYPES)
 """All types that samapi's clients offer."""
@@ -123,12 +123,12 @@ def is_default_address(model_type: str, address: str) -> bool:
 
 
 def is_mappable(weights: Path) -> bool:
-    """Whether a checkpoint can be mapped: those of before PyTorch 1.6 are no zip, and cannot."""
+    """Return whether a checkpoint can be memory-mapped: files from before PyTorch 1.6 cannot."""
     return zipfile.is_zipfile(weights)
 
 
 def sha256_of(path: Path) -> str:
-    """The file's SHA-256 in hex, read in pieces: vit_h is 2.5 GB."""
+    """Return a file's SHA-256 in hex. The file is read in pieces, because vit_h has 2.5 GB."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):

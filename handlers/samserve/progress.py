@@ -11,12 +11,12 @@ _REPORT_EVERY_S = 0.2
 
 
 class Job:
-    """One piece of work, as whoever does it sees it; safe between threads.
+    """One piece of work, from the side of the code that does it. Threads may share it.
 
     Args:
-        deadline_s: seconds from now that it may take; None for as long as it needs.
-        cancelled: whether nobody wants it any more; asked between batches.
-        report: told (done, total), in order, now and then and at the end.
+        deadline_s: seconds from now that the job may take; None: no limit.
+        cancelled: returns whether the job was cancelled; called between batches.
+        report: called with (done, total) at the start, at most every 0.2 s, and at the end.
     """
 
     def __init__(
@@ -34,15 +34,15 @@ class Job:
         self.done = 0
         self.total = 0
         self.stopped: Literal["cancelled", "timeout"] | None = None
-        """Why it did not go on to its end."""
+        """Why the job stopped before its end; None if it did not."""
 
     def begin(self, total: int) -> None:
-        """So much is to be done."""
+        """Set the amount of work, and report 0 of it as done."""
         self.total = total
         self._report(0, total)
 
     def may_go_on(self) -> bool:
-        """Whether to begin another batch."""
+        """Return whether to begin another batch."""
         if self.stopped is None:
             if self._cancelled():
                 self.stopped = "cancelled"
@@ -51,7 +51,7 @@ class Job:
         return self.stopped is None
 
     def advance(self, count: int) -> None:
-        """So much more is done."""
+        """Add to the amount of work that is done."""
         with self._lock:
             self.done += count
             now = time.monotonic()

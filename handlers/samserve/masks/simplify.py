@@ -1,7 +1,8 @@
-"""Fewer vertices for whoever does not need every pixel's edge.
+"""This module simplifies outlines, so that they have fewer vertices.
 
-Douglas-Peucker that keeps the topology: pieces, holes and their nesting stay, and every geometry
-stays valid. What remains are vertices of the exact outline, so coordinates stay whole pixels.
+It uses the Douglas-Peucker algorithm and keeps the topology: all pieces and holes stay, and every
+geometry stays valid. The remaining vertices are vertices of the exact outline, so that coordinates
+stay whole pixels.
 """
 
 from __future__ import annotations
@@ -13,19 +14,20 @@ from shapely.geometry import shape
 
 
 def simplify(geometry: dict[str, Any], tolerance: float) -> dict[str, Any]:
-    """A Polygon or MultiPolygon, no vertex of the given one further than `tolerance` from it.
+    """Return a simpler Polygon or MultiPolygon.
 
-    A geometry that cannot be simplified so without crossing itself is given back as it came.
+    No vertex of the exact outline is further than `tolerance` from the result. If the simpler
+    outline would cross itself, the exact geometry is returned.
 
     Args:
-        geometry: GeoJSON, valid.
+        geometry: a valid GeoJSON geometry.
         tolerance: pixels; 0 changes nothing.
     """
     if tolerance == 0:
         return geometry
     exact = shape(geometry)
     vertices = shapely.points(shapely.get_coordinates(exact))
-    # Where GEOS leaves out a ring's first vertex, too, others get up to twice as far away.
+    # GEOS may drop the first vertex of a ring. Then other vertices end up to twice as far away.
     for allowed in (tolerance, tolerance / 2):
         simple = exact.simplify(allowed, preserve_topology=True)
         outline = simple.boundary

@@ -1,10 +1,10 @@
-"""A request as multipart/form-data: the image as a file, so that nobody pays for base64.
+"""This module reads a request in multipart/form-data, where the image is a file without base64.
 
     curl -F type=vit_t -F image=@cells.png -F 'bbox=[10,20,200,180]' …
 
-Parts are named as the JSON's fields; numbers, lists and booleans are written as JSON has them,
-texts as they are. `image` (in place of `b64img`) and `mask` (in place of `b64mask`) are files;
-`request` may hold any of the other fields as one JSON object.
+The parts have the names of the JSON fields. Numbers, lists and booleans are written as in JSON, and
+texts without quotes. `image` (instead of `b64img`) and `mask` (instead of `b64mask`) are files. The
+part `request` may hold any other fields as one JSON object.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from samserve.serving.json_text import dumps, to_utf8
 from .requests import AutomaskRequest, PromptRequest
 
 FILES = ("image", "mask")
-"""Parts that are files; all others are text."""
+"""The parts that are files; all other parts are text."""
 
 _FIELDS = {**PromptRequest.model_fields, **AutomaskRequest.model_fields}
 _TEXTS = {"type", "b64img", "b64mask", "checkpoint_url", "output_type", "output_format"}
 
 
 def to_json(parts: Mapping[str, bytes | bytearray]) -> tuple[bytes, bytes | None]:
-    """The JSON body that asks the same, with a reference to the image; and the image's file.
+    """Return the same request as a JSON body, and the image's file.
 
-    Without an `image` part it is a form all the same, and there is no file.
+    The body names the image by its digest. Without an `image` part there is no file.
 
     Raises:
-        InvalidRequest: `request` is no JSON object.
-        InvalidField: a part is not what its field may be, or says what another says, too.
+        InvalidRequest: the part `request` is not a JSON object.
+        InvalidField: a part has a wrong value, or two parts set the same field.
         InvalidImage: a file is empty.
     """
     for name in FILES:
-        # An unset variable in a shell script, or a picture that its writer has not flushed yet.
+        # Causes: an unset variable in a shell script, or a file that is still being written.
         if name in parts and not parts[name]:
             raise InvalidImage(f"{name}: the file is empty.", name)
     fields = _request_part(parts.get("request"))
@@ -54,7 +54,7 @@ def to_json(parts: Mapping[str, bytes | bytearray]) -> tuple[bytes, bytes | None
     if "image" in parts:
         image = bytes(parts["image"])
         reference = reference_to(image)
-        if fields.get("b64img") != reference:  # the gateway says both
+        if fields.get("b64img") != reference:  # the gateway sends the digest and the file
             _put(fields, "b64img", reference, "image")
     return dumps(fields), image
 
@@ -76,14 +76,14 @@ def _value(name: str, value: bytes | bytearray) -> Any:
         text = to_utf8(value).decode()
         if name in _TEXTS:
             return text
-        # Python's requests and R write True and False.
+        # The requests library of Python, and R, write True and False.
         return from_json({"True": "true", "False": "false"}.get(text, text), allow_inf_nan=False)
     except UnicodeDecodeError as exc:
         raise InvalidField(f"{name} is not text in UTF-8: {exc.reason}.", name) from exc
     except ValueError as exc:
         raise InvalidField(
-            f"{name} is not JSON: {exc}. Write a box as [10,20,200,180], true and false as they "
-            "stand here, a number as 0.5.",
+            f"{name} is not JSON: {exc}. Write a box as [10,20,200,180], a number as 0.5, and "
+            "true or false in lower case.",
             name,
         ) from exc
 

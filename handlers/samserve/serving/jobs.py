@@ -1,11 +1,9 @@
-"""Work that takes a while: how far it is, and whether it may go on.
+"""This module exchanges the progress and the cancellation of jobs through files.
 
-TorchServe neither tells a worker that its client has gone nor anybody how far a worker is. So the
-gateway gives each automask an id, and the two talk about it by files in a folder that they share:
-the worker writes how far it is, the gateway that nobody wants it any more. A lost file costs a
-number on a progress bar, or work for nobody; never an answer.
-
-Knows neither HTTP nor TorchServe, nor what the work is.
+TorchServe tells a worker nothing when its client disconnects, and tells nobody how far a worker is.
+So the gateway gives each automask job an id, and gateway and worker share a folder: the worker
+writes the job's progress there, and the gateway writes that the job is cancelled. If a file is
+lost, a progress bar misses a number or a worker finishes a useless job. No answer changes.
 """
 
 from __future__ import annotations
@@ -22,11 +20,11 @@ _ID = re.compile(r"[0-9a-f]{32}")
 
 @dataclass(frozen=True)
 class JobProgress:
-    """How far a run is.
+    """The progress of a job.
 
     Attributes:
-        lane: who works on it.
-        done, total: points of the automask's grids.
+        lane: the lane whose worker runs it.
+        done, total: grid points that are done, and all grid points.
         started: seconds since the epoch.
     """
 
@@ -37,10 +35,10 @@ class JobProgress:
 
 
 class JobFolder:
-    """What is known of the runs of one machine.
+    """The folder with the files of one machine's jobs.
 
     Args:
-        folder: made if it is not there.
+        folder: it is created if it does not exist.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -48,7 +46,7 @@ class JobFolder:
         self._folder = folder
 
     def write(self, job_id: str, progress: JobProgress) -> None:
-        """Say how far a run is. What cannot be written is not known, and that is all."""
+        """Write the progress of a job. An OSError is ignored: it must not fail the job."""
         path = self._path(job_id, "progress")
         unfinished = path.with_suffix(f".{os.getpid()}")
         with contextlib.suppress(OSError):
@@ -56,38 +54,38 @@ class JobFolder:
             unfinished.replace(path)
 
     def cancel(self, job_id: str) -> None:
-        """Nobody wants this run any more.
+        """Ask the worker to stop this job.
 
         Raises:
-            OSError: it cannot be said.
+            OSError: the file cannot be written.
         """
         self._path(job_id, "cancelled").touch()
 
     def is_cancelled(self, job_id: str) -> bool:
-        """Whether somebody said so."""
+        """Return whether `cancel` was called for this job."""
         return self._path(job_id, "cancelled").exists()
 
     def running(self) -> list[JobProgress]:
-        """The runs under way, the oldest first."""
-        found = []
+        """Return the progress of the running jobs, the oldest first."""
+        jobs = []
         for path in self._folder.glob("*.progress"):
-            # It may have ended since, and another's file may be anything.
+            # The job may end while we read, and a foreign file may hold anything.
             with contextlib.suppress(OSError, ValueError, TypeError):
-                found.append(JobProgress(**json.loads(path.read_bytes())))
-        return sorted(found, key=lambda progress: progress.started)
+                jobs.append(JobProgress(**json.loads(path.read_bytes())))
+        return sorted(jobs, key=lambda progress: progress.started)
 
     def forget(self, job_id: str) -> None:
-        """The run has ended."""
+        """Remove the files of a job that has ended."""
         for kind in ("progress", "cancelled"):
             with contextlib.suppress(OSError):
                 self._path(job_id, kind).unlink()
 
     def _path(self, job_id: str, kind: str) -> Path:
         if not _ID.fullmatch(job_id):
-            raise ValueError(f"{job_id!r} is no id of a run")
+            raise ValueError(f"{job_id!r} is no id of a job")
         return self._folder / f"{job_id}.{kind}"
 
 
 def is_job_id(text: str) -> bool:
-    """Whether this may name a run."""
+    """Return whether this text is a job id."""
     return _ID.fullmatch(text) is not None

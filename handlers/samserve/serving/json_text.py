@@ -1,9 +1,9 @@
 """This module finds the encoding of JSON's bytes, and writes objects as JSON.
 
-RFC 8259 wants UTF-8. Windows writes a byte order mark before it, or UTF-16; a Java client may
-declare Latin-1. Python's integers have no bound and orjson's have 64 bits.
+RFC 8259 requires UTF-8. But Windows programs write a byte order mark, or UTF-16, and a Java client
+may declare Latin-1. Integers have any size in Python and 64 bits in orjson.
 
-Checks no field: that is `requests.py`'s part.
+`serving.requests` checks the fields.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def to_utf8(content: bytes | bytearray, charset: str | None = None) -> bytes | b
     """Return the text in UTF-8 without a byte order mark.
 
     Args:
-        charset: what Content-Type says. JSON begins with an ASCII character, so its first bytes
-            tell UTF-8, UTF-16 and UTF-32 apart, whatever it says.
+        charset: the charset of the Content-Type header. It is ignored for UTF-8, UTF-16 and
+            UTF-32: JSON begins with an ASCII character, so its first bytes show which it is.
 
     Raises:
-        UnsupportedMediaType: an encoding that is not read here; the message names it.
+        UnsupportedMediaType: the charset is not supported; the message names it.
         InvalidRequest: the bytes are not in their encoding.
     """
     named = (charset or "utf-8").strip().lower().replace("-", "").replace("_", "")

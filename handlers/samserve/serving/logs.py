@@ -1,7 +1,7 @@
-"""Log lines that programs can read: a JSON object each, with the ids of the requests it is about.
+"""This module writes each log line as a JSON object, with the ids of the requests it is about.
 
-A request's id comes from its client, or is made by the first of ours that it meets; so one word
-finds what gateway and worker said of it. Knows neither HTTP nor TorchServe.
+The id of a request comes from its client, or from the gateway. A search for the id finds the lines
+of both the gateway and the worker.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ _ids: ContextVar[tuple[str, ...]] = ContextVar("request_ids", default=())
 
 
 def is_request_id(text: str) -> bool:
-    """Whether this may stand in our logs and headers."""
+    """Return whether this text may be used as an id in logs and headers."""
     return _ID.fullmatch(text) is not None
 
 
 def begin(request_id: str) -> None:
-    """What this task or thread logs from now on is about this request."""
+    """Mark all later log lines of this task or thread as lines about this request."""
     _ids.set((request_id,))
 
 
 def request_id() -> str | None:
-    """Of the request at work, if there is just one."""
+    """Return the id of the current request; None if there is none or there are several."""
     return _ids.get()[0] if len(_ids.get()) == 1 else None
 
 
 @contextmanager
 def about(*request_ids: str) -> Iterator[None]:
-    """What is logged in this block is about these requests."""
+    """Mark the log lines of this block as lines about these requests."""
     token = _ids.set(request_ids)
     try:
         yield
@@ -45,13 +45,14 @@ def about(*request_ids: str) -> Iterator[None]:
 
 
 class JsonFormatter(logging.Formatter):
-    """A record as one line of JSON.
+    """A JsonFormatter writes a log record as one line of JSON.
 
-    `extra={"fields": {...}}` of a logging call stands in it by name.
+    The argument `extra={"fields": {...}}` of a logging call adds members to the line.
 
     Args:
-        verbatim: messages that begin with this are left alone: another program waits for them.
-        fields: what every line shall say.
+        verbatim: messages that begin with this text stay as they are, because another program
+            parses them.
+        fields: members of every line.
     """
 
     def __init__(self, *, verbatim: str | None = None, **fields: str) -> None:

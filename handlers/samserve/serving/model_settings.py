@@ -1,6 +1,6 @@
-"""The `samserve:` part of a model's YAML (config/models/*.yaml), checked.
+"""This module reads and checks the part `samserve:` of a model's YAML (config/models/*.yaml).
 
-A misspelt or missing setting stops the worker at load, with the setting's name.
+A misspelt or missing setting stops the worker at its start, with the setting's name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from samserve.machine import usable_cores
 from samserve.model_types import Precision
 
 Defaults = Literal["segment-anything", "samapi"]
-"""Whose behaviour a body gets that leaves `output_type` or `include_image_edge` open."""
+"""The behaviour for a body without `output_type` or `include_image_edge`."""
 
 
 class _Settings(BaseModel):
@@ -24,7 +24,7 @@ class _Settings(BaseModel):
 
 
 class Limits(_Settings):
-    """What one request may ask for at most."""
+    """The limits of one request."""
 
     max_body_bytes: int = Field(gt=0)
     max_image_pixels: int = Field(gt=0)
@@ -33,25 +33,25 @@ class Limits(_Settings):
 
 
 class LaneSettings(_Settings):
-    """How the workers of one lane share the machine."""
+    """The share of the machine that a worker of one lane may use."""
 
     threads: int = Field(ge=0)
     nice: int = Field(ge=0, le=19)
     gpu_memory: float = Field(gt=0, le=1)
 
     def resolve_threads(self) -> int:
-        """The setting, or all cores this process may use where it is 0."""
+        """Return the number of threads: the setting, or all usable cores if it is 0."""
         return self.threads or usable_cores()
 
 
 class ModelSettings(_Settings):
-    """One model type's settings, for both of its lanes."""
+    """The settings of one model type, for both of its lanes."""
 
     model_type: str
     precision: Precision | Literal["auto"]
     cpu_runtime: Literal["openvino", "pytorch"]
     gpu_compile: bool
-    defaults: Defaults = "segment-anything"  # by the environment only: SAMSERVE_DEFAULTS
+    defaults: Defaults = "segment-anything"  # set by the environment only: SAMSERVE_DEFAULTS
     limits: Limits
     embedding_cache: CacheSettings
     prompt: LaneSettings
@@ -66,13 +66,13 @@ class ModelSettings(_Settings):
         return self
 
     def precision_on(self, device_type: str) -> Precision:
-        """The setting, or the device's where that is `auto`.
+        """Return the precision: the setting, or the device's default if the setting is `auto`.
 
-        Of the two halves a GPU gets the one that rounds eight times finer and is as fast. No CPU
-        gets one: where it would be faster, bfloat16 moves more of a mask than anybody asked for.
+        A GPU gets float16: it is as fast as bfloat16 and rounds eight times finer. A CPU gets
+        float32: bfloat16, which some CPUs compute faster, moves too many pixels of a mask.
 
         Args:
-            device_type: PyTorch's name of it, as `torch.device.type`.
+            device_type: PyTorch's name of the device type, as `torch.device.type`.
         """
         if self.precision != "auto":
             return self.precision
@@ -82,15 +82,16 @@ class ModelSettings(_Settings):
     def from_yaml(
         cls, config: Mapping[str, Any], environ: Mapping[str, str] = os.environ
     ) -> ModelSettings:
-        """From the parsed YAML.
+        """Read the settings from the parsed YAML and from environment variables.
 
         `SAMSERVE_PROMPT_THREADS`, `SAMSERVE_AUTOMASK_THREADS` and `SAMSERVE_CACHE_DIRECTORY`
-        win over it, since only who starts the server knows how many workers share the cores,
-        and where there is a folder that he will remove. `SAMSERVE_REDIS_URL` names what the
-        machines share. `SAMSERVE_DEFAULTS` says whose defaults bodies have.
+        override the YAML: only the launcher knows how many workers share the cores, and which
+        folder it will remove at the end. `SAMSERVE_REDIS_URL` is the Redis that machines share.
+        `SAMSERVE_DEFAULTS` chooses the defaults of requests.
 
         Raises:
-            ValueError: names the wrong setting (as pydantic.ValidationError) or variable.
+            ValueError: the message names the wrong setting (as pydantic.ValidationError) or
+                variable.
         """
         settings = dict(config["samserve"])
         for lane in ("prompt", "automask"):

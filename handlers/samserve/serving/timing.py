@@ -1,4 +1,4 @@
-"""How long each step took, in the words of HTTP's `Server-Timing` header.
+"""This module times the steps of an answer for the HTTP header `Server-Timing`.
 
 Source: W3C Server Timing, https://www.w3.org/TR/server-timing/.
 """
@@ -11,10 +11,10 @@ from contextlib import contextmanager
 
 
 class ServerTiming:
-    """The steps of one answer, in the order they were done.
+    """The steps of one answer with their times, in the order of the work.
 
     Args:
-        observe: told each step's name and seconds, once.
+        observe: called once with the name and the seconds of each step.
     """
 
     def __init__(self, observe: Callable[[str, float], None] = lambda name, seconds: None) -> None:
@@ -23,23 +23,23 @@ class ServerTiming:
 
     @contextmanager
     def step(self, name: str) -> Iterator[list[str]]:
-        """Times the block. What it appends to the list given is the step's description."""
+        """Time the block. The texts that it appends to the list become the step's description."""
         descriptions: list[str] = []
         start = time.perf_counter()
         yield descriptions
         self.add(name, time.perf_counter() - start, *descriptions)
 
     def add(self, name: str, seconds: float, *descriptions: str) -> None:
-        """A step that was timed elsewhere."""
+        """Add a step that was timed elsewhere."""
         described = "".join(f';desc="{text}"' for text in descriptions)
         self._steps.append(f"{name}{described};dur={1000 * seconds:.1f}")
         self._observe(name, seconds)
 
     def copy(self) -> ServerTiming:
-        """For an answer that shares the steps so far with others."""
-        own = ServerTiming(self._observe)
-        own._steps += self._steps
-        return own
+        """Return a copy for one answer, when several answers share the steps so far."""
+        copied = ServerTiming(self._observe)
+        copied._steps += self._steps
+        return copied
 
     def __str__(self) -> str:
         return ", ".join(self._steps)

@@ -52,7 +52,7 @@ def test_garbage_in_the_folder(tmp_path: Path, content: bytes) -> None:
 @pytest.mark.parametrize("job_id", ["", "../" * 4, "1" * 31, "1" * 33, "G" * 32, "1" * 31 + "/"])
 def test_no_other_files_are_touched(folder: JobFolder, job_id: str) -> None:
     for act in (folder.cancel, folder.is_cancelled):
-        with pytest.raises(ValueError, match="no id of a run"):
+        with pytest.raises(ValueError, match="no id of a job"):
             act(job_id)
 
 
