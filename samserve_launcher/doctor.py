@@ -90,7 +90,7 @@ def packages() -> Iterator[Finding]:
             continue
         wanted = any(
             requirement.marker is None or requirement.marker.evaluate({"extra": extra})
-            for extra in ("", "worker", "gateway")
+            for extra in ("", "worker", "gateway", "conversion")
         )
         if wanted and not _is_installed(requirement.name):
             missing.append(requirement.name)

