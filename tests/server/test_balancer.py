@@ -6,7 +6,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from tests.support.bodies import automask_body, prompt_body
 from tests.support.lanes import scaled
 from tests.support.metrics import value_of
 from tests.support.sample_pictures import new_picture
+from tests.support.servers import Server
 
 HTML = b"<html><body><h1>503 Service Unavailable</h1></body></html>"
 TORCHSERVES = (
@@ -49,74 +50,85 @@ class Passed:
     length: int
 
 
+class Balancer(ThreadingHTTPServer):
+    """A balancer that records the requests, and treats the first ones as `steps` say.
+
+    It passes all others on to TorchServe.
+    """
+
+    def __init__(self, server: Server, steps: Sequence[Step]) -> None:
+        self.torchserve = server
+        self.passed: list[Passed] = []
+        self.finished = threading.Event()
+        self._remaining = list(steps)
+        super().__init__((LOOPBACK, 0), _Handler)
+
+    def next_step(self) -> Step:
+        return self._remaining.pop(0) if self._remaining else None
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Balancer
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        names = {name.lower(): value for name, value in self.headers.items()}
+        self.server.passed.append(Passed(names, len(body)))
+        step = self.server.next_step()
+        if step == "cut":
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        if isinstance(step, float):
+            time.sleep(step)
+        if step == "forgotten":
+            self.server.finished.wait()
+            return
+        if isinstance(step, tuple):
+            self._answer(*step, "text/html")
+            return
+        torchserve = self.server.torchserve
+        headers = {"Content-Type": names["content-type"]}
+        answer = loopback.post(
+            torchserve.options.inference_url + self.path,
+            300,
+            data=body,
+            headers={**headers, **torchserve.authorization("inference")},
+        )
+        self._answer(answer.status_code, answer.content, answer.headers["Content-Type"])
+
+    def _answer(self, status: int, content: bytes, content_type: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", content_type)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Print nothing."""
+
+
 @contextmanager
 def balanced(
-    server: Any, *steps: Step, tokens: Literal["on", "off"] = "off"
+    server: Server, *steps: Step, tokens: Literal["on", "off"] = "off"
 ) -> Iterator[tuple[TestClient, list[Passed]]]:
-    """Yield a gateway and the requests that reached its balancer.
-
-    The balancer treats the first requests as `steps` say, and passes all others on.
-    """
-    passed: list[Passed] = []
-    finished = threading.Event()
-    remaining = list(steps)
-
-    class Balancer(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            names = {name.lower(): value for name, value in self.headers.items()}
-            passed.append(Passed(names, len(body)))
-            step = remaining.pop(0) if remaining else None
-            if step == "cut":
-                self.close_connection = True
-                self.connection.shutdown(socket.SHUT_RDWR)
-                return
-            if isinstance(step, float):
-                time.sleep(step)
-            if step == "forgotten":
-                finished.wait()
-                return
-            if isinstance(step, tuple):
-                self.answer(*step, "text/html")
-                return
-            answer = loopback.post(
-                server.options.inference_url + self.path,
-                300,
-                data=body,
-                headers={
-                    "Content-Type": names["content-type"],
-                    **server.authorization("inference"),
-                },
-            )
-            self.answer(answer.status_code, answer.content, answer.headers["Content-Type"])
-
-        def answer(self, status: int, content: bytes, content_type: str) -> None:
-            self.send_response(status)
-            self.send_header("Content-Type", content_type)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, format: str, *args: Any) -> None:
-            """Print nothing."""
-
-    between = ThreadingHTTPServer((LOOPBACK, 0), Balancer)
-    threading.Thread(target=between.serve_forever, daemon=True).start()
+    """Yield a gateway and the requests that reached its balancer."""
+    balancer = Balancer(server, steps)
+    threading.Thread(target=balancer.serve_forever, daemon=True).start()
     settings = Settings(
-        inference_url=f"http://{LOOPBACK}:{between.server_port}",
+        inference_url=f"http://{LOOPBACK}:{balancer.server_port}",
         management_url=server.options.management_url,
         torchserve_tokens=tokens,
         key_file=server.options.key_file,
     )
     try:
         with TestClient(create_app(settings)) as gateway:
-            yield gateway, passed
+            yield gateway, balancer.passed
     finally:
-        finished.set()
-        between.shutdown()
-        between.server_close()
+        balancer.finished.set()
+        balancer.shutdown()
+        balancer.server_close()
 
 
 def retries(gateway: TestClient) -> float:

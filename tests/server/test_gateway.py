@@ -45,7 +45,7 @@ def test_what_the_extension_asks_of_sam_2_and_3_alone_is_not_here(server: Any, p
 
 
 @pytest.mark.parametrize(
-    ("model_type", "name", "said"),
+    ("model_type", "name", "reason"),
     [
         ("vit_l", "not loaded: choose vit_t", "make serve MODELS='vit_t vit_l'"),
         ("vit_h", "not loaded: choose vit_t", "make serve MODELS='vit_t vit_h'"),

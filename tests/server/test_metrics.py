@@ -120,7 +120,7 @@ def test_a_request_in_the_workers_log(server: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "given", ["", "a b", "x" * 200, 'a"b'], ids=["none", "space", "long", "quote"]
+    "sent", ["", "a b", "x" * 200, 'a"b'], ids=["none", "space", "long", "quote"]
 )
 def test_a_request_that_brings_no_sane_id(server: Any, sent: str) -> None:
     answer = server.http.get(f"{server.options.url}/healthz", headers={"X-Request-Id": sent})

@@ -1,4 +1,4 @@
-"""Compressed bodies are decompressed up to a limit. Other encodings are refused by name."""
+"""Compressed bodies: read, bounded, and refused by name where they are of another kind."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import tracemalloc
 import zlib
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import zstandard
@@ -20,16 +21,14 @@ LIMIT = 2**20
 
 
 def zstd(content: bytes, **parameters: int) -> bytes:
-    """Return the content compressed without its size in the header, as a stream is."""
+    """Without its size in the header, as a stream is written."""
     chosen = zstandard.ZstdCompressionParameters(write_content_size=0, **parameters)
     compressor = zstandard.ZstdCompressor(compression_params=chosen).compressobj()
     return compressor.compress(content) + compressor.flush()
 
 
-def gzipped(data: bytes) -> bytes:
-    # Without the time in its header, a body gives the same test id in all processes of xdist.
-    return gzip.compress(data, mtime=0)
-
+# Without the time, so that every process of pytest-xdist makes the same test ids.
+gzipped = partial(gzip.compress, mtime=0)
 
 COMPRESSED = {"gzip": gzipped(TEXT), "zstd": zstandard.compress(TEXT)}
 

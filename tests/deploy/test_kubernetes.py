@@ -1,0 +1,286 @@
+"""The Kubernetes manifests fit their schemas, and every port, path, variable and name exists.
+
+Kustomize comes with kubectl. Tests that need the built manifests are skipped without it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+
+from samserve_gateway.settings import Settings
+from samserve_launcher import worker
+from tests.support.deployment import (
+    DEPLOY,
+    HAPROXY,
+    Manifest,
+    built,
+    containers,
+    environment,
+    haproxy_ports,
+    image_of,
+    known_variables,
+    model_settings,
+    of_kind,
+    paths_of,
+    pods,
+    ports_of,
+    size,
+    worker_ports,
+)
+from tests.support.paths import ROOT
+
+OVERLAYS = ["overlays/cpu", "overlays/cpu-keda", "overlays/gpu"]
+KUBERNETES = "1.30"  # the oldest that deploy/README.md promises
+CUSTOM = {"ScaledObject"}  # kinds without a schema in Kubernetes
+
+needs_kubectl = pytest.mark.needs("kubectl")
+overlays = pytest.mark.parametrize("overlay", OVERLAYS)
+
+
+@needs_kubectl
+@overlays
+def test_schemas(overlay: str) -> None:
+    for manifest in built(overlay):
+        if manifest["kind"] not in CUSTOM:
+            kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+    for pod in pods(overlay).values():
+        kubernetes_validate.validate(pod, KUBERNETES, strict=True)
+
+
+@needs_kubectl
+def test_the_schemas_are_strict() -> None:
+    [gateway] = [
+        m for m in of_kind("overlays/cpu", "Deployment") if m["metadata"]["name"] == "gateway"
+    ]
+    wrong = json.loads(json.dumps(gateway).replace("readinessProbe", "readynessProbe"))
+    with pytest.raises(kubernetes_validate.ValidationError, match="readynessProbe"):
+        kubernetes_validate.validate(wrong, KUBERNETES, strict=True)
+
+
+@needs_kubectl
+@overlays
+def test_ports_and_paths(overlay: str) -> None:
+    checked = 0
+    for pod in pods(overlay).values():
+        for container in containers(pod, first=False):
+            image = image_of(container)
+            named = {port["name"]: port["containerPort"] for port in container.get("ports", [])}
+            assert set(named.values()) <= ports_of(image)
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                request = container.get(probe, {}).get("httpGet")
+                if request:
+                    port = request["port"]
+                    assert named.get(port, port) in ports_of(image)
+                    assert request["path"] in paths_of(image)
+                    checked += 1
+            scraped = pod["metadata"].get("annotations", {}).get("prometheus.io/port")
+            if scraped:
+                assert int(scraped) in named.values()
+    assert checked
+
+
+@needs_kubectl
+@overlays
+def test_services_lead_somewhere(overlay: str) -> None:
+    for service in of_kind(overlay, "Service"):
+        [pod] = selected(overlay, service["spec"]["selector"])
+        [container] = containers(pod, first=False)
+        named = {port["name"]: port["containerPort"] for port in container["ports"]}
+        for port in service["spec"]["ports"]:
+            target = port.get("targetPort", port["port"])
+            assert named.get(target, target) in named.values()
+
+
+@needs_kubectl
+@overlays
+def test_the_network_is_open_just_where_it_must_be(overlay: str) -> None:
+    policies = {p["metadata"]["name"]: p["spec"] for p in of_kind(overlay, "NetworkPolicy")}
+    assert policies["closed"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    open_to: dict[tuple[str, int], set[str]] = {}
+    for name, policy in policies.items():
+        for pod in selected(overlay, policy["podSelector"].get("matchLabels", {})):
+            [container] = containers(pod, first=False)
+            for rule in policy.get("ingress", []):
+                whom = {json.dumps(source, sort_keys=True) for source in rule.get("from", ["all"])}
+                for port in rule["ports"]:
+                    assert port["port"] in ports_of(image_of(container)), (name, port)
+                    open_to.setdefault((image_of(container), port["port"]), set()).update(whom)
+            for rule in policy.get("egress", []):
+                for destination in rule.get("to", []):
+                    for other in selected(overlay, destination["podSelector"]["matchLabels"]):
+                        [target] = containers(other, first=False)
+                        assert {p["port"] for p in rule["ports"]} <= ports_of(image_of(target))
+    haproxy = '{"podSelector": {"matchLabels": {"app": "haproxy"}}}'
+    gateway = '{"podSelector": {"matchLabels": {"app": "gateway"}}}'
+    operator = '{"podSelector": {"matchLabels": {"samserve.operator": "true"}}}'
+    prometheus = (
+        '{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}'
+    )
+    of_worker, of_haproxy = worker_ports(), haproxy_ports()
+    assert open_to == {
+        ("worker", of_worker["inference"]): {haproxy},
+        ("worker", of_worker["management"]): {haproxy, operator},
+        ("worker", of_worker["ready"]): {haproxy},
+        ("worker", of_worker["metrics"]): {prometheus},
+        ("haproxy", of_haproxy["inference"]): {gateway},
+        ("haproxy", of_haproxy["management"]): {gateway},
+        ("haproxy", of_haproxy["operator"]): {prometheus},
+        ("redis", 6379): {'{"podSelector": {"matchLabels": {"app": "worker"}}}'},
+        ("gateway", Settings().port): {'"all"'},
+    }
+
+
+def selected(overlay: str, labels: dict[str, str]) -> list[Manifest]:
+    matching = [
+        pod for pod in pods(overlay).values() if labels.items() <= pod["metadata"]["labels"].items()
+    ]
+    assert matching, labels
+    return matching
+
+
+@needs_kubectl
+@overlays
+def test_variables(overlay: str) -> None:
+    for pod in pods(overlay).values():
+        for container in containers(pod):
+            known = known_variables(image_of(container))
+            ours = {n: v for n, v in environment(overlay, container).items() if "SAMSERVE" in n}
+            if "models" in str(container.get("envFrom")):
+                # Gateway and HAProxy share one ConfigMap, and each reads a part.
+                known = known_variables("gateway") | known_variables("haproxy")
+            assert set(ours) <= known, container["name"]
+            if image_of(container) == "gateway":
+                fields = {n.removeprefix("SAMSERVE_").lower(): v for n, v in ours.items()}
+                settings = Settings.from_environ(ours)
+                assert settings.torchserve_tokens == "off"
+                assert fields["models"] == settings.models
+
+
+@needs_kubectl
+@overlays
+def test_each_type_has_workers_that_haproxy_finds(overlay: str) -> None:
+    by_name = {pod["spec"]["containers"][0]["name"]: pod for pod in pods(overlay).values()}
+    models = environment(overlay, by_name["gateway"]["spec"]["containers"][0])
+    types = models["SAMSERVE_MODELS"].split()
+    assert types
+    headless = {
+        service["metadata"]["name"]: service["spec"]["selector"]
+        for service in of_kind(overlay, "Service")
+        if service["spec"].get("clusterIP") == "None"
+    }
+    names = {t: models[f"SAMSERVE_WORKERS_{t.upper()}"] for t in types}
+    assert len([name for name in models if name.startswith("SAMSERVE_WORKERS_")]) == len(types)
+    for model_type, name in names.items():
+        service, namespace, rest = name.split(".", 2)
+        assert (namespace, rest) == ("samserve", "svc.cluster.local")
+        [pod] = selected(overlay, headless[service])
+        for container in containers(pod):
+            assert environment(overlay, container)["SAMSERVE_MODELS"] == model_type
+        store = environment(overlay, container)["SAMSERVE_MODEL_STORE"]
+        assert {m["mountPath"] for m in container["volumeMounts"]} >= {store}
+    [redis] = [s for s in of_kind(overlay, "Service") if s["metadata"]["name"] == "redis"]
+    url = environment(overlay, pod["spec"]["containers"][0])["SAMSERVE_REDIS_URL"]
+    assert url == f"redis://redis:{redis['spec']['ports'][0]['port']}/0"
+    balancer = {s["metadata"]["name"]: s["spec"]["ports"] for s in of_kind(overlay, "Service")}
+    offered = {port["name"]: f"http://haproxy:{port['port']}" for port in balancer["haproxy"]}
+    assert offered == {
+        "inference": models["SAMSERVE_INFERENCE_URL"],
+        "management": models["SAMSERVE_MANAGEMENT_URL"],
+    }
+
+
+@needs_kubectl
+@overlays
+def test_the_config_is_ours_and_mounted_whole(overlay: str) -> None:
+    files = {
+        str(path.relative_to(ROOT / "config")): path.read_text()
+        for path in (ROOT / "config").rglob("*")
+        if path.suffix in (".properties", ".xml", ".yaml") and path.name != "kustomization.yaml"
+    }
+    maps = {m["metadata"]["name"]: m["data"] for m in of_kind(overlay, "ConfigMap")}
+    for name, pod in pods(overlay).items():
+        volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", [])}
+        for container in containers(pod):
+            for mount in container.get("volumeMounts", []):
+                assert mount["name"] in volumes, name
+        if name.startswith("worker"):
+            config = volumes["config"]["configMap"]
+            data = maps[config["name"]]
+            assert {item["path"]: data[item["key"]] for item in config["items"]} == files
+            mounts = {m["mountPath"] for m in container["volumeMounts"] if m["name"] == "config"}
+            assert mounts == {"/app/config"}
+    assert HAPROXY in [data.get("haproxy.cfg") for data in maps.values()]
+
+
+@needs_kubectl
+@overlays
+def test_every_pod_is_shut_in(overlay: str) -> None:
+    for name, pod in pods(overlay).items():
+        assert pod["spec"]["securityContext"]["runAsNonRoot"], name
+        for container in containers(pod):
+            context = container["securityContext"]
+            assert context["readOnlyRootFilesystem"], name
+            assert not context["allowPrivilegeEscalation"]
+            assert context["capabilities"] == {"drop": ["ALL"]}
+            assert "memory" in container["resources"]["limits"]
+            assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+            if image_of(container) in ("gateway", "worker"):
+                assert "/tmp" in {mount["mountPath"] for mount in container["volumeMounts"]}
+
+
+@needs_kubectl
+@overlays
+def test_nobody_is_stopped_before_the_longest_automask(overlay: str) -> None:
+    longest = max(Settings().automask_timeout_s, worker.DRAIN_S + worker.NOTICE_S)
+    for name, pod in pods(overlay).items():
+        if name != "redis":
+            assert pod["spec"]["terminationGracePeriodSeconds"] > longest, name
+
+
+@needs_kubectl
+@overlays
+def test_memory_suffices_for_what_is_kept_in_it(overlay: str) -> None:
+    redis = read_conf(DEPLOY / "redis/redis.conf")
+    assert redis["maxmemory-policy"] == "allkeys-lru"
+    for name, pod in pods(overlay).items():
+        container = pod["spec"]["containers"][-1]
+        limit = size(container["resources"]["limits"]["memory"])
+        if name == "redis":
+            assert limit >= 1.2 * size(redis["maxmemory"])
+        if image_of(container) == "worker":
+            [model_type] = environment(overlay, container)["SAMSERVE_MODELS"].split()
+            [memory] = [v for v in pod["spec"]["volumes"] if v["name"] == "embeddings"]
+            kept = model_settings(model_type).embedding_cache.machine_bytes
+            assert memory["emptyDir"]["medium"] == "Memory"
+            # The store fills at most nine tenths of a file system.
+            assert 0.9 * size(memory["emptyDir"]["sizeLimit"]) >= kept
+            assert limit > 4 * kept
+
+
+@needs_kubectl
+@overlays
+def test_one_scaler_each(overlay: str) -> None:
+    deployments = {d["metadata"]["name"] for d in of_kind(overlay, "Deployment")}
+    scaled = [
+        scaler["spec"]["scaleTargetRef"]["name"]
+        for kind in ("HorizontalPodAutoscaler", "ScaledObject")
+        for scaler in of_kind(overlay, kind)
+    ]
+    assert sorted(scaled) == sorted(deployments - {"haproxy", "redis"})
+    for scaler in of_kind(overlay, "ScaledObject"):
+        model_type = scaler["metadata"]["name"].removeprefix("worker-").replace("-", "_")
+        queries = [t["metadata"]["query"] for t in scaler["spec"]["triggers"] if t["type"] != "cpu"]
+        lanes = [set(re.findall(r'model_name="([^"]*)"', query)) for query in queries]
+        assert lanes == [{model_type}, {f"{model_type}-automask"}]
+    guarded = {p["metadata"]["name"] for p in of_kind(overlay, "PodDisruptionBudget")}
+    assert guarded == deployments - {"redis"}
+
+
+def read_conf(path: Path) -> dict[str, str]:
+    lines = (line.split(None, 1) for line in path.read_text().splitlines())
+    return {line[0]: line[1] for line in lines if len(line) == 2 and line[0] != "#"}
