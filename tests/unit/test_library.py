@@ -12,7 +12,7 @@ from PIL import Image
 from tests.support.paths import ROOT
 from tests.support.sample_pictures import picture
 
-SERVER_SOFTWARE = ("ts", "fastapi", "starlette", "uvicorn", "aiohttp", "redis", "gateway")
+SERVER_SOFTWARE = ("ts", "fastapi", "starlette", "uvicorn", "aiohttp", "redis", "samserve_gateway")
 
 PROGRAM = """
 import sys

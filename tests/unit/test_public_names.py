@@ -1,0 +1,47 @@
+"""The public names of the package: all of them exist, and importing the package stays light."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import samserve
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(samserve.__all__) == [
+        "AutoMask",
+        "AutomaskParameters",
+        "Box",
+        "EmbeddedPicture",
+        "ObjectMask",
+        "Prompt",
+        "PromptMask",
+        "SamserveError",
+        "Segmenter",
+        "__version__",
+        "load",
+        "to_geojson",
+    ]
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize("name", samserve.__all__)
+def test_each_name_exists_and_says_what_it_is(name: str) -> None:
+    value = getattr(samserve, name)
+    assert name in dir(samserve)
+    assert name == "__version__" or value.__doc__
+
+
+def test_a_name_that_does_not_exist() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'segment'"):
+        _ = samserve.segment
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    heavy = ("torch", "numpy", "pydantic", "cv2", "PIL", "openvino", "requests")
+    code = f"import sys, samserve; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
