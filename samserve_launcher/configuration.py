@@ -59,8 +59,6 @@ def configuration(options: Options, worker_host: str | None = None) -> str:
         "management_address": f"http://{host}:{options.management_port}",
         "metrics_address": f"http://{host}:{options.metrics_port}",
         "metrics_config": places.config_folder() / "metrics.yaml",
-        "grpc_inference_port": options.grpc_inference_port,
-        "grpc_management_port": options.grpc_management_port,
         "model_store": options.models_dir,
         "load_models": ",".join(f"{lane}={family}" for lane, family in options.lanes().items()),
         "models": json.dumps(lanes),

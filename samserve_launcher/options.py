@@ -32,8 +32,6 @@ class Options:
     inference_port: int = 8080
     management_port: int = 8081
     metrics_port: int = 8082
-    grpc_inference_port: int = 7070
-    grpc_management_port: int = 7071
     model_store: Path = field(default_factory=places.model_store_folder)
     weights_dir: Path = field(default_factory=places.weights_folder)
     run_root: Path = field(default_factory=places.run_folder)
@@ -117,8 +115,6 @@ _HELP = {
     "inference_port": "TorchServe's inference API, on loopback",
     "management_port": "TorchServe's management API, on loopback",
     "metrics_port": "TorchServe's metrics API, on loopback",
-    "grpc_inference_port": "TorchServe's gRPC inference, on loopback; TorchServe always opens it",
-    "grpc_management_port": "TorchServe's gRPC management, likewise",
     "model_store": "folder of the .mar archives",
     "weights_dir": "folder of the weights, also of registered weights",
     "run_root": "folder of the run folders, each named after its server's port",

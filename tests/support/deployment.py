@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from samserve.archives.settings import settings_of
 from samserve.serving.model_settings import ModelSettings
 from samserve_gateway import app as gateway_app
 from samserve_gateway.settings import Settings
@@ -131,8 +132,7 @@ def known_variables(image: str) -> set[str]:
 
 
 def model_settings(model_type: str) -> ModelSettings:
-    path = ROOT / "config/models" / f"{model_type}.yaml"
-    return ModelSettings.from_yaml(yaml.safe_load(path.read_text()), {})
+    return ModelSettings.from_yaml(settings_of(model_type), {})
 
 
 def size(text: str) -> int:

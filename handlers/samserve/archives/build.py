@@ -29,13 +29,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from samserve import places
 from samserve.model_types import COMPILED_FILES, MODEL_TYPES, Precision, is_mappable, sha256_of
 from samserve.serving.lanes import REGISTERED, is_registered
-from samserve.serving.model_settings import ModelSettings
 from samserve.weights.steps import step
+
+from .settings import checked_settings, settings_file
 
 HANDLER = "sam_handler.py"
 MODEL_VERSION = "1.0"  # config.properties has the settings of this version
@@ -92,7 +91,7 @@ def build_if_stale(
     missing = [str(path) for path in members.values() if not path.is_file()]
     if missing:
         sys.exit(f"{archive}: cannot be built: {', '.join(missing)} missing")
-    settings = checked_settings(model_type, members[f"{model_type}.yaml"])
+    settings = checked_settings(model_type)
     check_digest(weights, members["weights.json"])
     # On a CPU the file is mapped unchanged. A GPU gets a converted copy when the worker starts.
     precision = "float32" if settings.precision == "auto" else settings.precision
@@ -115,7 +114,7 @@ def members_of(model_type: str, weights: Path) -> dict[str, Path]:
     members[HANDLER] = places.handler_file()
     members[f"{model_type}.pt"] = weights
     members["weights.json"] = weights.with_suffix(".json")
-    members[f"{model_type}.yaml"] = places.config_folder() / "models" / f"{model_type}.yaml"
+    members[f"{model_type}.yaml"] = settings_file(model_type, weights.parent)
     return members
 
 
@@ -216,20 +215,6 @@ def _stamped(folder: Path, made_from: dict[str, Any]) -> Iterator[None]:
     (folder / STAMP).unlink(missing_ok=True)
     yield
     (folder / STAMP).write_text(json.dumps(made_from))
-
-
-def checked_settings(model_type: str, path: Path) -> ModelSettings:
-    """Return the settings in a model's YAML.
-
-    Exit with an error that names a wrong setting. Otherwise only the worker would fail to start.
-    """
-    try:
-        settings = ModelSettings.from_yaml(yaml.safe_load(path.read_text()), {})
-    except (ValueError, KeyError, TypeError, yaml.YAMLError) as exc:
-        sys.exit(f"{relative(path)}: {exc}")
-    if settings.model_type != model_type:
-        sys.exit(f"{relative(path)}: model_type is {settings.model_type}, not {model_type}")
-    return settings
 
 
 def is_up_to_date(archive: Path, members: dict[str, Path]) -> bool:

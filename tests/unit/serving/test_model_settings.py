@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pydantic import ValidationError
 
+from samserve.archives.settings import settings_of
 from samserve.machine import usable_cores
 from samserve.model_types import MODEL_TYPES
 from samserve.serving.model_settings import ModelSettings
-from tests.support.paths import ROOT
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_every_type_has_settings(model_type: str) -> None:
-    config = yaml.safe_load((ROOT / "config/models" / f"{model_type}.yaml").read_text())
+    config = settings_of(model_type)
     settings = ModelSettings.from_yaml(config, {})
     assert settings.model_type == model_type
     assert settings.limits.max_automask_s < config["responseTimeout"]
@@ -48,8 +47,7 @@ def test_the_precision_is_the_devices_unless_it_is_set(
 
 @pytest.fixture
 def config() -> dict[str, Any]:
-    loaded: dict[str, Any] = yaml.safe_load((ROOT / "config/models/vit_t.yaml").read_text())
-    return loaded
+    return settings_of("vit_t")
 
 
 def test_the_shipped_settings(config: dict[str, Any]) -> None:
