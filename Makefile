@@ -39,7 +39,7 @@ scale: ## show the lanes of the running server; LANE=vit_t-automask WORKERS=2 sc
 	@exec $(SAMSERVE) scale $(LANE) $(WORKERS) $(if $(PORT),--port $(PORT))
 
 test: setup-dev archive ## all tests, two processes at once, with real servers; FLAGS="-k name"
-	@exec $(PY) -m pytest -n 2 --dist loadgroup $(FLAGS)
+	@exec $(PY) -m pytest -n 2 --dist loadscope $(FLAGS)
 
 test-quick: setup-dev ## the tests that need no server, no weights and no archive, in a minute
 	@exec $(PY) -m pytest -n 2 -m "not (server or hosts or weights or slow)" tests/unit $(FLAGS)

@@ -32,31 +32,35 @@ WEIGHTS_FIXTURES = {"model", "vit_b_weights"}
 """Fixtures that need weights or torch."""
 
 
-# First, because pytest-xdist reads the groups in this hook too.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by what it needs, and group tests that must run in one process.
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark a test by what it needs."""
+    room, *_ = item.path.relative_to(ROOT / "tests").parts
+    if item.path.stem in ("test_hosts", "test_haproxy"):
+        item.add_marker("hosts")
+    elif room == "server" or item.path.stem == "test_worker":
+        item.add_marker("server")
+    elif WEIGHTS_FIXTURES & set(getattr(item, "fixturenames", ())):
+        item.add_marker("weights")
+    elif item.path.parent.name == "scripts":
+        item.add_marker("slow")  # makes virtual environments
 
-    pytest-xdist with `--dist loadgroup` runs a group in one process. The group of a test is its
-    module, but all users of the fixture `server` are one group, so that it starts once. Tests that
-    need neither a server nor weights have no group.
-    """
-    for item in items:
-        room, *_ = item.path.relative_to(ROOT / "tests").parts
-        fixtures = set(getattr(item, "fixturenames", ()))
-        name = item.path.stem
-        if name in ("test_hosts", "test_haproxy"):
-            # Both make network namespaces of the same names.
-            item.add_marker("hosts")
-            item.add_marker(pytest.mark.xdist_group("hosts"))
-        elif room == "server" or name == "test_worker":
-            item.add_marker("server")
-            item.add_marker(pytest.mark.xdist_group("server" if "server" in fixtures else name))
-        elif fixtures & WEIGHTS_FIXTURES or item.get_closest_marker("weights"):
-            item.add_marker("weights")
-            item.add_marker(pytest.mark.xdist_group(str(item.path)))
-        elif item.path.parent.name == "scripts":
-            item.add_marker("slow")  # makes virtual environments
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In a process of pytest-xdist, move the longest tests to the front."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from tests.support.groups import starts_servers
+
+        items.sort(key=lambda item: not starts_servers(item))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `--dist loadscope`, run each group of tests in one process."""
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from tests.support.groups import Groups
+
+    return Groups(config, log)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
