@@ -67,7 +67,7 @@ def test_a_lost_process_is_told_and_the_rest_is_stopped() -> None:
 
 def test_a_missing_archive_names_the_command(tmp_path: Path) -> None:
     options = free_ports(Options(model_store=tmp_path))
-    with pytest.raises(ServerError, match="make archive TYPE=vit_t"), running(options):
+    with pytest.raises(ServerError, match="samserve archive vit_t"), running(options):
         pass
 
 
