@@ -33,6 +33,8 @@ from .options import Options
 from .processes import STOP_TIMEOUT_S, Children, addresses, start_gateway, start_torchserve, stop
 
 START_TIMEOUT_S = 300
+LAST_LINES_S = 5.0
+"""Longest wait for the exception of a worker that could not load its model."""
 
 _EXCEPTION = re.compile(r"^((?:[\w.]+\.)?\w*(?:Error|Exception)\b.*)", re.MULTILINE)
 
@@ -192,12 +194,26 @@ def check_loading(log: Path, log_start: int) -> None:
     """
     if not log.exists():
         return
+    if not _has_failed(_tail(log, log_start)):
+        return
+    # TorchServe reports the failure before it writes the worker's last lines to the log.
+    deadline = time.monotonic() + LAST_LINES_S
+    exceptions = exceptions_in(_tail(log, log_start))
+    while not exceptions and time.monotonic() < deadline:
+        time.sleep(0.1)
+        exceptions = exceptions_in(_tail(log, log_start))
+    why = "; ".join(dict.fromkeys(exceptions)) or "its process ended"
+    raise ServerError(f"a worker cannot load its model: {why}. The whole log is in {log}.")
+
+
+def _tail(log: Path, start: int) -> str:
     with log.open("rb") as file:
-        file.seek(log_start)
-        text = file.read().decode(errors="replace")
-    if "Load model failed" in text or "Failed to load model" in text:
-        why = "; ".join(dict.fromkeys(exceptions_in(text))) or "its process ended"
-        raise ServerError(f"a worker cannot load its model: {why}. The whole log is in {log}.")
+        file.seek(start)
+        return file.read().decode(errors="replace")
+
+
+def _has_failed(text: str) -> bool:
+    return "Load model failed" in text or "Failed to load model" in text
 
 
 def exceptions_in(log: str) -> list[str]:

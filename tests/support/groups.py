@@ -41,7 +41,7 @@ def starts_servers(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(name) for name in ("server", "hosts"))
 
 
-class Groups(LoadScopeScheduling):
+class Groups(LoadScopeScheduling):  # type: ignore[misc]
     """A scheduler that gives each group to one process, in the order of the tests."""
 
     def __init__(self, config: pytest.Config, log: Any = None) -> None:

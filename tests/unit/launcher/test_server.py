@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -55,12 +57,32 @@ def test_servers_on_other_ports_do_not_wait(options: Options, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("said", ["Load model failed: vit_t", "Failed to load model: vit_t"])
-def test_a_model_that_cannot_be_loaded_ends_the_start(tmp_path: Path, said: str) -> None:
+def test_a_model_that_cannot_be_loaded_ends_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str
+) -> None:
     log = tmp_path / "torchserve.log"
     log.write_text("of an earlier start\n")
     start = log.stat().st_size
     check_loading(log, start)
     with log.open("a") as file:
         file.write(said)
-    with pytest.raises(ServerError, match="cannot load its model"):
+    monkeypatch.setattr(server, "LAST_LINES_S", 0.2)
+    with pytest.raises(ServerError, match="cannot load its model: its process ended"):
         check_loading(log, start)
+
+
+def test_the_exception_may_be_logged_after_the_failure(tmp_path: Path) -> None:
+    log = tmp_path / "torchserve.log"
+    log.write_text("Load model failed: vit_t\n")
+
+    def write_later() -> None:
+        time.sleep(0.3)
+        line = {"lane": "vit_t", "message": "ValueError: max_pionts is no setting"}
+        with log.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+
+    thread = threading.Thread(target=write_later)
+    thread.start()
+    with pytest.raises(ServerError, match="model: ValueError: max_pionts is no setting"):
+        check_loading(log, 0)
+    thread.join()
