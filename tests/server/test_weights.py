@@ -223,7 +223,7 @@ def registered(instance: RestartableServer, published: Address) -> str:
             messages.add(progress["message"].split(" ", 1)[1])
             # The server answers its clients meanwhile.
             assert instance.get("/readyz").json()["ready"]
-        assert {"checking", "making the archive", "starting workers"} <= messages
+        assert {"checking", "building the archive", "starting workers"} <= messages
         answer = work.answer()
         assert answer.status_code == 200, answer.text
         assert answer.text == f"changed ({published.url}) is registered."

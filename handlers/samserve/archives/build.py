@@ -87,11 +87,11 @@ def build_if_stale(
     Raises:
         SystemExit: a file is missing, or a setting or the weights are wrong; the message names it.
     """
-    members = members_of(model_type, weights)
-    missing = [str(path) for path in members.values() if not path.is_file()]
+    missing = [str(p) for p in (weights, weights.with_suffix(".json")) if not p.is_file()]
     if missing:
         sys.exit(f"{archive}: cannot be built: {', '.join(missing)} missing")
     settings = checked_settings(model_type)
+    members = members_of(model_type, weights)
     check_digest(weights, members["weights.json"])
     # On a CPU the file is mapped unchanged. A GPU gets a converted copy when the worker starts.
     precision = "float32" if settings.precision == "auto" else settings.precision
