@@ -46,11 +46,11 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In a process of pytest-xdist, move the longest tests to the front."""
+    """In a process of pytest-xdist, sort the tests so that two processes share the cores well."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        from tests.support.groups import starts_servers
+        from tests.support.groups import turn_of
 
-        items.sort(key=lambda item: not starts_servers(item))
+        items.sort(key=turn_of)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -19,6 +19,7 @@ STARTS_ITS_OWN_SERVER = (
     "test_readme",
     "test_bench",
     "test_serve",
+    "test_wheel",
 )
 """Modules of tests/server that do not use the fixture `server`."""
 
@@ -36,9 +37,17 @@ def group_of(nodeid: str) -> str:
     return str(path)
 
 
-def starts_servers(item: pytest.Item) -> bool:
-    """Return whether the test starts servers. Such tests take longest, so they run first."""
-    return any(item.get_closest_marker(name) for name in ("server", "hosts"))
+def turn_of(item: pytest.Item) -> int:
+    """Return when a test runs, from 0 (first).
+
+    Tests of a server mostly wait, and tests of the networks mostly compute. So the largest group of
+    the former starts together with the latter, and two processes share the cores well.
+    """
+    if group_of(item.nodeid) == "server":
+        return 0
+    if item.get_closest_marker("weights"):
+        return 1
+    return 2 if item.get_closest_marker("server") or item.get_closest_marker("hosts") else 3
 
 
 class Groups(LoadScopeScheduling):  # type: ignore[misc]
