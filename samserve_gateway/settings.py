@@ -59,7 +59,6 @@ class Settings(BaseModel):
 
     admin_token: SecretStr | None = Field(
         None,
-        min_length=16,
         description="a client that sends this token may register weights; without it none may",
     )
     weights_origins: str = Field(
@@ -75,6 +74,13 @@ class Settings(BaseModel):
         Path("models"), description="folder of unpacked archives, for TorchServe"
     )
 
+    @field_validator("admin_token")
+    @classmethod
+    def _check_admin_token(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None and len(value) < 16:
+            raise ValueError(f"the token has {len(value)} characters; it needs 16 or more")
+        return value
+
     @field_validator("stand_in")
     @classmethod
     def _check_stand_in(cls, value: str | None, others: ValidationInfo) -> str | None:
@@ -82,14 +88,12 @@ class Settings(BaseModel):
             return None
         if value not in MODEL_TYPES:
             raise ValueError(
-                f"{PREFIX}STAND_IN is {value!r}, which is no model type; "
-                f"there are {', '.join(MODEL_TYPES)}"
+                f"there is no model type {value!r}; there are {', '.join(MODEL_TYPES)}"
             )
         models = others.data.get("models", "").split()
         if value not in models:
             raise ValueError(
-                f"{PREFIX}STAND_IN is {value}, which is not among the models to be loaded, "
-                f"{' '.join(models)} ({PREFIX}MODELS)"
+                f"{value} is not among the models to be loaded, {' '.join(models)} ({PREFIX}MODELS)"
             )
         return value
 

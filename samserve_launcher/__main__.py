@@ -61,7 +61,14 @@ def run(command: str, arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    status: int | None = entry(arguments)
+    try:
+        status: int | None = entry(arguments)
+    except OSError as exc:
+        if exc.filename is None:
+            raise
+        # For example a folder that this user may not write.
+        print(f"samserve {command}: {exc.filename}: {exc.strerror}", file=sys.stderr)
+        return 1
     return status or 0
 
 

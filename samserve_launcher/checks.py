@@ -30,6 +30,12 @@ def check_ports(options: Options) -> None:
         ServerError: a port is taken. The message names the process that holds it, and the flag
             that changes it.
     """
+    names: dict[int, str] = {}
+    for name, (_, port) in options.ports().items():
+        if port in names:
+            flags = f"--{names[port]} and --{name}".replace("_", "-")
+            raise ServerError(f"{flags} are both {port}; choose different ports.")
+        names[port] = name
     for name, (host, port) in options.ports().items():
         with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -6,6 +6,7 @@ import argparse
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -48,10 +49,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--models", default="vit_t", help="model types to be served, space-separated (vit_t)"
     )
-    models = parser.parse_args(arguments).models.split()
+    models = list(dict.fromkeys(parser.parse_args(arguments).models.split()))
     unknown = [model for model in models if model not in MODEL_TYPES]
     if unknown or not models:
-        parser.error(f"--models must name some of {', '.join(MODEL_TYPES)}")
+        parser.error(
+            f"--models must name some of {', '.join(MODEL_TYPES)}, not {' '.join(unknown)!r}"
+        )
     findings = list(examine(models))
     for finding in findings:
         sign = {True: "ok      ", False: "MISSING ", None: "note    "}[finding.good]
@@ -154,8 +157,8 @@ def memory(models: list[str]) -> Iterator[Finding]:
     good = True if total >= needed else None
     yield Finding(
         good,
-        f"The machine has {total:.0f} GiB of memory; {' and '.join(models)} take about "
-        f"{needed} GiB on a CPU.",
+        f"The machine has {total:.0f} GiB of memory; a server of {' and '.join(models)} "
+        f"takes about {needed} GiB on a CPU.",
     )
     if memory_folder() is None:
         yield Finding(None, "There is no /dev/shm. Workers share embeddings on the disk instead.")
@@ -165,8 +168,10 @@ def disk() -> Iterator[Finding]:
     """Check that the state folder can be written and has room."""
     folder = places.state_folder()
     existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not os.access(existing, os.W_OK):
-        yield Finding(False, f"{folder} cannot be written by this user.")
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as exc:
+        yield Finding(False, f"{folder} cannot be written by this user: {exc.strerror}.")
         return
     free = shutil.disk_usage(existing).free
     enough = "" if free >= FEWEST_FREE_BYTES else " The server needs 2 GiB to start with."

@@ -132,7 +132,12 @@ absent). docs/operations.md explains them.
 """
 
 
-def parse_options(arguments: list[str] | None = None, *, prog: str = "samserve serve") -> Options:
+def parse_options(
+    arguments: list[str] | None = None,
+    *,
+    prog: str = "samserve serve",
+    description: str = "Serve Segment Anything: TorchServe and the samapi-compatible gateway.",
+) -> Options:
     """Return the options of the command line and of the environment.
 
     It exits with a message if a value is wrong.
@@ -140,10 +145,11 @@ def parse_options(arguments: list[str] | None = None, *, prog: str = "samserve s
     Args:
         arguments: the words of the command line; None takes those of this process.
         prog: the command's name in messages.
+        description: what the command does.
     """
     parser = argparse.ArgumentParser(
         prog=prog,
-        description="Serve Segment Anything: TorchServe and the samapi-compatible gateway.",
+        description=description,
         epilog=_MORE_VARIABLES,
     )
     defaults = Options()

@@ -45,6 +45,11 @@ from .server import torchserve_running
 
 logger = logging.getLogger("samserve_launcher.worker")  # not "__main__"
 
+DESCRIPTION = (
+    "Run TorchServe alone, without tokens and without a gateway. --host is the address of all its "
+    "APIs and of the health server, which listens on --port."
+)
+
 POLL_S = 1.0
 STALE_S = 10.0
 """TorchServe hangs if it has not answered for so long."""
@@ -64,7 +69,7 @@ def main(arguments: list[str] | None = None) -> int:
     console.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[console], level=logging.WARNING)
     logger.setLevel(logging.INFO)
-    options = parse_options(arguments, prog="samserve worker")
+    options = parse_options(arguments, prog="samserve worker", description=DESCRIPTION)
     try:
         with torchserve_running(options, worker_host=options.host) as children:
             return asyncio.run(_run(options, children["torchserve"]))

@@ -90,17 +90,20 @@ class Crop:
         batches = [points[i : i + at_once] for i in range(0, len(points), at_once)]
         full_size = FullSize(self.image.embedding)
 
-        def masks_of(batch: NDArray[np.float64]) -> list[Candidate]:
+        def masks_of(batch: NDArray[np.float64]) -> list[Candidate] | None:
             if not self.job.may_go_on():
-                return []
-            candidates = in_halves(
+                return None
+            return in_halves(
                 lambda points: list(self._masks_of_points(np.stack(points), full_size)), list(batch)
             )
-            self.job.advance(len(batch))
-            return candidates
 
-        per_batch = self.model.threads.map(masks_of, batches)
-        candidates = [candidate for batch in per_batch for candidate in batch]
+        candidates: list[Candidate] = []
+        for batch, masks in zip(batches, self.model.threads.map(masks_of, batches), strict=True):
+            if masks is None:
+                continue
+            candidates += masks
+            # Report from the caller's thread: a callback that prompts would block a decoder thread.
+            self.job.advance(len(batch))
         if parameters.output_type is OutputType.ALL:
             return candidates
         scores: list[float]

@@ -121,64 +121,68 @@ class AutomaskParameters(Model):
     from samapi; their defaults keep segment-anything's behaviour.
     """
 
+    model_config = ConfigDict(extra="forbid")
+
     points_per_side: Integer = Field(
-        32,
+        default=32,
         ge=1,
         description="Points along one side of the grid; the square of this number is prompted.",
     )
     points_per_batch: Integer = Field(
-        64, ge=1, description="Points decoded at once, at most. It does not change the answer."
+        default=64,
+        ge=1,
+        description="Points decoded at once, at most. It does not change the answer.",
     )
     pred_iou_thresh: float = Field(
-        0.88, ge=0, le=1, description="Keep masks whose predicted IoU is above this."
+        default=0.88, ge=0, le=1, description="Keep masks whose predicted IoU is above this."
     )
     stability_score_thresh: float = Field(
-        0.95, ge=0, le=1, description="Keep masks whose stability score is at least this."
+        default=0.95, ge=0, le=1, description="Keep masks whose stability score is at least this."
     )
     stability_score_offset: float = Field(
-        1.0, ge=0, description="Shift of the logit cutoff by which stability is scored."
+        default=1.0, ge=0, description="Shift of the logit cutoff by which stability is scored."
     )
     box_nms_thresh: float = Field(
-        0.7,
+        default=0.7,
         ge=0,
         le=1,
         description="Of two masks whose boxes have a larger IoU, the worse one is dropped.",
     )
     crop_n_layers: Integer = Field(
-        0,
+        default=0,
         ge=0,
         le=4,
         description="Layers of crops to run besides the whole image; layer i has 4^i crops.",
     )
     crop_nms_thresh: float = Field(
-        0.7, ge=0, le=1, description="As box_nms_thresh, between masks of different crops."
+        default=0.7, ge=0, le=1, description="As box_nms_thresh, between masks of different crops."
     )
     crop_overlap_ratio: float = Field(
-        512 / 1500,
+        default=512 / 1500,
         description="Overlap of the first layer's crops as a share of the short side: 0 to 1. "
         "It is ignored without crop layers.",
     )
     crop_n_points_downscale_factor: Integer = Field(
-        1,
+        default=1,
         description="Layer n has points_per_side / this^n points a side: 1 or more. It is ignored "
         "without crop layers, where 0 is allowed too.",
     )
     min_mask_region_area: Integer = Field(
-        0, ge=0, description="Remove holes and islands smaller than this many pixels."
+        default=0, ge=0, description="Remove holes and islands smaller than this many pixels."
     )
     output_type: Annotated[OutputType, BeforeValidator(OutputType.parse)] = Field(
-        OutputType.BEST_QUALITY,
+        default=OutputType.BEST_QUALITY,
         description="Which of a point's masks are kept; letter case does not matter. "
         "`Multi-mask (best quality)` is segment-anything's behaviour. samapi's default is "
         "`Single mask`, and it is the default of a server with `SAMSERVE_DEFAULTS=samapi`.",
     )
     include_image_edge: bool = Field(
-        True,
+        default=True,
         description="False: a mask near all four edges of the picture is dropped. samapi's default "
         "is false, and it is the default of a server with `SAMSERVE_DEFAULTS=samapi`.",
     )
     tile_size: Integer | None = Field(
-        None,
+        default=None,
         ge=0,
         le=4096,
         description="Pixels of a side of the tiles into which a large picture is cut. Each tile "
@@ -186,13 +190,13 @@ class AutomaskParameters(Model):
         "the picture's long side is over 4096 and there are no crop layers, else no tiles.",
     )
     overlap: Integer | None = Field(
-        None,
+        default=None,
         ge=0,
         description="Pixels that neighbouring tiles share, at most half of tile_size. Absent: a "
         "quarter of tile_size. An object no larger than this lies whole in some tile.",
     )
     timeout_s: float | None = Field(
-        None,
+        default=None,
         gt=0,
         description="Seconds that automask may take, at most the server's limit, which is the "
         "default. After that the answer is 504, with the objects found so far.",

@@ -99,7 +99,8 @@ def prompt_of(
         raise InvalidField("point_labels must be 1 (object) or 0 (background).", "point_labels")
     logits = None
     if mask_input is not None:
-        logits = np.asarray(mask_input, np.float32)
+        with np.errstate(over="ignore"):  # a number beyond float32 becomes infinite, see below
+            logits = _array(mask_input, "mask_input").astype(np.float32)
         if logits.shape not in ((LOW_RES_SIDE,) * 2, (1, LOW_RES_SIDE, LOW_RES_SIDE)):
             raise InvalidField(
                 f"mask_input has the shape {logits.shape}; it must be 256x256 logits.", "mask_input"
@@ -111,12 +112,20 @@ def prompt_of(
     return Prompt(corners, coords, point_list, logits, multimask_output)
 
 
+def _array(value: ArrayLike, name: str) -> NDArray[Any]:
+    try:
+        array = np.asarray(value)
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"its type is {array.dtype}")
+    # RuntimeError: a tensor of PyTorch that needs its gradient.
+    except (TypeError, ValueError, OverflowError, RuntimeError) as exc:
+        raise InvalidField(f"{name} must hold real numbers only: {exc}.", name) from exc
+    return array
+
+
 def _numbers(value: ArrayLike, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Return the value as float64 of this shape, in which -1 stands for any length."""
-    try:
-        numbers = np.asarray(value, np.float64)
-    except (TypeError, ValueError) as exc:
-        raise InvalidField(f"{name} must hold numbers only.", name) from exc
+    numbers = _array(value, name).astype(np.float64)
     fits = numbers.ndim == len(shape) and all(
         wanted in (-1, side) for wanted, side in zip(shape, numbers.shape, strict=True)
     )

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -24,10 +24,11 @@ from PIL import Image as PillowImage
 
 from . import automask, places, prompts
 from .embeddings.cache import EmbeddedImage
-from .errors import InvalidImage, TimedOut
+from .errors import InvalidField, InvalidImage, TimedOut, TooLarge
 from .masks.mask import AutoMask, PromptMask
 from .model import MEMORY_CACHE, Model, load_model
 from .model_types import MODEL_TYPES, Precision
+from .network.devices import device_named
 from .parameters import AutomaskParameters
 from .pictures.picture import Picture
 from .progress import Job
@@ -54,10 +55,10 @@ class EmbeddedPicture:
         pixels: returns the H×W×3 uint8 RGB pixels.
     """
 
-    image: Image
+    image: Image = field(repr=False)
     source: str
     pages: int
-    pixels: automask.Pixels
+    pixels: automask.Pixels = field(repr=False)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -92,14 +93,23 @@ class Segmenter:
             TooLarge: it has more than `max_pixels` pixels.
             InvalidField: there is no such page.
         """
+        if isinstance(page, bool) or not isinstance(page, int) or page < 0:
+            raise InvalidField(f"page must be an integer from 0, not {page!r}.", "page")
         if isinstance(picture, np.ndarray):
-            return self._embed_array(picture)
+            if page:
+                raise InvalidField("An array has page 0 only.", "page")
+            return self._embed_array(picture, max_pixels)
         if isinstance(picture, PillowImage.Image):
             content = _file_of(picture)
         elif isinstance(picture, bytes):
             content = picture
-        else:
+        elif isinstance(picture, str | os.PathLike):
             content = Path(picture).read_bytes()
+        else:
+            raise TypeError(
+                "picture must be a path, bytes, a PIL image or a NumPy array, not "
+                f"{type(picture).__name__}"
+            )
         return self.embed_file(Picture(content, max_pixels, "picture", page))
 
     def embed_file(self, picture: Picture) -> EmbeddedPicture:
@@ -111,7 +121,7 @@ class Segmenter:
         embedded = self.model.embeddings.of_picture(picture)
         return _embedded(embedded, lambda: picture.pixels)
 
-    def _embed_array(self, pixels: NDArray[Any]) -> EmbeddedPicture:
+    def _embed_array(self, pixels: NDArray[Any], max_pixels: int) -> EmbeddedPicture:
         if pixels.dtype != np.uint8 or not (
             pixels.ndim == 2 or (pixels.ndim == 3 and pixels.shape[2] == 3)
         ):
@@ -122,7 +132,14 @@ class Segmenter:
             )
         if not pixels.size:
             raise InvalidImage("The array has no pixels.", "picture")
-        rgb = pixels if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
+        n_pixels = pixels.shape[0] * pixels.shape[1]
+        if n_pixels > max_pixels:
+            raise TooLarge(
+                f"The array has {n_pixels} pixels; the limit is {max_pixels}.", "picture"
+            )
+        # A copy: crops and tiles read the pixels later, when the caller may have changed the array.
+        rgb = pixels.copy() if pixels.ndim == 3 else np.repeat(pixels[:, :, None], 3, axis=2)
+        rgb.setflags(write=False)
         return _embedded(self.model.embeddings.of_pixels(rgb), lambda: rgb)
 
     def prompt(
@@ -156,6 +173,7 @@ class Segmenter:
         prompt = prompt_of(
             box, point_coords, point_labels, mask_input, multimask_output=multimask_output
         )
+        _check_embedded(picture)
         check_inside(prompt, picture.size)
         [masks] = self.predict(picture, [[prompt]])
         return masks
@@ -185,7 +203,8 @@ class Segmenter:
         The masks and their order are those of `segment_anything.SamAutomaticMaskGenerator`.
 
         Args:
-            progress: called with (points done, points in all) from time to time.
+            progress: called with (points done, points in all) from time to time, in the thread of
+                the caller.
             parameters: the fields of `samserve.AutomaskParameters`, such as `points_per_side`.
 
         Raises:
@@ -193,6 +212,7 @@ class Segmenter:
             InvalidField: a parameter has a wrong type or value.
             TimedOut: it took longer than `timeout_s`.
         """
+        _check_embedded(picture)
         unknown = parameters.keys() - AutomaskParameters.model_fields.keys()
         if unknown:
             raise TypeError(f"automask() has no parameter {', '.join(sorted(unknown))}")
@@ -231,28 +251,38 @@ def load(
         precision: the number format in which the image encoder computes.
 
     Raises:
-        ValueError: there is no such model type.
+        ValueError: there is no such model type, precision or device.
         FetchError: the weights cannot be downloaded.
         CheckpointError: the checkpoint is unreadable or another network's.
-        DeviceError: the device has too little memory.
+        DeviceError: the GPU cannot be used, or the device has too little memory.
     """
     if model_type not in MODEL_TYPES:
         raise ValueError(f"There is no model type {model_type!r}; use {', '.join(MODEL_TYPES)}.")
+    if precision not in get_args(Precision):
+        raise ValueError(
+            f"There is no precision {precision!r}; use {', '.join(get_args(Precision))}."
+        )
+    where = device_named(device)
     if weights is None:
         weights = places.weights_folder() / f"{model_type}.pt"
         if not weights.is_file():
             fetch(MODEL_TYPES[model_type], weights.parent)
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     return Segmenter(
         load_model(
             model_type,
             Path(weights),
-            device=torch.device(device),
+            device=where,
             precision=precision,
             cache=MEMORY_CACHE,
         )
     )
+
+
+def _check_embedded(picture: object) -> None:
+    if not isinstance(picture, EmbeddedPicture):
+        raise TypeError(
+            f"picture must be what Segmenter.embed returned, not {type(picture).__name__}"
+        )
 
 
 def _embedded(embedded: EmbeddedImage, pixels: automask.Pixels) -> EmbeddedPicture:
@@ -262,5 +292,8 @@ def _embedded(embedded: EmbeddedImage, pixels: automask.Pixels) -> EmbeddedPictu
 def _file_of(image: PillowImage.Image) -> bytes:
     """Write a PIL image to an uncompressed TIFF, so that it is decoded by the rules for files."""
     content = BytesIO()
-    image.save(content, "TIFF")
+    try:
+        image.save(content, "TIFF")
+    except (OSError, ValueError) as exc:
+        raise InvalidImage(f"The PIL image cannot be read: {exc}.", "picture") from exc
     return content.getvalue()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -9,12 +10,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from mobile_sam import SamAutomaticMaskGenerator, SamPredictor
 from numpy.typing import NDArray
 from PIL import Image
+from pydantic import ValidationError
 
 import samserve
 from samserve.errors import InvalidField, InvalidImage, TimedOut, TooLarge
+from samserve.network.devices import DeviceError
 from samserve.segmenter import Segmenter
 from tests.support.geometry import same_mask
 from tests.support.sample_pictures import picture
@@ -93,6 +97,57 @@ def test_files_that_are_no_picture(segmenter: Segmenter, tmp_path: Path) -> None
         segmenter.embed(png(COINS), page=1)
 
 
+@pytest.mark.parametrize("page", [-1, 1, True, 0.0, "0", None])
+@pytest.mark.parametrize("source", ["bytes", "array", "PIL image"])
+def test_a_page_that_does_not_exist(
+    segmenter: Segmenter, tmp_path: Path, source: str, page: Any
+) -> None:
+    with pytest.raises(InvalidField, match="page"):
+        segmenter.embed(SOURCES[source](tmp_path), page=page)
+
+
+@pytest.mark.parametrize("source", ["bytes", "array", "grey array", "PIL image", "path"])
+def test_every_source_is_limited(segmenter: Segmenter, tmp_path: Path, source: str) -> None:
+    with pytest.raises(TooLarge):
+        segmenter.embed(SOURCES[source](tmp_path), max_pixels=COINS.shape[0] * COINS.shape[1] - 1)
+
+
+@pytest.mark.parametrize("source", [None, 5, [COINS], BytesIO(b"")])
+def test_what_is_no_picture_at_all(segmenter: Segmenter, source: Any) -> None:
+    with pytest.raises(TypeError, match="a path, bytes, a PIL image or a NumPy array, not"):
+        segmenter.embed(source)
+
+
+def test_a_picture_that_is_not_embedded(segmenter: Segmenter) -> None:
+    with pytest.raises(TypeError, match="picture must be"):
+        segmenter.prompt(COINS, box=BOX)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="picture must be"):
+        segmenter.automask(COINS)  # type: ignore[arg-type]
+
+
+def test_a_pil_image_that_cannot_be_read(segmenter: Segmenter) -> None:
+    truncated = Image.open(BytesIO(png(COINS)[:1000]))
+    with pytest.raises(InvalidImage, match="PIL image cannot be read"):
+        segmenter.embed(truncated)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_array_that_is_changed_later(segmenter: Segmenter, channels: int) -> None:
+    pixels = COINS.copy() if channels == 3 else COINS[:, :, 0].copy()
+    embedded = segmenter.embed(pixels)
+    pixels[:] = 0
+    np.testing.assert_array_equal(embedded.pixels(), COINS)
+    with pytest.raises(ValueError, match="read-only"):
+        embedded.pixels()[0, 0] = 0
+
+
+def test_the_representation_of_results_is_short(segmenter: Segmenter) -> None:
+    embedded = segmenter.embed(COINS)
+    [mask] = segmenter.prompt(embedded, box=BOX)
+    [automask, *_] = segmenter.automask(embedded, points_per_side=2)
+    assert all(len(repr(result)) < 500 for result in (embedded, mask, automask))
+
+
 def test_a_page_of_a_tiff(segmenter: Segmenter) -> None:
     content = BytesIO()
     pages = [Image.fromarray(COINS), Image.fromarray(COINS[::-1].copy())]
@@ -153,6 +208,15 @@ def test_a_mask_input_refines_the_last_mask(model: Any, segmenter: Segmenter) ->
         ({"point_coords": [[1, 2]], "point_labels": [2]}, "point_labels"),
         ({"point_coords": [[-1, 2]], "point_labels": [1]}, "point_coords.0"),
         ({"mask_input": np.zeros((2, 2))}, "mask_input"),
+        ({"mask_input": "logits"}, "mask_input"),
+        ({"mask_input": np.full((256, 256), 1e300)}, "mask_input"),
+        ({"box": (20 + 1j, 30, 70, 78)}, "box"),
+        ({"box": (10**400, 30, 70, 78)}, "box"),
+        ({"box": np.array(BOX, "datetime64[s]")}, "box"),
+        ({"box": ((20, 30), (70,))}, "box"),
+        ({"box": torch.tensor(BOX, dtype=torch.float32, requires_grad=True)}, "box"),
+        ({"point_coords": [["45", "55"]], "point_labels": [1]}, "point_coords"),
+        ({"point_coords": [[45, 55]], "point_labels": [None]}, "point_labels"),
         ({"box": BOX, "mask_input": np.full((256, 256), np.inf)}, "mask_input"),
     ],
 )
@@ -182,6 +246,25 @@ def test_automask_is_that_of_the_reference(model: Any, segmenter: Segmenter) -> 
     assert [feature["properties"]["area"] for feature in features] == [o.area for o in objects]
 
 
+def test_a_callback_may_prompt_and_may_fail(segmenter: Segmenter) -> None:
+    """It runs in the caller's thread. In a decoder's thread, a prompt would wait for itself."""
+    embedded = segmenter.embed(COINS)
+    threads: set[int] = set()
+
+    def prompting(done: int, total: int) -> None:
+        threads.add(threading.get_ident())
+        segmenter.prompt(embedded, box=BOX)
+
+    assert segmenter.automask(embedded, points_per_side=4, points_per_batch=1, progress=prompting)
+    assert threads == {threading.get_ident()}
+
+    def failing(done: int, total: int) -> None:
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        segmenter.automask(embedded, points_per_side=4, progress=failing)
+
+
 def test_wrong_parameters_of_automask(segmenter: Segmenter) -> None:
     embedded = segmenter.embed(COINS)
     with pytest.raises(TypeError, match="no parameter points_per_sid"):
@@ -192,6 +275,17 @@ def test_wrong_parameters_of_automask(segmenter: Segmenter) -> None:
         segmenter.automask(embedded, timeout_s=1e-9)
 
 
-def test_a_model_type_that_does_not_exist() -> None:
+def test_arguments_of_load_that_do_not_exist(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no model type 'vit_x'; use vit_t"):
         samserve.load("vit_x")
+    with pytest.raises(ValueError, match="no precision 'half'; use float32"):
+        samserve.load(precision="half")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no device 'gpu0'"):
+        samserve.load(device="gpu0")
+    with pytest.raises(DeviceError, match="cannot use the device cuda:99"):
+        samserve.load(device="cuda:99")
+
+
+def test_parameters_of_automask_name_unknown_ones() -> None:
+    with pytest.raises(ValidationError, match="points_per_sid"):
+        samserve.AutomaskParameters(points_per_sid=4)  # type: ignore[call-arg]

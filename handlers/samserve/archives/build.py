@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -58,6 +59,8 @@ def main(arguments: list[str] | None = None) -> None:
         "serve beside the first",
     )
     parsed = parser.parse_args(arguments)
+    if not re.fullmatch(r"\w[\w.-]*", parsed.version):
+        parser.error("--version must have letters, digits, dots and hyphens only, as 2.0")
     suffix = "" if parsed.version == MODEL_VERSION else f"-{parsed.version}"
     for weights in weights_of(parsed.type, parsed.weights_dir):
         archive = parsed.model_store / f"{weights.stem}{suffix}.mar"

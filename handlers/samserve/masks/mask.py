@@ -6,7 +6,7 @@ otherwise take a thousand times its own size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +30,7 @@ class ObjectMask:
             to 1.
     """
 
-    mask: NDArray[np.bool_]
+    mask: NDArray[np.bool_] = field(repr=False)
     box: Box
     image_size: tuple[int, int]
     predicted_iou: float

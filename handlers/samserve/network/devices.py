@@ -62,6 +62,25 @@ def assigned(gpu_id: int | None, config: Mapping[str, Any]) -> torch.device:
     )
 
 
+def device_named(name: str | torch.device | None) -> torch.device:
+    """Return the device of this name of PyTorch. None: the first NVIDIA GPU, else the CPU.
+
+    Raises:
+        ValueError: PyTorch has no device of this name.
+        DeviceError: the GPU cannot be used.
+    """
+    if name is None:
+        return torch.device("cuda") if torch.cuda.is_available() else CPU
+    try:
+        device = torch.device(name)
+    except RuntimeError as exc:
+        raise ValueError(f"PyTorch has no device {name!r}; use cpu or cuda.") from exc
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        why = _cuda_failure() if not torch.cuda.is_available() else "there is no such GPU"
+        raise DeviceError(f"PyTorch {torch.__version__} cannot use the device {device}: {why}.")
+    return device
+
+
 def _cuda_failure() -> str:
     """Return PyTorch's reason why CUDA is not available."""
     try:

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 
 from samserve.errors import InvalidField, InvalidRequest, NotFound
 from samserve.model_types import DEFAULT_WEIGHTS, is_default_address
@@ -294,6 +294,9 @@ class AutomaskRequest(AutomaskParameters, SegmentRequest):
     from samapi 0.3. If they are absent, the answer is that of segment-anything and not that of
     samapi (`Single mask`, and no image edge). `with_defaults` changes that.
     """
+
+    # samapi ignores unknown fields, so that a newer client still gets its answer.
+    model_config = ConfigDict(extra="ignore")
 
     def with_defaults(self, defaults: Defaults) -> Self:
         """Return the same request with these defaults for its absent fields.

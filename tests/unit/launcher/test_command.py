@@ -5,12 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from samserve import __version__, places
+from samserve.archives import build
 from samserve_launcher import __main__ as command
 from samserve_launcher import doctor
+from samserve_launcher.checks import check_ports
+from samserve_launcher.errors import ServerError
 from samserve_launcher.options import parse_options
 
 
@@ -64,6 +68,41 @@ def test_an_unknown_model_type_is_refused_before_anything_starts(
     with pytest.raises(SystemExit):
         parse_options(["--models", "vit_t vit_x"])
     assert "--models (SAMSERVE_MODELS) must name some of vit_t" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("version", ["", "../2", "2 0", "-1", "a/b", "2.0\n"])
+def test_a_version_that_is_no_file_name_is_refused(
+    version: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        build.main(["vit_t", f"--version={version}"])
+    assert "--version must have letters" in capsys.readouterr().err
+
+
+def test_two_apis_on_one_port_are_refused() -> None:
+    options = parse_options(["--port", "8123", "--metrics-port", "8123"])
+    with pytest.raises(ServerError, match="--port and --metrics-port are both 8123"):
+        check_ports(options)
+
+
+def test_a_folder_that_cannot_be_made_is_named_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken = tmp_path / "file"
+    taken.write_text("")
+    entry = ModuleType("entry_of_a_test")
+    entry.main = lambda arguments: (taken / "folder").mkdir()  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, entry.__name__, entry)
+    monkeypatch.setitem(command.COMMANDS, "serve", (entry.__name__, ""))
+    assert command.run("serve", []) == 1
+    error = capsys.readouterr().err
+    assert error == f"samserve serve: {taken / 'folder'}: Not a directory\n"
+
+
+def test_the_doctor_names_a_wrong_model_type(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        doctor.main(["--models", "vit_t vit_x"])
+    assert "not 'vit_x'" in capsys.readouterr().err
 
 
 def test_the_doctor_finds_nothing_missing_here(capsys: pytest.CaptureFixture[str]) -> None:
