@@ -4,6 +4,7 @@ A request passes, from the outside in:
 
 - `paths.py`: one spelling for each path;
 - `request_log.py`: the request's id, log line and metrics;
+- `body_budget.py`: the request's share of the memory for bodies;
 - `refusals.py`: every error becomes an answer in the one shape;
 - `routes/`: samapi's API, health and metrics, the `/docs` page;
 - `forwarding.py`: from the body to a lane of TorchServe, and its answer back to the client.
@@ -24,6 +25,7 @@ from starlette.types import ASGIApp
 from samserve import __version__
 
 from . import openapi, refusals
+from .body_budget import BodyBudget, WithShare
 from .forwarding import Forwarder
 from .jobs import Jobs
 from .known_pictures import KnownPictures
@@ -80,4 +82,5 @@ def create_app(settings: Settings) -> ASGIApp:
     WeightsRoutes(weights, registration).add_to(app)
     HealthRoutes(readiness, metrics).add_to(app)
     paths = {route.path for route in app.routes if isinstance(route, Route)}
-    return Paths(RequestLog(app, metrics, paths), paths)
+    with_share = WithShare(app, BodyBudget(settings.body_budget()))
+    return Paths(RequestLog(with_share, metrics, paths), paths)

@@ -6,6 +6,7 @@
     ├── Forbidden           403  this server allows nobody to do that
     ├── NotFound            404  the model type or the weights are not loaded
     ├── NotAcceptable       406  there is no such output format
+    ├── SlowBody            408  the body arrives too slowly
     ├── UnknownImage        409  the request has only a digest, and the image is not cached
     ├── Conflict            409  the weights are registered, or another registration runs
     ├── TooLarge            413  the body, the image or the weights are over the limit
@@ -13,6 +14,7 @@
     │   └── UnsupportedEncoding  the body has a Content-Encoding that is not supported
     ├── HeaderTooLarge      431  a header has more bytes than TorchServe accepts
     ├── Unreachable         502  the weights could not be downloaded completely
+    ├── Busy                503  too many bodies are in memory
     ├── Cancelled           503  the client has disconnected
     ├── OutOfMemory         503  the device ran out of memory
     ├── TimedOut            504  the work took longer than the request allows
@@ -74,6 +76,11 @@ class NotAcceptable(SamserveError):
     code = "not_acceptable"
 
 
+class SlowBody(SamserveError):
+    status = 408
+    code = "request_timeout"
+
+
 class UnknownImage(SamserveError):
     status = 409
     code = "unknown_image"
@@ -106,6 +113,11 @@ class HeaderTooLarge(SamserveError):
 class Unreachable(SamserveError):
     status = 502
     code = "unreachable"
+
+
+class Busy(SamserveError):
+    status = 503
+    code = "busy"
 
 
 class Cancelled(SamserveError):
