@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import resource
 import sys
 
 import uvicorn
@@ -38,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     console.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[console], level=settings.log_level.upper())
     logging.captureWarnings(True)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
+    _raise_file_limit()
     # `request_log.py` logs the requests. uvicorn's other messages go to the root logger.
     uvicorn.run(
         create_app(settings),
@@ -50,6 +53,18 @@ def main(arguments: list[str] | None = None) -> int:
         ws="none",  # `Protocol` ignores an offered websocket, as it ignores other protocols
     )
     return 0
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether a log record of uvicorn says something that `protocol.py` does not log."""
+    return record.msg != "Invalid HTTP request received."
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as the system allows: each connection needs one, and another one
+    for its request to TorchServe."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
@@ -26,6 +27,7 @@ from samserve import __version__
 
 from . import openapi, refusals
 from .body_budget import BodyBudget, WithShare
+from .connections import STATE, Connections
 from .forwarding import Forwarder
 from .jobs import Jobs
 from .known_pictures import KnownPictures
@@ -61,9 +63,11 @@ def create_app(settings: Settings) -> ASGIApp:
     forwarder = Forwarder(torchserve, retries, weights, known_pictures, jobs, settings)
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        most, most_per_address = settings.max_connections, settings.max_connections_per_address
+        connections = Connections(most, most_per_address, request_log.record_refusal)
         async with torchserve:
-            yield
+            yield {STATE: connections}
             await readiness.close()
             await retries.close()
 
@@ -83,4 +87,5 @@ def create_app(settings: Settings) -> ASGIApp:
     HealthRoutes(readiness, metrics).add_to(app)
     paths = {route.path for route in app.routes if isinstance(route, Route)}
     with_share = WithShare(app, BodyBudget(settings.body_budget()))
-    return Paths(RequestLog(with_share, metrics, paths), paths)
+    request_log = RequestLog(with_share, metrics, paths)
+    return Paths(request_log, paths)

@@ -115,7 +115,7 @@ def _parameters(content_type: str) -> dict[bytes, bytes]:
 
 
 def _split(content: bytes, dashed: bytes) -> Iterator[_Part]:
-    """Yield the form's parts (RFC 2046, 5.1.1). Text before the first and after the last is skipped.
+    """Yield the parts of a form (RFC 2046, 5.1.1), without text before the first or after the last.
 
     Args:
         dashed: the boundary with its two leading dashes.
