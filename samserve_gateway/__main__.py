@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import resource
 import sys
@@ -41,9 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
     logging.captureWarnings(True)
     logging.getLogger("uvicorn.error").addFilter(_is_news)
     _raise_file_limit()
+    app = create_app(settings)
+    # What the start has made stays for good: the collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
     # `request_log.py` logs the requests. uvicorn's other messages go to the root logger.
     uvicorn.run(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         access_log=False,

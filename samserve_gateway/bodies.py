@@ -133,12 +133,18 @@ async def read_body(request: Request, limit: int) -> tuple[Body, RoutedRequest]:
     """
     content = await read_content(request, limit)
     content_type = request.headers.get("content-type", "")
+    share = share_of(request.scope)
     if len(content) < INLINE_BYTES:
         return _parse(content, content_type)
     if len(content) < LARGE_BYTES:
         return await asyncio.to_thread(_parse, content, content_type)
-    async with share_of(request.scope).parsing:
-        return await asyncio.to_thread(_parse, content, content_type)
+    async with share.parsing:
+        body, choice = await asyncio.to_thread(_parse, content, content_type)
+    grown = len(body.json) + len(body.image or b"") - len(content)  # another charset, or a mask
+    refusal = share.take(max(grown, 0))
+    if refusal is not None:
+        raise refusal
+    return body, choice
 
 
 def _parse(content: bytes, content_type: str) -> tuple[Body, RoutedRequest]:

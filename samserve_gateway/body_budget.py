@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
-import logging
+import gc
 from collections import Counter
 from collections.abc import Callable
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from samserve.errors import Busy
-
-logger = logging.getLogger(__name__)
 
 _SHARE = "samserve.share"
 """The key of a request's share in its ASGI scope."""
@@ -160,6 +158,8 @@ def share_of(scope: Scope) -> Share:
 
 def _trim() -> None:
     """Return free memory to the system. Only glibc keeps it, and has a function for that."""
+    # An exception and the frame that raised it refer to each other, and the frame to the body.
+    gc.collect()
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except AttributeError:

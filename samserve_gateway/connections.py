@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 STATE = "connections"
 """The key of the `Connections` in the application's state."""
 
-BUFFER_BYTES = 2**18
+BUFFER_BYTES = 2**19
 """Most bytes that a connection reads at once."""
 
 CHECK_INTERVAL_S = 2.0
