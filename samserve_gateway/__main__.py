@@ -16,6 +16,7 @@ from samserve.serving.logs import JsonFormatter
 from .app import create_app
 from .protocol import Protocol
 from .settings import PREFIX, Settings
+from .tracebacks import RepeatedTracebacks
 
 KEEP_ALIVE_S = 75
 """Clients and proxies keep an idle connection for less time than this, so that they close it, not
@@ -38,6 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(JsonFormatter())
+    console.addFilter(RepeatedTracebacks())
     logging.basicConfig(handlers=[console], level=settings.log_level.upper())
     logging.captureWarnings(True)
     logging.getLogger("uvicorn.error").addFilter(_is_news)

@@ -4,6 +4,7 @@ A request passes, from the outside in:
 
 - `paths.py`: one spelling for each path;
 - `request_log.py`: the request's id, log line and metrics;
+- `security_headers.py`: what a browser must not do with the answer;
 - `body_budget.py`: the request's share of the memory for bodies;
 - `refusals.py`: every error becomes an answer in the one shape;
 - `routes/`: samapi's API, health and metrics, the `/docs` page;
@@ -32,7 +33,7 @@ from .forwarding import Forwarder
 from .jobs import Jobs
 from .known_pictures import KnownPictures
 from .metrics import Metrics
-from .paths import Paths
+from .paths import HeadAsGet, Paths
 from .readiness import Readiness
 from .registration import Registration
 from .request_log import RequestLog
@@ -40,7 +41,8 @@ from .retries import Retries
 from .routes.health import HealthRoutes
 from .routes.segment import SegmentRoutes
 from .routes.status import StatusRoutes
-from .routes.weights import WeightsRoutes
+from .routes.weights import CANCEL_PATH, WeightsRoutes
+from .security_headers import SecurityHeaders
 from .settings import Settings
 from .torchserve import TorchServe
 from .weights import Weights
@@ -64,8 +66,13 @@ def create_app(settings: Settings) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        most, most_per_address = settings.max_connections, settings.max_connections_per_address
-        connections = Connections(most, most_per_address, request_log.record_refusal)
+        connections = Connections(
+            settings.max_connections,
+            settings.max_connections_per_address,
+            record_refusal=request_log.record_refusal,
+            record_end=lambda reason: metrics.closed.labels(reason).inc(),
+        )
+        metrics.connections.set_function(lambda: len(connections))
         async with torchserve:
             yield {STATE: connections}
             await readiness.close()
@@ -86,6 +93,10 @@ def create_app(settings: Settings) -> ASGIApp:
     WeightsRoutes(weights, registration).add_to(app)
     HealthRoutes(readiness, metrics).add_to(app)
     paths = {route.path for route in app.routes if isinstance(route, Route)}
-    with_share = WithShare(app, BodyBudget(settings.body_budget()))
-    request_log = RequestLog(with_share, metrics, paths)
+    inner: ASGIApp = HeadAsGet(app, but=[CANCEL_PATH])
+    budget = BodyBudget(settings.body_budget())
+    metrics.bodies_bytes.set_function(lambda: budget.held)
+    inner = WithShare(inner, budget)
+    inner = SecurityHeaders(inner, tls=False)
+    request_log = RequestLog(inner, metrics, paths)
     return Paths(request_log, paths)

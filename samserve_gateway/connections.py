@@ -41,8 +41,10 @@ class Connections:
     Args:
         most: most connections.
         most_per_address: most connections from one address.
-        record: counts and logs a request that is refused before it reaches the application. Its
-            arguments are the answer's id, status, code and size.
+        record_refusal: counts and logs a request that is refused before it reaches the
+            application. Its arguments are the answer's id, status, code and size.
+        record_end: counts a connection that is closed against its client's will. Its argument is
+            the reason: `slow_head`, `slow_answer`, `unread_body` or `too_many`.
 
     Attributes:
         buffer: where each connection in turn reads its bytes.
@@ -52,11 +54,13 @@ class Connections:
         self,
         most: int = 1000,
         most_per_address: int = 200,
-        record: Callable[[str, int, str, int], None] = lambda *refusal: None,
+        record_refusal: Callable[[str, int, str, int], None] = lambda *refusal: None,
+        record_end: Callable[[str], None] = lambda reason: None,
     ) -> None:
         self.most = most
         self.most_per_address = most_per_address
-        self.record = record
+        self.record_refusal = record_refusal
+        self.record_end = record_end
         self.buffer = memoryview(bytearray(BUFFER_BYTES))
         self._open: dict[Watched, str] = {}
         self._of_address: Counter[str] = Counter()

@@ -38,6 +38,9 @@ MAX_TARGET_BYTES = 2**13
 """Most bytes of a request's address. RFC 9110 wants at least 8,000; the routes here have fewer than
 100."""
 
+MAX_METHOD_BYTES = 32
+"""Most bytes of a method's name. Log lines have it."""
+
 MAX_HEADERS = 100
 """Most headers of a request, and most trailers of a body."""
 
@@ -178,6 +181,8 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         super().connection_made(transport)
         self._head_since_s = self.loop.time()
         self._unwelcome = self._connections.add(self, self.client[0] if self.client else "")
+        if self._unwelcome is not None:
+            self._connections.record_end("too_many")
         if self._connections.are_far_too_many():
             transport.abort()
 
@@ -216,12 +221,13 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         if not waiting:
             self._answer_pace.pause()
         elif self._answer_pace.check(now, self.conn.sent - waiting) is not None:
-            self.logger.info("A client reads its answer too slowly; its connection is closed.")
+            self._connections.record_end("slow_answer")
             self.transport.abort()
             return
         if self._refused or self.transport.is_closing():
             return
         if self._head_since_s is not None and now - self._head_since_s > HEAD_TIMEOUT_S:
+            self._connections.record_end("slow_head")
             self._refuse(
                 408,
                 "request_timeout",
@@ -237,6 +243,7 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         if self.cycle.response_complete:
             self._unread_since_s = now if self._unread_since_s is None else self._unread_since_s
             if now - self._unread_since_s > UNREAD_BODY_S:
+                self._connections.record_end("unread_body")
                 self.transport.abort()
         elif (
             self._paced is not self.cycle
@@ -291,7 +298,7 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
             response = h11.Response(status_code=status, headers=headers, reason=reason)
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
-            self._connections.record(request_id, status, code, len(body))
+            self._connections.record_refusal(request_id, status, code, len(body))
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -321,6 +328,8 @@ def _without_offers(request: h11.Request) -> h11.Request:
     if request.http_version not in HTTP_VERSIONS:
         version = request.http_version.decode()
         raise h11.RemoteProtocolError(f"it is HTTP/{version}, but only HTTP/1.1 is supported")
+    if len(request.method) > MAX_METHOD_BYTES:
+        raise h11.RemoteProtocolError(f"its method has more than {MAX_METHOD_BYTES} characters")
     if len(request.target) > MAX_TARGET_BYTES:
         raise h11.RemoteProtocolError("its address is too long", error_status_hint=414)
     for name, value in request.headers:

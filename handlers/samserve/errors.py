@@ -29,6 +29,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+MAX_MESSAGE = 2000
+"""Most characters of a message, and of the name of a field. Many messages repeat what was sent."""
+
 
 class SamserveError(Exception):
     """The reason why a request cannot be answered.
@@ -42,9 +45,10 @@ class SamserveError(Exception):
     code: ClassVar[str] = "internal_error"
 
     def __init__(self, message: str, field: str | None = None) -> None:
+        message = _short(message)
         super().__init__(message)
         self.message = message
-        self.field = field
+        self.field = None if field is None else _short(field)
 
     def body(self) -> dict[str, Any]:
         """Return the JSON answer. The gateway and the worker use the same form."""
@@ -151,3 +155,7 @@ class InvalidWeights(InvalidField):
 def error_body(code: str, message: str, field: str | None = None) -> dict[str, Any]:
     """Return `{"error": {"code", "message", "field"}}`."""
     return {"error": {"code": code, "message": message, "field": field}}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
