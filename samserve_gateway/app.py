@@ -21,10 +21,12 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from samserve import __version__
+from samserve.serving.headers import IMAGE_PAGES, REQUEST_ID
 
 from . import openapi, refusals
 from .body_budget import BodyBudget, WithShare
@@ -97,6 +99,19 @@ def create_app(settings: Settings) -> ASGIApp:
     budget = BodyBudget(settings.body_budget())
     metrics.bodies_bytes.set_function(lambda: budget.held)
     inner = WithShare(inner, budget)
-    inner = SecurityHeaders(inner, tls=False)
+    if settings.cors_origins:
+        inner = _for_pages_of(settings.cors_origins.split(), inner)
+    inner = SecurityHeaders(inner, tls=settings.tls_certificate is not None)
     request_log = RequestLog(inner, metrics, paths)
     return Paths(request_log, paths)
+
+
+def _for_pages_of(origins: list[str], app: ASGIApp) -> ASGIApp:
+    """Return an application that lets browsers use `app` from the pages of these origins."""
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "HEAD", "POST"],
+        allow_headers=["Authorization", "X-API-Key", "Content-Type", REQUEST_ID],
+        expose_headers=[REQUEST_ID, IMAGE_PAGES, "Server-Timing", "Retry-After"],
+    )

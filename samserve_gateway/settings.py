@@ -63,6 +63,18 @@ class Settings(BaseModel):
     jobs_directory: Path | None = Field(
         None, description="folder shared with the workers: progress and cancellation of automasks"
     )
+    tls_certificate: Path | None = Field(
+        None, description="PEM file of the certificate; with it, the gateway speaks HTTPS only"
+    )
+    tls_key: Path | None = Field(
+        None, validate_default=True, description="PEM file of the certificate's private key"
+    )
+    cors_origins: str = Field(
+        "",
+        pattern=rf"^(\s*{_ORIGIN}(\s|$))*$",
+        description="web pages that may use the API in a browser, as https://host[:port], "
+        "space-separated",
+    )
     prompt_timeout_s: float = Field(120, gt=0, description="longest time for a prompt")
     automask_timeout_s: float = Field(7200, gt=0, description="longest time for an automask")
     log_level: Literal["info", "warning", "error"] = Field(
@@ -91,6 +103,13 @@ class Settings(BaseModel):
     def _check_admin_token(cls, value: SecretStr | None) -> SecretStr | None:
         if value is not None and len(value) < 16:
             raise ValueError(f"the token has {len(value)} characters; it needs 16 or more")
+        return value
+
+    @field_validator("tls_key")
+    @classmethod
+    def _check_tls(cls, value: Path | None, others: ValidationInfo) -> Path | None:
+        if (value is None) != (others.data.get("tls_certificate") is None):
+            raise ValueError(f"set both {PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_KEY, or neither")
         return value
 
     @field_validator("bodies_bytes")
