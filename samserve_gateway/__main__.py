@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
+import contextlib
+import gc
 import logging
+import resource
 import sys
 
 import uvicorn
@@ -14,11 +18,16 @@ from samserve.serving.logs import JsonFormatter
 from .app import create_app
 from .protocol import Protocol
 from .settings import PREFIX, Settings
+from .tls import Certificate, CertificateError
+from .tracebacks import RepeatedTracebacks
 
 KEEP_ALIVE_S = 75
 """Clients and proxies keep an idle connection for less time than this, so that they close it, not
 the gateway: a body sent while the gateway closes the connection is lost. uvicorn's default, 5 s,
 is about the time between two clicks."""
+
+STARTUP_FAILURE = 3
+"""uvicorn's exit status if the server could not start, as when its port is taken."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -34,13 +43,25 @@ def main(arguments: list[str] | None = None) -> int:
             name = PREFIX + "_".join(map(str, error["loc"])).upper() if error["loc"] else "settings"
             print(f"{name}: {error['msg'].removeprefix('Value error, ')}", file=sys.stderr)
         return 2
+    try:
+        certificate = _certificate(settings)
+    except CertificateError as exc:
+        print(f"{PREFIX}TLS_CERTIFICATE, {PREFIX}TLS_KEY: {exc}", file=sys.stderr)
+        return 2
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(JsonFormatter())
+    console.addFilter(RepeatedTracebacks())
     logging.basicConfig(handlers=[console], level=settings.log_level.upper())
     logging.captureWarnings(True)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
+    _raise_file_limit()
+    app = create_app(settings)
+    # What the start has made stays for good: the collector need not look at it again and again.
+    gc.collect()
+    gc.freeze()
     # `request_log.py` logs the requests. uvicorn's other messages go to the root logger.
-    uvicorn.run(
-        create_app(settings),
+    config = uvicorn.Config(
+        app,
         host=settings.host,
         port=settings.port,
         access_log=False,
@@ -48,8 +69,49 @@ def main(arguments: list[str] | None = None) -> int:
         timeout_keep_alive=KEEP_ALIVE_S,
         http=Protocol,
         ws="none",  # `Protocol` ignores an offered websocket, as it ignores other protocols
+        ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
     )
-    return 0
+    server = Server(config, certificate)
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    return 0 if server.started else STARTUP_FAILURE
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server, which also looks whether its certificate has changed."""
+
+    def __init__(self, config: uvicorn.Config, certificate: Certificate | None) -> None:
+        super().__init__(config)
+        self._certificate = certificate
+
+    async def main_loop(self) -> None:
+        """Serve until a signal comes."""
+        if self._certificate is None:
+            await super().main_loop()
+            return
+        watching = asyncio.create_task(self._certificate.watch())
+        try:
+            await super().main_loop()
+        finally:
+            watching.cancel()
+
+
+def _certificate(settings: Settings) -> Certificate | None:
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return Certificate(settings.tls_certificate, settings.tls_key)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Return whether a log record of uvicorn says something that `protocol.py` does not log."""
+    return record.msg != "Invalid HTTP request received."
+
+
+def _raise_file_limit() -> None:
+    """Allow as many open files as the system allows: each connection needs one, and another one
+    for its request to TorchServe."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 if __name__ == "__main__":

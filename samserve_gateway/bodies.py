@@ -7,7 +7,9 @@ stands for a picture.
 from __future__ import annotations
 
 import asyncio
+import io
 import secrets
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -15,15 +17,18 @@ from typing import Any
 from fastapi import Request
 from pydantic import ValidationError
 from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
 
-from samserve.errors import InvalidRequest, TooLarge, UnsupportedMediaType
+from samserve.errors import Busy, InvalidRequest, SlowBody, TooLarge, UnsupportedMediaType
 from samserve.pictures.digests import reference_to
 from samserve.serving.forms import to_json
-from samserve.serving.json_text import dumps, to_utf8
+from samserve.serving.json_text import check_size, dumps, to_utf8
 from samserve.serving.requests import RoutedRequest
 
 from . import decompression
+from .body_budget import share_of
 from .multipart import charset_of, parts_of
+from .pace import SLOW
 
 DRAIN_FACTOR = 4
 """A body over the limit is read up to this many times the limit: a client reads the answer only
@@ -31,6 +36,12 @@ after it has sent its body. Beyond that, the connection is closed."""
 
 WORTHWHILE_BYTES = 2**15
 """A smaller body is forwarded unchanged: replacing its picture would cost as much as it saves."""
+
+INLINE_BYTES = 2**16
+"""A smaller body is parsed on the event loop. That takes less time than passing it to a thread."""
+
+LARGE_BYTES = 2**23
+"""Bodies larger than this are parsed one at a time. Parsing copies the picture's text."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,7 @@ class Body:
         Raises:
             InvalidRequest: the body is not a JSON object.
             InvalidField: `type` or `checkpoint_url` is wrong.
+            TooLarge: the JSON has too many parts.
         """
         if self._fields is not None:
             try:
@@ -75,13 +87,10 @@ class Body:
         end = b"--%s--\r\n" % boundary.encode()
         return b"".join([*written, end]), f"multipart/form-data; boundary={boundary}"
 
-    @cached_property
+    @property
     def reference(self) -> str | None:
         """The digest that stands for the picture, as `sha256:…`; None without a picture."""
-        if self.image is not None:
-            return reference_to(self.image)
-        text = (self._fields or {}).get("b64img")
-        return reference_to(text) if isinstance(text, str) else None
+        return self._parsed[1]
 
     @property
     def worth_abridging(self) -> bool:
@@ -95,14 +104,52 @@ class Body:
             return self.json
         return dumps({**(self._fields or {}), "b64img": self.reference})
 
-    @cached_property
+    @property
     def _fields(self) -> dict[str, Any] | None:
-        """The fields of the JSON; None if it is not an object, or contains NaN or Infinity."""
+        """The fields of the JSON without its picture. None if it is not an object, or contains NaN
+        or Infinity."""
+        return self._parsed[0]
+
+    @cached_property
+    def _parsed(self) -> tuple[dict[str, Any] | None, str | None]:
+        """`_fields` and `reference`. The picture's text is not kept: the JSON has it already."""
+        reference = None if self.image is None else reference_to(self.image)
+        check_size(self.json)
         try:
             fields = from_json(self.json, allow_inf_nan=False)  # the fastest for a megabyte
         except ValueError:
-            return None
-        return fields if isinstance(fields, dict) else None
+            return None, reference
+        if not isinstance(fields, dict):
+            return None, reference
+        if self.image is None and isinstance(text := fields.pop("b64img", None), str):
+            reference = reference_to(text)
+        return fields, reference
+
+
+async def read_body(request: Request, limit: int) -> tuple[Body, RoutedRequest]:
+    """Return a segmentation request's body and what it chooses. The event loop goes on meanwhile.
+
+    Raises: as `read_content`, `body_of` and `Body.choice`.
+    """
+    content = await read_content(request, limit)
+    content_type = request.headers.get("content-type", "")
+    share = share_of(request.scope)
+    if len(content) < INLINE_BYTES:
+        return _parse(content, content_type)
+    if len(content) < LARGE_BYTES:
+        return await asyncio.to_thread(_parse, content, content_type)
+    async with share.parsing:
+        body, choice = await asyncio.to_thread(_parse, content, content_type)
+    grown = len(body.json) + len(body.image or b"") - len(content)  # another charset, or a mask
+    refusal = share.take(max(grown, 0))
+    if refusal is not None:
+        raise refusal
+    return body, choice
+
+
+def _parse(content: bytes, content_type: str) -> tuple[Body, RoutedRequest]:
+    body = body_of(content, content_type)
+    return body, body.choice()
 
 
 async def read_content(request: Request, limit: int) -> bytes:
@@ -110,25 +157,63 @@ async def read_content(request: Request, limit: int) -> bytes:
 
     Raises:
         TooLarge: the body has more bytes than `limit`, as sent or decompressed.
+        Busy: the bodies of all requests together are too large.
+        SlowBody: the body arrives too slowly.
         UnsupportedEncoding: it is compressed, but neither with gzip nor with zstd.
         InvalidRequest: it cannot be decompressed.
         ClientDisconnect: the client has gone.
     """
     encoding = decompression.encoding_of(", ".join(request.headers.getlist("content-encoding")))
-    chunks: list[bytes] = []
+    share = share_of(request.scope)
+    # Its value is not copied, unlike that of a list of chunks.
+    content = io.BytesIO()
     received = 0
-    async for chunk in request.stream():
+    refusal: TooLarge | Busy | None = None
+    async for chunk in _chunks(request):
         received += len(chunk)
-        if received <= limit:
-            chunks.append(chunk)
-        elif received > DRAIN_FACTOR * limit:
-            break
-    if received > limit:
-        raise TooLarge(f"The body is larger than this server's limit of {limit} bytes.")
-    content = b"".join(chunks)
+        if received > limit:
+            refusal = TooLarge(f"The body is larger than this server's limit of {limit} bytes.")
+        elif refusal is None:
+            refusal = share.take(len(chunk))
+        if refusal is None:
+            content.write(chunk)
+        else:  # the client reads the answer only after it has sent its body
+            content = io.BytesIO()
+            share.give_back()
+            if received > DRAIN_FACTOR * limit:
+                break
+    if refusal is not None:
+        raise refusal
     if encoding is None:
-        return content
-    return await asyncio.to_thread(decompression.decoded, content, encoding, limit)
+        return content.getvalue()
+    async with share.decompressing:
+        decoded = await asyncio.to_thread(
+            decompression.decoded, content.getvalue(), encoding, limit
+        )
+    share.give_back()
+    refusal = share.take(len(decoded))
+    if refusal is not None:
+        raise refusal
+    return decoded
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytes]:
+    """Yield the body's parts as they come.
+
+    Raises:
+        SlowBody: the connection says that the body arrives too slowly (`protocol.py`).
+        ClientDisconnect: the client has gone.
+    """
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        if message["body"]:
+            yield message["body"]
+        if not message["more_body"]:
+            return
+        if SLOW in request.scope.get("state", {}):
+            raise SlowBody(request.scope["state"][SLOW])
 
 
 def body_of(content: bytes, content_type: str) -> Body:

@@ -10,7 +10,6 @@ queue full, worker gone) are put into the one error shape.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from samserve.errors import HeaderTooLarge, TooLarge, UnknownImage
 from samserve.serving import headers, logs
 from samserve.serving.lanes import lane_of, model_type_of
 
-from .bodies import Body, body_of, read_content
+from .bodies import Body, read_body
 from .compression import compressed
 from .jobs import Jobs, while_client_waits
 from .known_pictures import KnownPictures
@@ -157,11 +156,7 @@ class Forwarder:
             SamserveError: the body cannot be read, or there are no such lanes.
             TorchServeError: TorchServe does not tell which lanes there are.
         """
-        content = await read_content(request, self._settings.max_body_bytes)
-        content_type = request.headers.get("content-type", "")
-        # In a thread: it takes seconds to split a form that is full of almost-boundaries.
-        body = await asyncio.to_thread(body_of, content, content_type)
-        choice = body.choice()
+        body, choice = await read_body(request, self._settings.max_body_bytes)
         model_type = await self._weights.answering(choice.type)
         family = await self._weights.family(model_type, choice.checkpoint_url, choice.type)
         return RoutedBody(body, family, stands_in=model_type != choice.type)

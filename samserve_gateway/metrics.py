@@ -81,6 +81,17 @@ class Metrics:
             "Requests that were lost on the way to a worker, and sent again.",
             registry=registry,
         )
+        self.connections = Gauge(f"{prefix}connections", "Open connections.", registry=registry)
+        self.bodies_bytes = Gauge(
+            f"{prefix}bodies_bytes", "Bytes of the requests' bodies in memory.", registry=registry
+        )
+        self.closed = Counter(
+            f"{prefix}closed_connections",
+            "Connections that the gateway closed, because there were too many or a client was too "
+            "slow.",
+            ["reason"],
+            registry=registry,
+        )
         self._ready_workers = Gauge(
             f"{prefix}ready_workers", "READY workers of the lane.", ["lane"], registry=registry
         )

@@ -37,6 +37,26 @@ class Paths:
         await self._app(scope, receive, send)
 
 
+class HeadAsGet:
+    """An ASGI application that wraps another one, and gives it each HEAD request as a GET request.
+
+    The protocol leaves out the body of the answer.
+
+    Args:
+        but: paths that do something when they are got.
+    """
+
+    def __init__(self, app: ASGIApp, but: Iterable[str]) -> None:
+        self._app = app
+        self._but = frozenset(but)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on."""
+        if scope["type"] == "http" and scope["method"] == "HEAD" and scope["path"] not in self._but:
+            scope = {**scope, "method": "GET"}
+        await self._app(scope, receive, send)
+
+
 def _decoded(raw_path: bytes) -> str:
     """Return the path percent-decoded, except that encoded slashes stay encoded.
 

@@ -26,6 +26,7 @@ from samserve.errors import (
 )
 
 from . import decompression
+from .routes.weights import CANCEL_PATH
 from .torchserve_answers import TorchServeError
 
 
@@ -94,4 +95,7 @@ def torchserve_failure(error: TorchServeError) -> tuple[int, dict[str, Any]]:
 def _methods(routes: Iterable[BaseRoute], path: str) -> list[str]:
     """Return the methods of all routes with this path."""
     of_path = [route for route in routes if isinstance(route, Route) and route.path == path]
-    return sorted({method for route in of_path for method in route.methods or ()})
+    methods = {method for route in of_path for method in route.methods or ()}
+    if "GET" in methods and path != CANCEL_PATH:  # see `HeadAsGet`
+        methods.add("HEAD")
+    return sorted(methods)

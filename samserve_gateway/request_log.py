@@ -71,6 +71,13 @@ class RequestLog:
             self._count(route, status, seconds, received, sent)
             _log(scope["method"], route, status, seconds, received, sent)
 
+    def record_refusal(self, request_id: str, status: int, code: str, sent: int) -> None:
+        """Record a request that was refused before its address was known (`protocol.py`)."""
+        self._metrics.requests.labels("other", status).inc()
+        self._metrics.sent.labels("other").inc(sent)
+        fields = {"request_id": request_id, "status": status, "code": code, "sent": sent}
+        logger.info("Refused.", extra={"fields": fields})
+
     def _count(self, route: str, status: int, seconds: float, received: int, sent: int) -> None:
         self._metrics.in_flight.labels(route).dec()
         self._metrics.requests.labels(route, status).inc()

@@ -48,8 +48,32 @@ class Settings(BaseModel):
         None, description="the model type, one of `models`, that answers for types not loaded"
     )
     max_body_bytes: int = Field(64 * 2**20, gt=0, description="larger bodies get 413")
+    bodies_bytes: int | None = Field(
+        None,
+        gt=0,
+        description="most bytes of all bodies together, of which one client may have half; beyond "
+        "it requests get 503. The default is 256 MiB, but at least four times `max_body_bytes`",
+    )
+    max_connections: int = Field(
+        1000, gt=0, description="most connections; further ones are answered with 503 and closed"
+    )
+    max_connections_per_address: int = Field(
+        200, gt=0, description="most connections from one address"
+    )
     jobs_directory: Path | None = Field(
         None, description="folder shared with the workers: progress and cancellation of automasks"
+    )
+    tls_certificate: Path | None = Field(
+        None, description="PEM file of the certificate; with it, the gateway speaks HTTPS only"
+    )
+    tls_key: Path | None = Field(
+        None, validate_default=True, description="PEM file of the certificate's private key"
+    )
+    cors_origins: str = Field(
+        "",
+        pattern=rf"^(\s*{_ORIGIN}(\s|$))*$",
+        description="web pages that may use the API in a browser, as https://host[:port], "
+        "space-separated",
     )
     prompt_timeout_s: float = Field(120, gt=0, description="longest time for a prompt")
     automask_timeout_s: float = Field(7200, gt=0, description="longest time for an automask")
@@ -81,6 +105,24 @@ class Settings(BaseModel):
             raise ValueError(f"the token has {len(value)} characters; it needs 16 or more")
         return value
 
+    @field_validator("tls_key")
+    @classmethod
+    def _check_tls(cls, value: Path | None, others: ValidationInfo) -> Path | None:
+        if (value is None) != (others.data.get("tls_certificate") is None):
+            raise ValueError(f"set both {PREFIX}TLS_CERTIFICATE and {PREFIX}TLS_KEY, or neither")
+        return value
+
+    @field_validator("bodies_bytes")
+    @classmethod
+    def _check_bodies_bytes(cls, value: int | None, others: ValidationInfo) -> int | None:
+        least = 2 * others.data.get("max_body_bytes", 0)
+        if value is not None and value < least:
+            raise ValueError(
+                f"{value} is too little: a client may have half of it, and {PREFIX}MAX_BODY_BYTES "
+                f"allows a body for which {least} are needed"
+            )
+        return value
+
     @field_validator("stand_in")
     @classmethod
     def _check_stand_in(cls, value: str | None, others: ValidationInfo) -> str | None:
@@ -106,6 +148,10 @@ class Settings(BaseModel):
         """
         names = {name: environ.get(PREFIX + name.upper()) for name in cls.model_fields}
         return cls.model_validate({name: value for name, value in names.items() if value})
+
+    def body_budget(self) -> int:
+        """Return the most bytes that all bodies may have together."""
+        return self.bodies_bytes or max(256 * 2**20, 4 * self.max_body_bytes)
 
     def lanes(self) -> list[str]:
         """Return the lanes of `models`."""

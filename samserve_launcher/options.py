@@ -35,12 +35,17 @@ class Options:
     model_store: Path = field(default_factory=places.model_store_folder)
     weights_dir: Path = field(default_factory=places.weights_folder)
     run_root: Path = field(default_factory=places.run_folder)
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
 
     @property
     def url(self) -> str:
         """The gateway's URL for a client on this machine."""
         host = {"0.0.0.0": LOOPBACK, "::": "::1"}.get(self.host, self.host)
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+        scheme = "http" if self.tls_certificate is None else "https"
+        return (
+            f"{scheme}://[{host}]:{self.port}" if ":" in host else f"{scheme}://{host}:{self.port}"
+        )
 
     @property
     def inference_url(self) -> str:
@@ -107,7 +112,7 @@ class Options:
 
 
 _HELP = {
-    "host": "address the gateway listens on; 0.0.0.0 opens it to the network, unencrypted",
+    "host": "address the gateway listens on; 0.0.0.0 opens it to the network",
     "port": "the gateway's port, the only one that clients need",
     "models": "model types to load, space-separated; each needs its archive",
     "prompt_workers": "workers of each prompt lane (default: config/config.properties)",
@@ -118,6 +123,8 @@ _HELP = {
     "model_store": "folder of the .mar archives",
     "weights_dir": "folder of the weights, also of registered weights",
     "run_root": "folder of the run folders, each named after its server's port",
+    "tls_certificate": "PEM file of the gateway's certificate: it then speaks HTTPS only",
+    "tls_key": "PEM file of the certificate's private key",
 }
 
 
@@ -190,6 +197,8 @@ _KINDS = {
     "model_store": Path,
     "weights_dir": Path,
     "run_root": Path,
+    "tls_certificate": Path,
+    "tls_key": Path,
 }
 
 

@@ -102,9 +102,16 @@ def start_gateway(options: Options) -> subprocess.Popen[bytes]:
         "SAMSERVE_MODELS_DIR": str(options.models_dir),
         **{name: os.environ[name] for name in [ADMIN_TOKEN] if name in os.environ},
         **{f"SAMSERVE_{name.upper()}": value for name, value in addresses(options).items()},
+        **_tls(options),
         **GATEWAY_ENVIRONMENT,
     }
     return _spawn([sys.executable, "-m", "samserve_gateway"], environ, options, "gateway")
+
+
+def _tls(options: Options) -> dict[str, str]:
+    """Return the variables with the gateway's certificate and key."""
+    files = {"CERTIFICATE": options.tls_certificate, "KEY": options.tls_key}
+    return {f"SAMSERVE_TLS_{name}": str(path) for name, path in files.items() if path is not None}
 
 
 def _spawn(

@@ -152,7 +152,7 @@ def wait_until_ready(options: Options, children: Children, log: Path, log_start:
     """
     deadline = time.monotonic() + START_TIMEOUT_S
     lanes: dict[str, Any] = {}
-    with LoopbackSession(timeout_s=10) as http:
+    with LoopbackSession(timeout_s=10, certificate=options.tls_certificate) as http:
         while time.monotonic() < deadline:
             check_alive(options, children)
             check_loading(log, log_start)

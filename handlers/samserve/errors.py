@@ -6,6 +6,7 @@
     ├── Forbidden           403  this server allows nobody to do that
     ├── NotFound            404  the model type or the weights are not loaded
     ├── NotAcceptable       406  there is no such output format
+    ├── SlowBody            408  the body arrives too slowly
     ├── UnknownImage        409  the request has only a digest, and the image is not cached
     ├── Conflict            409  the weights are registered, or another registration runs
     ├── TooLarge            413  the body, the image or the weights are over the limit
@@ -13,6 +14,7 @@
     │   └── UnsupportedEncoding  the body has a Content-Encoding that is not supported
     ├── HeaderTooLarge      431  a header has more bytes than TorchServe accepts
     ├── Unreachable         502  the weights could not be downloaded completely
+    ├── Busy                503  too many bodies are in memory
     ├── Cancelled           503  the client has disconnected
     ├── OutOfMemory         503  the device ran out of memory
     ├── TimedOut            504  the work took longer than the request allows
@@ -27,6 +29,9 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+MAX_MESSAGE = 2000
+"""Most characters of a message, and of the name of a field. Many messages repeat what was sent."""
+
 
 class SamserveError(Exception):
     """The reason why a request cannot be answered.
@@ -40,9 +45,10 @@ class SamserveError(Exception):
     code: ClassVar[str] = "internal_error"
 
     def __init__(self, message: str, field: str | None = None) -> None:
+        message = _short(message)
         super().__init__(message)
         self.message = message
-        self.field = field
+        self.field = None if field is None else _short(field)
 
     def body(self) -> dict[str, Any]:
         """Return the JSON answer. The gateway and the worker use the same form."""
@@ -72,6 +78,11 @@ class NotFound(SamserveError):
 class NotAcceptable(SamserveError):
     status = 406
     code = "not_acceptable"
+
+
+class SlowBody(SamserveError):
+    status = 408
+    code = "request_timeout"
 
 
 class UnknownImage(SamserveError):
@@ -108,6 +119,11 @@ class Unreachable(SamserveError):
     code = "unreachable"
 
 
+class Busy(SamserveError):
+    status = 503
+    code = "busy"
+
+
 class Cancelled(SamserveError):
     status = 503
     code = "cancelled"
@@ -139,3 +155,7 @@ class InvalidWeights(InvalidField):
 def error_body(code: str, message: str, field: str | None = None) -> dict[str, Any]:
     """Return `{"error": {"code", "message", "field"}}`."""
     return {"error": {"code": code, "message": message, "field": field}}
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"

@@ -11,6 +11,9 @@ from samserve_gateway.jobs import while_client_waits
 from samserve_gateway.registration import RegisterRequest, Registration
 from samserve_gateway.weights import Weights
 
+CANCEL_PATH = "/sam/weights/cancel/"
+"""samapi's address, which does something though it is got."""
+
 MAX_REGISTRATION_BYTES = 2**16
 
 
@@ -26,7 +29,7 @@ class WeightsRoutes:
         path, text = "/sam/weights/", PlainTextResponse
         app.get(path, name="registered", **openapi.WEIGHTS)(self.list_weights)
         app.post(path, response_class=text, **openapi.REGISTER)(self.register)
-        app.get("/sam/weights/cancel/", response_class=text, **openapi.CANCEL)(self.cancel)
+        app.get(CANCEL_PATH, response_class=text, **openapi.CANCEL)(self.cancel)
 
     async def list_weights(self, type: str | None = None) -> list[dict[str, str]]:
         """Return the weights of one model type, or of all types that are loaded."""

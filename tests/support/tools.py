@@ -30,6 +30,7 @@ PACKAGES = {
     "ip": "iproute2",
     "java": "default-jdk-headless",
     "javac": "default-jdk-headless",
+    "openssl": "openssl",
     "kubectl": "kubernetes-client",
     "prometheus": "prometheus",
     "promtool": "prometheus",

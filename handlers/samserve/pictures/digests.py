@@ -14,6 +14,9 @@ from __future__ import annotations
 import hashlib
 import re
 
+_SLICE = 2**20
+"""Characters of a text that are encoded at once, so that it is not copied as a whole."""
+
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 
 
@@ -26,8 +29,11 @@ def digest_of_sent(sent: str | bytes) -> str:
         match = _DIGEST.fullmatch(sent)
         if match:
             return match[1]
-        # JSON admits lone surrogates. Decoding the base64 text will refuse them.
-        sent = sent.encode(errors="surrogatepass")
+        digest = hashlib.sha256()
+        for start in range(0, len(sent), _SLICE):
+            # JSON admits lone surrogates. Decoding the base64 text will refuse them.
+            digest.update(sent[start : start + _SLICE].encode(errors="surrogatepass"))
+        return digest.hexdigest()
     return hashlib.sha256(sent).hexdigest()
 
 

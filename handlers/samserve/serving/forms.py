@@ -17,7 +17,7 @@ from pydantic_core import from_json
 
 from samserve.errors import InvalidField, InvalidImage, InvalidRequest
 from samserve.pictures.digests import reference_to
-from samserve.serving.json_text import dumps, to_utf8
+from samserve.serving.json_text import check_size, dumps, to_utf8
 
 from .requests import AutomaskRequest, PromptRequest
 
@@ -37,6 +37,7 @@ def to_json(parts: Mapping[str, bytes | bytearray]) -> tuple[bytes, bytes | None
         InvalidRequest: the part `request` is not a JSON object.
         InvalidField: a part has a wrong value, or two parts set the same field.
         InvalidImage: a file is empty.
+        TooLarge: a part in JSON has too many values.
     """
     for name in FILES:
         # Causes: an unset variable in a shell script, or a file that is still being written.
@@ -62,8 +63,10 @@ def to_json(parts: Mapping[str, bytes | bytearray]) -> tuple[bytes, bytes | None
 def _request_part(value: bytes | bytearray | None) -> dict[str, Any]:
     if value is None:
         return {}
+    text = bytes(to_utf8(value))
+    check_size(text, "request")
     try:
-        fields = from_json(bytes(to_utf8(value)), allow_inf_nan=False)
+        fields = from_json(text, allow_inf_nan=False)
     except ValueError as exc:
         raise InvalidRequest(f"The part `request` is not JSON: {exc}.") from exc
     if not isinstance(fields, dict):
@@ -73,9 +76,11 @@ def _request_part(value: bytes | bytearray | None) -> dict[str, Any]:
 
 def _value(name: str, value: bytes | bytearray) -> Any:
     try:
-        text = to_utf8(value).decode()
+        utf8 = to_utf8(value)
+        text = utf8.decode()
         if name in _TEXTS:
             return text
+        check_size(utf8, name)
         # The requests library of Python, and R, write True and False.
         return from_json({"True": "true", "False": "false"}.get(text, text), allow_inf_nan=False)
     except UnicodeDecodeError as exc:

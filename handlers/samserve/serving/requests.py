@@ -20,7 +20,7 @@ from samserve.errors import InvalidField, InvalidRequest, NotFound
 from samserve.model_types import DEFAULT_WEIGHTS, is_default_address
 from samserve.parameters import AutomaskParameters, Integer, Model, OutputType, first_error
 
-from .json_text import to_utf8
+from .json_text import check_size, to_utf8
 from .model_settings import Defaults
 
 if TYPE_CHECKING:
@@ -40,6 +40,12 @@ MAX_POINTS_IN_ALL = 2 * MAX_PROMPTS
 
 MAX_MASKS = 64
 """Mask prompts in one request. Each is a picture that must be decoded."""
+
+MAX_TYPE_LENGTH = 100
+"""Characters of `type`. Errors repeat it."""
+
+MAX_URL_LENGTH = 2000
+"""Characters of `checkpoint_url`. Errors repeat it."""
 
 _T = TypeVar("_T")
 
@@ -132,8 +138,10 @@ class JsonBody(Model):
         Raises:
             InvalidRequest: the body is not JSON, or not an object.
             InvalidField: a field is missing or wrong; the message names the first such field.
+            TooLarge: the body has too many parts.
         """
         text = to_utf8(body)
+        check_size(text)
         try:
             return cls.model_validate_json(text)
         except ValidationError as exc:
@@ -154,12 +162,14 @@ class RoutedRequest(JsonBody):
 
     type: str = Field(
         DEFAULT_MODEL_TYPE,
+        max_length=MAX_TYPE_LENGTH,
         description="Model type: `vit_h`, `vit_l`, `vit_b` (segment-anything) "
         "or `vit_t` (MobileSAM). It must be loaded.",
         examples=["vit_t"],
     )
     checkpoint_url: Annotated[str | None, AfterValidator(_absent_if_empty)] = Field(
         None,
+        max_length=MAX_URL_LENGTH,
         description="Name or URL of registered weights, as `GET /sam/weights/` lists them. The "
         "address from which samapi downloads a type's own weights means `default`. A request "
         "never starts a download.",

@@ -124,10 +124,12 @@ def test_metrics_have_one_name_for_a_route(port: int) -> None:
         ("GET", "/sam/", "POST"),
         ("PUT", "/sam", "POST"),
         ("OPTIONS", "//sam/automask", "POST"),
-        ("DELETE", "/sam/weights", "GET, POST"),
-        ("PATCH", "/sam/weights/", "GET, POST"),
-        ("POST", "/sam/version", "GET"),
-        ("BREW", "/readyz/", "GET"),
+        ("DELETE", "/sam/weights", "GET, HEAD, POST"),
+        ("PATCH", "/sam/weights/", "GET, HEAD, POST"),
+        ("POST", "/sam/version", "GET, HEAD"),
+        ("BREW", "/readyz/", "GET, HEAD"),
+        ("HEAD", "/sam/", "POST"),
+        ("HEAD", "/sam/weights/cancel/", "GET"),
     ],
 )
 def test_a_wrong_method_is_told_the_right_ones(
@@ -135,7 +137,53 @@ def test_a_wrong_method_is_told_the_right_ones(
 ) -> None:
     answer = ask(port, method, path)
     assert (answer.status, answer.headers["allow"]) == (405, allowed)
-    assert answer.error()["code"] == "method_not_allowed"
+    assert method == "HEAD" or answer.error()["code"] == "method_not_allowed"
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/healthz",
+        "/readyz/",
+        "/metrics",
+        "/sam/version",
+        "/sam/progress/",
+        "/sam/weights/?type=vit_t",
+        "/docs",
+        "/openapi.json",
+        "/nowhere",
+    ],
+)
+def test_head_is_answered_as_get_without_a_body(port: int, path: str) -> None:
+    got, head = ask(port, "GET", path), ask(port, "HEAD", path)
+    assert (head.status, head.content) == (got.status, b"")
+    assert head.headers["Content-Type"] == got.headers["Content-Type"]
+    assert int(head.headers["Content-Length"]) > 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/sam",
+        "/sam/",
+        "//sam",
+        "/docs/",
+        "/static-offline-docs",
+        "/static-offline-docs/.",
+        "//evil.example",
+        "http://evil.example/sam",
+        "http://evil.example",
+        "/sam/..",
+        "/./docs",
+    ],
+)
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS"])
+def test_the_host_that_a_client_names_is_never_used(port: int, method: str, path: str) -> None:
+    named, other = (ask(port, method, path, headers={"Host": name}) for name in ("a.example", "b"))
+    assert named.status == other.status
+    assert named.status // 100 != 3
+    assert "Location" not in named.headers
+    assert b"a.example" not in named.content
 
 
 @pytest.mark.parametrize(

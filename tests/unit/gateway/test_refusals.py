@@ -73,7 +73,7 @@ def test_a_refusal(
     accepted = "gzip, zstd" if "Content-Encoding" in headers and status == 415 else None
     if accepted:
         assert got.headers["Accept-Encoding"] == accepted
-    assert got.headers["Allow"] == ("GET" if status == 405 else None)
+    assert got.headers["Allow"] == ("GET, HEAD" if status == 405 else None)
 
 
 def test_the_methods_of_a_path_with_several_routes(gateway: Gateway) -> None:
@@ -81,7 +81,7 @@ def test_the_methods_of_a_path_with_several_routes(gateway: Gateway) -> None:
     assert (got.status, got.content) == (200, b"Cancel signal sent")
     for method in ("PUT", "DELETE"):
         answered = ask(gateway.port, method, "/sam/weights/")
-        assert (answered.status, answered.headers["Allow"]) == (405, "GET, POST")
+        assert (answered.status, answered.headers["Allow"]) == (405, "GET, HEAD, POST")
 
 
 def test_without_a_token_nobody_may_register() -> None:

@@ -6,8 +6,17 @@ import json
 
 import pytest
 
-from samserve.errors import InvalidField, InvalidRequest, UnsupportedMediaType
-from samserve.serving.json_text import dumps, to_utf8
+from samserve.errors import InvalidField, InvalidRequest, TooLarge, UnsupportedMediaType
+from samserve.serving.forms import to_json
+from samserve.serving.json_text import (
+    MAX_BYTES_OUTSIDE,
+    MAX_LISTS,
+    MAX_QUOTES,
+    MAX_VALUES,
+    check_size,
+    dumps,
+    to_utf8,
+)
 from samserve.serving.requests import AutomaskRequest, PromptRequest, RoutedRequest
 
 TEXT = '{"type": "vit_t", "checkpoint_url": "Zellkerne für Ärzte ☃ 𝄞"}'
@@ -108,3 +117,67 @@ def test_prompts_with_a_big_integer(field: str, value: str, number: str) -> None
     with pytest.raises(InvalidField) as refused:
         PromptRequest.parse(body).each_prompt()
     assert (refused.value.field or "").startswith(field)
+
+
+TOO_MANY = {
+    "nested lists": (b"[" * (MAX_LISTS + 1), MAX_LISTS),
+    "nested objects": (b'{"":' * (MAX_LISTS + 1), MAX_LISTS),
+    "lists in a row": (b"[" + b"[]," * MAX_LISTS + b"1]", MAX_LISTS),
+    "lists and objects": (b"[" + b"[],{}," * (MAX_LISTS // 2) + b"1]", MAX_LISTS),
+    "numbers": (b"[" + b"1," * (MAX_VALUES + 1) + b"1]", MAX_VALUES),
+    "strings": (b"[" + b'"a",' * (MAX_QUOTES // 2 + 1) + b"1]", MAX_QUOTES),
+    "fields": (b"{" + b'"a":1,' * (MAX_QUOTES // 2 + 1) + b'"a":1}', MAX_QUOTES),
+    "escaped quotes": (b'["' + b'\\"' * MAX_QUOTES + b'"]', MAX_QUOTES),
+    "no JSON": (b'"' * (MAX_QUOTES + 1), MAX_QUOTES),
+    "a long number": (b"1" * (MAX_BYTES_OUTSIDE + 1), MAX_BYTES_OUTSIDE),
+    "spaces": (b" " * (MAX_BYTES_OUTSIDE + 1), MAX_BYTES_OUTSIDE),
+}
+
+
+@pytest.mark.parametrize(("text", "limit"), TOO_MANY.values(), ids=TOO_MANY.keys())
+def test_a_text_of_too_many_parts_is_refused_with_the_limit(text: bytes, limit: int) -> None:
+    for refuse in (check_size, RoutedRequest.parse, PromptRequest.parse):
+        with pytest.raises(TooLarge, match=str(limit)):
+            refuse(text)
+    with pytest.raises(TooLarge, match=f"part request has .*{limit}"):
+        to_json({"request": text, "image": b"a"})
+    with pytest.raises(TooLarge, match=f"part bbox has .*{limit}"):
+        to_json({"bbox": text, "image": b"a"})
+
+
+BASE64 = b"A,[{" * 2**19  # more of each than any limit, within a string
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BASE64,
+        BASE64.replace(b",", b"\\/"),
+        BASE64.replace(b",", b"\\\\"),
+        b'\\"' + BASE64 + b'\\\\\\"' + BASE64 + b"\\\\",
+        b"\\u002B" * 2**18,
+    ],
+    ids=["plain", "slashes", "backslashes", "quotes", "code points"],
+)
+def test_what_a_string_contains_is_not_counted(text: bytes) -> None:
+    mask = json.dumps([[-12.345678901234567] * 256] * 256).encode()
+    sent = b'{"b64img": "%s", "type": "vit_t", "mask_input": %s}' % (text, mask)
+    check_size(sent)
+    assert RoutedRequest.parse(sent).type == "vit_t"
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "utf-16-le", "utf-16-be", "utf-32-le"])
+def test_a_long_text_is_recoded_in_slices(encoding: str) -> None:
+    text = '{"a": "' + "ä\xe9" * 700_000 + '"}'
+    charset = encoding if encoding in ("cp1252", "latin-1") else None
+    assert to_utf8(text.encode(encoding), charset) == text.encode()
+    with pytest.raises(InvalidRequest, match="UTF"):
+        to_utf8(text.encode("utf-16-le")[:-1] + b"\xd8")
+
+
+@pytest.mark.parametrize("field", ["type", "checkpoint_url"])
+def test_a_name_of_a_megabyte_is_refused_and_not_repeated(field: str) -> None:
+    with pytest.raises(InvalidField, match="at most") as refused:
+        RoutedRequest.parse(json.dumps({field: "a" * 2**20}).encode())
+    assert len(refused.value.message) < 200
+    assert refused.value.field == field

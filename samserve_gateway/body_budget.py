@@ -1,0 +1,167 @@
+"""Bounds the memory that the bodies of all requests together take.
+
+Each request has a share of the budget. The share grows while the body arrives, and ends with the
+request. One client may hold half of the budget, so that it cannot keep all others out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import gc
+from collections import Counter
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from samserve.errors import Busy
+
+_SHARE = "samserve.share"
+"""The key of a request's share in its ASGI scope."""
+
+MAX_DECOMPRESSING = 4
+"""Most bodies that are decompressed at once. A few kilobytes may become as large as is allowed."""
+
+TRIM_BYTES = 2**25
+"""If the bodies have held this much memory, it goes back to the system when they have ended. Less
+is kept for the next bodies, because new pages cost time."""
+
+TRIM_DELAY_S = 1.0
+"""Shortest time between two returns of memory to the system."""
+
+
+class Share:
+    """The part of the budget that one request holds.
+
+    Attributes:
+        parsing, decompressing: the budget's.
+    """
+
+    def __init__(self, budget: BodyBudget, client: str) -> None:
+        self._budget = budget
+        self._client = client
+        self._held = 0
+        self.parsing = budget.parsing
+        self.decompressing = budget.decompressing
+
+    def take(self, size: int) -> Busy | None:
+        """Take bytes from the budget. Return the error if they are more than is left."""
+        refusal = self._budget.take(self._client, size)
+        if refusal is None:
+            self._held += size
+        return refusal
+
+    def give_back(self) -> None:
+        """Give all bytes of this share back to the budget."""
+        self._budget.give_back(self._client, self._held)
+        self._held = 0
+
+
+class BodyBudget:
+    """The number of bytes that the bodies of all requests may have together.
+
+    Args:
+        limit: the most bytes of all bodies.
+        trim: returns free memory to the system.
+
+    Attributes:
+        parsing: held while a large body is parsed: one at a time, since parsing copies it.
+        decompressing: held while a body is decompressed.
+    """
+
+    def __init__(self, limit: int, trim: Callable[[], None] | None = None) -> None:
+        self.limit = limit
+        self._of_clients: Counter[str] = Counter()
+        self._held = 0
+        self._highest = 0
+        self._trim = _trim if trim is None else trim
+        self._trimming = False
+        self.parsing = asyncio.Semaphore(1)
+        self.decompressing = asyncio.Semaphore(MAX_DECOMPRESSING)
+
+    @property
+    def held(self) -> int:
+        """The bytes that all bodies have now."""
+        return self._held
+
+    def take(self, client: str, size: int) -> Busy | None:
+        """Take bytes for a client. Return the error if they are more than are left."""
+        if self._held + size > self.limit:
+            return Busy(
+                f"The bodies of all requests together have {self._held} bytes, of at most "
+                f"{self.limit}. Try again later."
+            )
+        held = self._of_clients[client]
+        if held + size > self.limit // 2:
+            return Busy(
+                f"The bodies of your requests together have {held} bytes, of at most "
+                f"{self.limit // 2}. Try again later."
+            )
+        self._of_clients[client] += size
+        self._held += size
+        self._highest = max(self._highest, self._held)
+        return None
+
+    def give_back(self, client: str, size: int) -> None:
+        """Give a client's bytes back."""
+        self._held -= size
+        self._of_clients[client] -= size
+        if not self._of_clients[client]:
+            del self._of_clients[client]
+        if self._highest >= TRIM_BYTES and self._held < self._highest // 4 and not self._trimming:
+            self._highest = self._held
+            self._trimming = True
+            asyncio.get_running_loop().call_later(TRIM_DELAY_S, self._begin_trim)
+
+    def _begin_trim(self) -> None:
+        # In a thread: for a gigabyte it takes tens of milliseconds.
+        done = asyncio.get_running_loop().run_in_executor(None, self._trim)
+        done.add_done_callback(lambda _: setattr(self, "_trimming", False))
+
+
+class WithShare:
+    """An ASGI application that wraps another one, and gives each request its share.
+
+    Args:
+        client_of: returns the name under which a request's client is counted.
+    """
+
+    def __init__(
+        self, app: ASGIApp, budget: BodyBudget, client_of: Callable[[Scope], str] | None = None
+    ) -> None:
+        self._app = app
+        self._budget = budget
+        self._client_of = address_of if client_of is None else client_of
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, and end its share with it."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        share = Share(self._budget, self._client_of(scope))
+        try:
+            await self._app({**scope, _SHARE: share}, receive, send)
+        finally:
+            share.give_back()
+
+
+def address_of(scope: Scope) -> str:
+    """Return the address of a request's client."""
+    return scope["client"][0] if scope.get("client") else ""
+
+
+def share_of(scope: Scope) -> Share:
+    """Return a request's share of the budget."""
+    share: Share = scope[_SHARE]
+    return share
+
+
+def _trim() -> None:
+    """Return free memory to the system. Only glibc keeps it, and has a function for that."""
+    # An exception and the frame that raised it refer to each other, and the frame to the body.
+    gc.collect()
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except AttributeError:
+        return
+    trim(0)
