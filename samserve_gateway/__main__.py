@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from samserve.serving.logs import JsonFormatter
 
 from .app import create_app
+from .keys import KeysFileError
 from .protocol import Protocol
 from .settings import PREFIX, Settings
 
@@ -38,15 +39,22 @@ def main(arguments: list[str] | None = None) -> int:
     console.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[console], level=settings.log_level.upper())
     logging.captureWarnings(True)
+    try:
+        app = create_app(settings)
+    except KeysFileError as error:
+        print(f"samserve gateway: {error}", file=sys.stderr)
+        return 2
     # `request_log.py` logs the requests. uvicorn's other messages go to the root logger.
     uvicorn.run(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         access_log=False,
         log_config=None,
         timeout_keep_alive=KEEP_ALIVE_S,
         http=Protocol,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
         ws="none",  # `Protocol` ignores an offered websocket, as it ignores other protocols
     )
     return 0

@@ -2,8 +2,10 @@
 
 A request passes, from the outside in:
 
+- `keyring.py`: an API key in the path is taken out;
 - `paths.py`: one spelling for each path;
 - `request_log.py`: the request's id, log line and metrics;
+- `access.py`: no request without a key, if keys are wanted, and none beyond its client's share;
 - `refusals.py`: every error becomes an answer in the one shape;
 - `routes/`: samapi's API, health and metrics, the `/docs` page;
 - `forwarding.py`: from the body to a lane of TorchServe, and its answer back to the client.
@@ -24,8 +26,10 @@ from starlette.types import ASGIApp
 from samserve import __version__
 
 from . import openapi, refusals
+from .access import Access
 from .forwarding import Forwarder
 from .jobs import Jobs
+from .keyring import KeyPaths, Keyring
 from .known_pictures import KnownPictures
 from .metrics import Metrics
 from .paths import Paths
@@ -38,6 +42,7 @@ from .routes.segment import SegmentRoutes
 from .routes.status import StatusRoutes
 from .routes.weights import WeightsRoutes
 from .settings import Settings
+from .shares import REQUESTS_A_MINUTE, REQUESTS_AT_ONCE, Counters, Shares
 from .torchserve import TorchServe
 from .weights import Weights
 
@@ -47,6 +52,10 @@ def create_app(settings: Settings) -> ASGIApp:
     model_types = settings.models.split()
     has_tokens = settings.torchserve_tokens == "on"
     key_file = settings.key_file if has_tokens else None
+    redis_url = settings.limits_redis_url
+    counters = Counters(None if redis_url is None else redis_url.get_secret_value())
+    keyring = Keyring(settings, counters)
+    shares = _shares(settings, keyring, counters)
     torchserve = TorchServe(settings.inference_url, settings.management_url, key_file, model_types)
     metrics = Metrics()
     weights = Weights(torchserve, settings.stand_in, model_types)
@@ -64,6 +73,7 @@ def create_app(settings: Settings) -> ASGIApp:
             yield
             await readiness.close()
             await retries.close()
+            await counters.close()
 
     app = FastAPIOffline(
         redoc_url=None,
@@ -77,7 +87,19 @@ def create_app(settings: Settings) -> ASGIApp:
     refusals.add_to(app)
     SegmentRoutes(forwarder).add_to(app)
     StatusRoutes(registration, jobs).add_to(app)
-    WeightsRoutes(weights, registration).add_to(app)
-    HealthRoutes(readiness, metrics).add_to(app)
+    WeightsRoutes(weights, registration, keyring).add_to(app)
+    HealthRoutes(readiness, metrics, keyring).add_to(app)
     paths = {route.path for route in app.routes if isinstance(route, Route)}
-    return Paths(RequestLog(app, metrics, paths), paths)
+    entrance = Access(app, keyring, shares, settings.max_body_bytes)
+    return KeyPaths(Paths(RequestLog(entrance, metrics, paths), paths))
+
+
+def _shares(settings: Settings, keyring: Keyring, counters: Counters) -> Shares:
+    """Return the limits of a client. Without keys on loopback only those hold that are set."""
+    alone = keyring.mode == "loopback"
+    at_once, a_minute = (0, 0) if alone else (REQUESTS_AT_ONCE, REQUESTS_A_MINUTE)
+    if settings.requests_at_once is not None:
+        at_once = settings.requests_at_once
+    if settings.requests_a_minute is not None:
+        a_minute = settings.requests_a_minute
+    return Shares(counters, at_once, a_minute)

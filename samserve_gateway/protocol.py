@@ -68,6 +68,7 @@ class Protocol(H11Protocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn = Connection(h11.SERVER, MAX_HEAD_BYTES)
+        self.access_log = False  # whatever loggers there are: an address may contain an API key
 
     def send_400_response(self, msg: str) -> None:
         """Refuse a request that is not valid HTTP, and close the connection.

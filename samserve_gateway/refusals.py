@@ -13,6 +13,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Route
@@ -20,6 +21,7 @@ from starlette.routing import BaseRoute, Route
 from samserve.errors import (
     InvalidField,
     SamserveError,
+    TryLater,
     Unauthorized,
     UnsupportedEncoding,
     error_body,
@@ -41,11 +43,18 @@ def add_to(app: FastAPI) -> None:
 
 async def refuse(_: Request, error: SamserveError) -> JSONResponse:
     """Answer a request that the client got wrong."""
+    return refusal(error)
+
+
+def refusal(error: SamserveError) -> JSONResponse:
+    """Return the answer to a request that the client got wrong."""
     headers = None
     if isinstance(error, Unauthorized):
         headers = {"WWW-Authenticate": "Bearer"}
     elif isinstance(error, UnsupportedEncoding):
         headers = {"Accept-Encoding": decompression.READ}
+    elif isinstance(error, TryLater):
+        headers = {"Retry-After": str(error.retry_after_s)}
     return JSONResponse(error.body(), error.status, headers)
 
 
@@ -69,7 +78,7 @@ async def refuse_address(request: Request, error: HTTPException) -> JSONResponse
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         # The framework lists the methods of one route, but a path may have several routes.
-        headers["Allow"] = ", ".join(_methods(request.app.routes, request.scope["path"]))
+        headers["Allow"] = ", ".join(_methods(request.app.routes, get_route_path(request.scope)))
     return JSONResponse(error_body(code, f"{phrase}."), error.status_code, headers)
 
 

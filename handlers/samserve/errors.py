@@ -2,8 +2,8 @@
 
     SamserveError
     ├── InvalidRequest      400  the body cannot be read at all
-    ├── Unauthorized        401  the administrator's token is missing or wrong
-    ├── Forbidden           403  this server allows nobody to do that
+    ├── Unauthorized        401  the key or the administrator's token is missing or wrong
+    ├── Forbidden           403  this server allows nobody, or only administrators, to do that
     ├── NotFound            404  the model type or the weights are not loaded
     ├── NotAcceptable       406  there is no such output format
     ├── UnknownImage        409  the request has only a digest, and the image is not cached
@@ -11,8 +11,11 @@
     ├── TooLarge            413  the body, the image or the weights are over the limit
     ├── UnsupportedMediaType 415 the body has a charset that is not supported
     │   └── UnsupportedEncoding  the body has a Content-Encoding that is not supported
+    ├── Heavy               421  the request takes more work than the prompt lane does for one
+    ├── TooManyRequests     429  a client has more requests than its share, or sent wrong keys
     ├── HeaderTooLarge      431  a header has more bytes than TorchServe accepts
     ├── Unreachable         502  the weights could not be downloaded completely
+    ├── Busy                503  the queue is full
     ├── Cancelled           503  the client has disconnected
     ├── OutOfMemory         503  the device ran out of memory
     ├── TimedOut            504  the work took longer than the request allows
@@ -96,6 +99,33 @@ class UnsupportedMediaType(SamserveError):
 
 class UnsupportedEncoding(UnsupportedMediaType):
     pass
+
+
+class Heavy(SamserveError):
+    status = 421
+    code = "heavy"
+
+
+class TryLater(SamserveError):
+    """The reason why a request cannot be answered now.
+
+    Args:
+        retry_after_s: whole seconds after which the client may try again.
+    """
+
+    def __init__(self, message: str, retry_after_s: int) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class TooManyRequests(TryLater):
+    status = 429
+    code = "too_many_requests"
+
+
+class Busy(TryLater):
+    status = 503
+    code = "busy"
 
 
 class HeaderTooLarge(SamserveError):

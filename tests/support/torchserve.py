@@ -89,6 +89,18 @@ def wait_for_ever(begun: threading.Event) -> Handler:
     return handle
 
 
+def answer_when(begun: threading.Event, released: threading.Event) -> Handler:
+    """Return a handler that sets `begun` when it has the request, and answers once released."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        begun.set()
+        while not released.is_set():
+            await asyncio.sleep(0.01)
+        return await answer([])(request)
+
+    return handle
+
+
 def events(*lines: Any, then: Handler | None = None, pages: int = 1) -> Handler:
     """Return a handler that streams events, and then ends the answer or calls `then`."""
 

@@ -25,3 +25,10 @@ cancelled."""
 
 STREAM = "Samserve-Stream"
 """Request: `true` if the answer shall be a stream of events, with the job's progress."""
+
+MODE = "X-Mode"
+"""Request: `prompt` if an automask lane shall answer the request as a prompt, because it takes more
+work than the prompt lane does for one request."""
+
+DEADLINE = "X-Deadline"
+"""Request: when nobody waits for the answer any more, in seconds since the epoch."""
