@@ -12,15 +12,17 @@ from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from samserve.errors import SamserveError
+from samserve.serving.lanes import Mode
 
 from .keyring import Keyring, put_key_back
+from .queues import LaneQueues
 from .refusals import refusal
 from .shares import Shares
 
 FOR_EVERYBODY = frozenset({"/healthz", "/readyz"})
 """What a balancer asks without a key, as GET or HEAD."""
 
-SEGMENTATION = frozenset({"/sam/", "/sam/automask/"})
+SEGMENTATION: dict[str, Mode] = {"/sam/": "prompt", "/sam/automask/": "automask"}
 """Requests that take a worker's time. A client has a limited number of them under way."""
 
 
@@ -33,10 +35,18 @@ class Access:
             one is closed.
     """
 
-    def __init__(self, app: ASGIApp, keyring: Keyring, shares: Shares, max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keyring: Keyring,
+        shares: Shares,
+        queues: LaneQueues,
+        max_body_bytes: int,
+    ) -> None:
         self._app = app
         self._keyring = keyring
         self._shares = shares
+        self._queues = queues
         self._max_body_bytes = max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -58,7 +68,9 @@ class Access:
             return
         await self._keyring.require_key(scope, who)
         await self._shares.count(who.name)
-        if scope["path"] in SEGMENTATION:
+        mode = SEGMENTATION.get(scope["path"])
+        if mode is not None and scope["method"] == "POST":
+            self._queues.refuse_if_all_full(mode)
             stack.enter_context(self._shares.under_way(who.name))
 
 

@@ -33,6 +33,7 @@ from .keyring import KeyPaths, Keyring
 from .known_pictures import KnownPictures
 from .metrics import Metrics
 from .paths import Paths
+from .queues import LaneQueues
 from .readiness import Readiness
 from .registration import Registration
 from .request_log import RequestLog
@@ -64,14 +65,18 @@ def create_app(settings: Settings) -> ASGIApp:
     jobs = Jobs(settings.jobs_directory)
     known_pictures = KnownPictures(lambda outcome: metrics.pictures.labels(outcome).inc())
     # TorchServe without tokens means that there are several, behind a balancer.
-    retries = Retries(torchserve, watch=has_tokens, on_retry=metrics.retries.inc)
-    forwarder = Forwarder(torchserve, retries, weights, known_pictures, jobs, settings)
+    queues = LaneQueues(settings.queue_size, throttled=has_tokens, list_lanes=torchserve.lanes)
+    retries = Retries(
+        torchserve, watch=has_tokens, on_retry=metrics.retries.inc, on_look=queues.resize
+    )
+    forwarder = Forwarder(torchserve, retries, queues, weights, known_pictures, jobs, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with torchserve:
             yield
             await readiness.close()
+            await queues.close()
             await retries.close()
             await counters.close()
 
@@ -90,7 +95,7 @@ def create_app(settings: Settings) -> ASGIApp:
     WeightsRoutes(weights, registration, keyring).add_to(app)
     HealthRoutes(readiness, metrics, keyring).add_to(app)
     paths = {route.path for route in app.routes if isinstance(route, Route)}
-    entrance = Access(app, keyring, shares, settings.max_body_bytes)
+    entrance = Access(app, keyring, shares, queues, settings.max_body_bytes)
     return KeyPaths(Paths(RequestLog(entrance, metrics, paths), paths))
 
 

@@ -6,6 +6,7 @@ The gateway refuses in two more places: `protocol.py` refuses what is not HTTP, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
@@ -29,6 +30,8 @@ from samserve.errors import (
 
 from . import decompression
 from .torchserve_answers import TorchServeError
+
+logger = logging.getLogger(__name__)
 
 
 def add_to(app: FastAPI) -> None:
@@ -67,6 +70,7 @@ async def refuse_parameter(request: Request, error: RequestValidationError) -> J
 
 async def report_torchserve(_: Request, error: TorchServeError) -> JSONResponse:
     """Answer a request that TorchServe did not answer."""
+    log_detail(error)
     status, content = torchserve_failure(error)
     return JSONResponse(content, status)
 
@@ -91,6 +95,12 @@ async def report_failure(_: Request, error: Exception) -> JSONResponse:
     """Answer a request on which the gateway itself failed."""
     message = "The gateway failed on this request; its log says why."
     return JSONResponse(error_body("internal_error", message), 500)
+
+
+def log_detail(error: TorchServeError) -> None:
+    """Log what the client does not read of TorchServe's refusal."""
+    if error.detail:
+        logger.warning("%s %s", error, error.detail)
 
 
 def torchserve_failure(error: TorchServeError) -> tuple[int, dict[str, Any]]:

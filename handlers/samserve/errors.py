@@ -113,7 +113,7 @@ class TryLater(SamserveError):
         retry_after_s: whole seconds after which the client may try again.
     """
 
-    def __init__(self, message: str, retry_after_s: int) -> None:
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
