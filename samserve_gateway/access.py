@@ -6,21 +6,24 @@ read by the application.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import ExitStack
 
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from samserve.errors import SamserveError
+from samserve.errors import Busy, SamserveError
 from samserve.serving.lanes import Mode
 
+from .access_modes import FOR_EVERYBODY
 from .keyring import Keyring, put_key_back
 from .queues import LaneQueues
 from .refusals import refusal
 from .shares import Shares
 
-FOR_EVERYBODY = frozenset({"/healthz", "/readyz"})
-"""What a balancer asks without a key, as GET or HEAD."""
+HOLD_S = 0.03
+"""How long the refusal of a full queue is held back. A client that asks again at once would
+otherwise take the processor from the workers."""
 
 SEGMENTATION: dict[str, Mode] = {"/sam/": "prompt", "/sam/automask/": "automask"}
 """Requests that take a worker's time. A client has a limited number of them under way."""
@@ -58,6 +61,8 @@ class Access:
             try:
                 await self._admit(scope, stack)
             except SamserveError as error:
+                if isinstance(error, Busy):
+                    await asyncio.sleep(HOLD_S)
                 await refuse_early(error, scope, receive, send, self._max_body_bytes)
                 return
             await self._app(put_key_back(scope), receive, send)

@@ -20,6 +20,9 @@ MEANING: dict[Mode, str] = {
     "keys": f"every client needs an API key ({KEYS_FILE})",
 }
 
+FOR_EVERYBODY = frozenset({"/healthz", "/readyz"})
+"""What a balancer asks without a key, as GET or HEAD."""
+
 
 def check_access(settings: Settings) -> Mode:
     """Return who may use a gateway with these settings.

@@ -91,9 +91,9 @@ def create_app(settings: Settings) -> ASGIApp:
     app.openapi = lambda: openapi.openapi(app)  # type: ignore[method-assign]
     refusals.add_to(app)
     SegmentRoutes(forwarder).add_to(app)
-    StatusRoutes(registration, jobs).add_to(app)
+    StatusRoutes(registration, jobs, keyring).add_to(app)
     WeightsRoutes(weights, registration, keyring).add_to(app)
-    HealthRoutes(readiness, metrics, keyring).add_to(app)
+    HealthRoutes(readiness, metrics, keyring, queues).add_to(app)
     paths = {route.path for route in app.routes if isinstance(route, Route)}
     entrance = Access(app, keyring, shares, queues, settings.max_body_bytes)
     return KeyPaths(Paths(RequestLog(entrance, metrics, paths), paths))

@@ -132,7 +132,7 @@ class Forwarder:
         """
         routed = await self.route(request)
         lane, timeout_s = lane_of(routed.family, "automask"), self._settings.automask_timeout_s
-        with self._jobs.job() as job_headers:
+        with self._jobs.job(client_of(request.scope).name) as job_headers:
             lane_headers = {**_lane_headers(request, routed), **job_headers}
             work = self._predict_automask(request, lane, routed, lane_headers, timeout_s)
             answer = await while_client_waits(request, work)
@@ -150,7 +150,7 @@ class Forwarder:
         lane, timeout_s = lane_of(routed.family, "automask"), self._settings.automask_timeout_s
         client = client_of(request.scope).name
         async with AsyncExitStack() as stack:
-            job_headers = stack.enter_context(self._jobs.job())
+            job_headers = stack.enter_context(self._jobs.job(client))
             lane_headers = {**job_headers, headers.STREAM: "true", **_stand_in_headers(routed)}
             lane_headers[headers.DEADLINE] = _deadline_in(timeout_s)
             stack.enter_context(self._retries.watched(lane))

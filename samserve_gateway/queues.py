@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import math
 import time
 from collections import Counter, OrderedDict, deque
@@ -25,6 +26,8 @@ from samserve.errors import Busy, SamserveError, TimedOut
 from samserve.serving.lanes import Mode, mode_of, model_type_of
 
 from .torchserve_answers import TorchServeError, ready_workers
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -39,6 +42,9 @@ MAX_RETRY_AFTER_S = 60
 
 LIST_EVERY_S = 5.0
 """How old the list of lanes may be by which a mode is found to be full."""
+
+LOG_EVERY_S = 60.0
+"""How often the log says that a queue is full."""
 
 _SMOOTHING = 0.05
 """The weight of the newest of the intervals between answers. Batches answer in bursts."""
@@ -63,6 +69,7 @@ class LaneQueue:
         self._waiting = 0
         self._interval_s = 0.0
         self._left_at = 0.0
+        self._logged_at = -math.inf
         self._abandoned: set[asyncio.Task[Any]] = set()
 
     @property
@@ -166,6 +173,7 @@ class LaneQueue:
         too_long = foretold and expected_s > timeout_s / 2
         if self._waiting >= self._size or too_long:
             # Half of the time until it is empty: a queue that runs empty wastes the workers.
+            self._log_full()
             again_s = min(MAX_RETRY_AFTER_S, max(1, round(expected_s / 2)))
             raise Busy(
                 f"The queue is full: {self._waiting} requests wait for "
@@ -177,6 +185,15 @@ class LaneQueue:
         """Cancel the work that nobody waits for."""
         for task in self._abandoned:
             task.cancel()
+
+    def _log_full(self) -> None:
+        if time.monotonic() > self._logged_at + LOG_EVERY_S:
+            self._logged_at = time.monotonic()
+            logger.warning(
+                "The queue of lane %s is full: %d requests wait, and more are refused.",
+                self._lane,
+                self._waiting,
+            )
 
     def _begin(self, client: str) -> None:
         self._inside += 1

@@ -21,7 +21,6 @@ from limits import RateLimitItemPerMinute
 from limits.aio.storage import MemoryStorage, RedisStorage
 from limits.aio.strategies import FixedWindowRateLimiter
 from limits.errors import StorageError
-from redis.asyncio import ConnectionPool
 
 from samserve.errors import TooManyRequests
 
@@ -59,6 +58,9 @@ class Counters:
         self._shared = self._pool = None
         self._paused_until = -math.inf
         if redis_url is not None:
+            # Imported only where a Redis is configured.
+            from redis.asyncio import ConnectionPool
+
             self._pool = ConnectionPool.from_url(redis_url)
             storage = RedisStorage(
                 redis_url,

@@ -9,9 +9,9 @@
     ├── UnknownImage        409  the request has only a digest, and the image is not cached
     ├── Conflict            409  the weights are registered, or another registration runs
     ├── TooLarge            413  the body, the image or the weights are over the limit
+    ├── Heavy               421  the prompt lane does not take so much work
     ├── UnsupportedMediaType 415 the body has a charset that is not supported
     │   └── UnsupportedEncoding  the body has a Content-Encoding that is not supported
-    ├── Heavy               421  the request takes more work than the prompt lane does for one
     ├── TooManyRequests     429  a client has more requests than its share, or sent wrong keys
     ├── HeaderTooLarge      431  a header has more bytes than TorchServe accepts
     ├── Unreachable         502  the weights could not be downloaded completely
@@ -92,6 +92,11 @@ class TooLarge(SamserveError):
     code = "too_large"
 
 
+class Heavy(SamserveError):
+    status = 421
+    code = "heavy"
+
+
 class UnsupportedMediaType(SamserveError):
     status = 415
     code = "unsupported_media_type"
@@ -99,11 +104,6 @@ class UnsupportedMediaType(SamserveError):
 
 class UnsupportedEncoding(UnsupportedMediaType):
     pass
-
-
-class Heavy(SamserveError):
-    status = 421
-    code = "heavy"
 
 
 class TryLater(SamserveError):
@@ -164,6 +164,11 @@ class InvalidImage(InvalidField):
 
 class InvalidWeights(InvalidField):
     code = "invalid_weights"
+
+
+def quoted(value: str) -> str:
+    """Return a text that the client sent in quotes, cut after 100 characters."""
+    return repr(value) if len(value) <= 100 else f"{value[:100]!r}…"
 
 
 def error_body(code: str, message: str, field: str | None = None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 from samserve_gateway import openapi
 from samserve_gateway.keyring import Keyring, client_of
 from samserve_gateway.metrics import CONTENT_TYPE_LATEST, Metrics
+from samserve_gateway.queues import LaneQueues
 from samserve_gateway.readiness import Readiness
 
 SCRAPE_TIMEOUT_S = 5.0
@@ -20,10 +21,13 @@ are reported as unreachable."""
 class HealthRoutes:
     """Liveness, readiness and metrics."""
 
-    def __init__(self, readiness: Readiness, metrics: Metrics, keyring: Keyring) -> None:
+    def __init__(
+        self, readiness: Readiness, metrics: Metrics, keyring: Keyring, queues: LaneQueues
+    ) -> None:
         self._readiness = readiness
         self._metrics = metrics
         self._keyring = keyring
+        self._queues = queues
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes to the application."""
@@ -47,4 +51,6 @@ class HealthRoutes:
             _, lanes = await asyncio.wait_for(self._readiness.check(), SCRAPE_TIMEOUT_S)
         except asyncio.TimeoutError:
             lanes = self._readiness.unreachable()
-        return Response(self._metrics.page(lanes), media_type=CONTENT_TYPE_LATEST)
+        return Response(
+            self._metrics.page(lanes, self._queues.waiting()), media_type=CONTENT_TYPE_LATEST
+        )

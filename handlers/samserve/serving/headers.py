@@ -23,12 +23,12 @@ JOB = "Samserve-Job"
 """Request: the id of an automask job, by which its progress is reported and by which it can be
 cancelled."""
 
-STREAM = "Samserve-Stream"
-"""Request: `true` if the answer shall be a stream of events, with the job's progress."""
-
 MODE = "X-Mode"
-"""Request: `prompt` if an automask lane shall answer the request as a prompt, because it takes more
-work than the prompt lane does for one request."""
+"""Request: `prompt` if the automask lane shall answer a request for prompts, which is too heavy for
+the prompt lane."""
 
 DEADLINE = "X-Deadline"
-"""Request: when nobody waits for the answer any more, in seconds since the epoch."""
+"""Request: the time, in seconds since 1970, after which nobody waits for the answer."""
+
+STREAM = "Samserve-Stream"
+"""Request: `true` if the answer shall be a stream of events, with the job's progress."""
