@@ -36,6 +36,7 @@ from .queues import LaneQueues
 from .refusals import log_detail, torchserve_failure
 from .retries import Retries
 from .settings import Settings
+from .streams import StreamPlace
 from .torchserve import TorchServe
 from .torchserve_answers import (
     Answer,
@@ -149,21 +150,20 @@ class Forwarder:
         routed = await self.route(request)
         lane, timeout_s = lane_of(routed.family, "automask"), self._settings.automask_timeout_s
         client = client_of(request.scope).name
+        queue = self._queues.of(lane)
         async with AsyncExitStack() as stack:
+            stack.enter_context(self._retries.watched(lane))
+            await while_client_waits(request, queue.enter(client, timeout_s))
+            place = await stack.enter_async_context(StreamPlace(queue, client))
             job_headers = stack.enter_context(self._jobs.job(client))
             lane_headers = {**job_headers, headers.STREAM: "true", **_stand_in_headers(routed)}
             lane_headers[headers.DEADLINE] = _deadline_in(timeout_s)
-            stack.enter_context(self._retries.watched(lane))
-            queue = self._queues.of(lane)
-            await while_client_waits(request, queue.enter(client, timeout_s))
-            stack.callback(queue.leave, client)
 
             async def send(
                 content: bytes, content_headers: dict[str, str]
             ) -> aiohttp.ClientResponse:
                 sent = {**lane_headers, **content_headers}
-                opening = self._torchserve.stream(lane, content, sent, timeout_s)
-                return await stack.enter_async_context(opening)
+                return await place.open(self._torchserve.stream(lane, content, sent, timeout_s))
 
             response = await while_client_waits(request, self._send_picture(routed, send))
             if response.headers.get("Content-Type") == EVENTS:

@@ -59,9 +59,9 @@ class LaneQueue:
     """
 
     def __init__(self, lane: str, size: int, *, throttled: bool) -> None:
+        self.throttled = throttled
         self._lane = lane
         self._size = size
-        self._throttled = throttled
         self._most_inside: float = FIRST_INSIDE[mode_of(lane)] if throttled else math.inf
         self._inside = 0
         self._inside_of: Counter[str] = Counter()
@@ -78,7 +78,7 @@ class LaneQueue:
 
     def resize(self, description: Mapping[str, Any]) -> None:
         """Learn the lane's workers and batch size from TorchServe's description of the lane."""
-        if self._throttled:
+        if self.throttled:
             workers = max(1, len(ready_workers(description)))
             batches = BATCHES_INSIDE if mode_of(self._lane) == "prompt" else 1
             self._most_inside = workers * int(description["batchSize"]) * batches
@@ -100,7 +100,7 @@ class LaneQueue:
         Raises: as `enter`, and what the work raises.
         """
         await self.enter(client, timeout_s, late=late)
-        if not self._throttled:
+        if not self.throttled:
             try:
                 return await work()
             finally:
@@ -110,9 +110,7 @@ class LaneQueue:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            if not task.done():
-                self._abandoned.add(task)
-                task.add_done_callback(self._forget)
+            self._keep_task(task)
             raise
 
     async def enter(self, client: str, timeout_s: float, *, late: str | None = None) -> None:
@@ -181,10 +179,18 @@ class LaneQueue:
                 again_s,
             )
 
+    def keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do some work that nobody waits for."""
+        self._keep_task(asyncio.create_task(work))
+
     def close(self) -> None:
         """Cancel the work that nobody waits for."""
         for task in self._abandoned:
             task.cancel()
+
+    def _keep_task(self, task: asyncio.Task[Any]) -> None:
+        self._abandoned.add(task)
+        task.add_done_callback(self._forget)
 
     def _log_full(self) -> None:
         if time.monotonic() > self._logged_at + LOG_EVERY_S:
