@@ -112,6 +112,9 @@ def cluster(logs: Path, *, redis: bool = True) -> Iterator[Cluster]:
             SAMSERVE_INFERENCE_URL="http://haproxy:8080",
             SAMSERVE_MANAGEMENT_URL="http://haproxy:8081",
             SAMSERVE_TORCHSERVE_TOKENS="off",
+            SAMSERVE_OPEN="1",
+            SAMSERVE_REQUESTS_AT_ONCE="0",
+            SAMSERVE_REQUESTS_A_MINUTE="0",
         )
         start(
             "prometheus",

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from samserve.serving.logs import JsonFormatter
 
 from .app import create_app
+from .keys import KeysFileError
 from .protocol import Protocol
 from .settings import PREFIX, Settings
 from .tls import Certificate, CertificateError
@@ -55,7 +56,11 @@ def main(arguments: list[str] | None = None) -> int:
     logging.captureWarnings(True)
     logging.getLogger("uvicorn.error").addFilter(_is_news)
     _raise_file_limit()
-    app = create_app(settings)
+    try:
+        app = create_app(settings)
+    except KeysFileError as error:
+        print(f"samserve gateway: {error}", file=sys.stderr)
+        return 2
     # What the start has made stays for good: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()
@@ -68,6 +73,8 @@ def main(arguments: list[str] | None = None) -> int:
         log_config=None,
         timeout_keep_alive=KEEP_ALIVE_S,
         http=Protocol,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
         ws="none",  # `Protocol` ignores an offered websocket, as it ignores other protocols
         ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
     )

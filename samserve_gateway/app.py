@@ -2,9 +2,11 @@
 
 A request passes, from the outside in:
 
+- `keyring.py`: an API key in the path is taken out;
 - `paths.py`: one spelling for each path;
 - `request_log.py`: the request's id, log line and metrics;
 - `security_headers.py`: what a browser must not do with the answer;
+- `access.py`: no request without a key, if keys are wanted, and none beyond its client's share;
 - `body_budget.py`: the request's share of the memory for bodies;
 - `refusals.py`: every error becomes an answer in the one shape;
 - `routes/`: samapi's API, health and metrics, the `/docs` page;
@@ -29,13 +31,16 @@ from samserve import __version__
 from samserve.serving.headers import IMAGE_PAGES, REQUEST_ID
 
 from . import openapi, refusals
+from .access import Access
 from .body_budget import BodyBudget, WithShare
 from .connections import STATE, Connections
 from .forwarding import Forwarder
 from .jobs import Jobs
+from .keyring import KeyPaths, Keyring, client_of
 from .known_pictures import KnownPictures
 from .metrics import Metrics
 from .paths import HeadAsGet, Paths
+from .queues import LaneQueues
 from .readiness import Readiness
 from .registration import Registration
 from .request_log import RequestLog
@@ -46,6 +51,7 @@ from .routes.status import StatusRoutes
 from .routes.weights import CANCEL_PATH, WeightsRoutes
 from .security_headers import SecurityHeaders
 from .settings import Settings
+from .shares import REQUESTS_A_MINUTE, REQUESTS_AT_ONCE, Counters, Shares
 from .torchserve import TorchServe
 from .weights import Weights
 
@@ -55,6 +61,10 @@ def create_app(settings: Settings) -> ASGIApp:
     model_types = settings.models.split()
     has_tokens = settings.torchserve_tokens == "on"
     key_file = settings.key_file if has_tokens else None
+    redis_url = settings.limits_redis_url
+    counters = Counters(None if redis_url is None else redis_url.get_secret_value())
+    keyring = Keyring(settings, counters)
+    shares = _shares(settings, keyring, counters)
     torchserve = TorchServe(settings.inference_url, settings.management_url, key_file, model_types)
     metrics = Metrics()
     weights = Weights(torchserve, settings.stand_in, model_types)
@@ -63,8 +73,11 @@ def create_app(settings: Settings) -> ASGIApp:
     jobs = Jobs(settings.jobs_directory)
     known_pictures = KnownPictures(lambda outcome: metrics.pictures.labels(outcome).inc())
     # TorchServe without tokens means that there are several, behind a balancer.
-    retries = Retries(torchserve, watch=has_tokens, on_retry=metrics.retries.inc)
-    forwarder = Forwarder(torchserve, retries, weights, known_pictures, jobs, settings)
+    queues = LaneQueues(settings.queue_size, throttled=has_tokens, list_lanes=torchserve.lanes)
+    retries = Retries(
+        torchserve, watch=has_tokens, on_retry=metrics.retries.inc, on_look=queues.resize
+    )
+    forwarder = Forwarder(torchserve, retries, queues, weights, known_pictures, jobs, settings)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -78,7 +91,9 @@ def create_app(settings: Settings) -> ASGIApp:
         async with torchserve:
             yield {STATE: connections}
             await readiness.close()
+            await queues.close()
             await retries.close()
+            await counters.close()
 
     app = FastAPIOffline(
         redoc_url=None,
@@ -91,19 +106,20 @@ def create_app(settings: Settings) -> ASGIApp:
     app.openapi = lambda: openapi.openapi(app)  # type: ignore[method-assign]
     refusals.add_to(app)
     SegmentRoutes(forwarder).add_to(app)
-    StatusRoutes(registration, jobs).add_to(app)
-    WeightsRoutes(weights, registration).add_to(app)
-    HealthRoutes(readiness, metrics).add_to(app)
+    StatusRoutes(registration, jobs, keyring).add_to(app)
+    WeightsRoutes(weights, registration, keyring).add_to(app)
+    HealthRoutes(readiness, metrics, keyring, queues).add_to(app)
     paths = {route.path for route in app.routes if isinstance(route, Route)}
-    inner: ASGIApp = HeadAsGet(app, but=[CANCEL_PATH])
     budget = BodyBudget(settings.body_budget())
     metrics.bodies_bytes.set_function(lambda: budget.held)
-    inner = WithShare(inner, budget)
+    inner: ASGIApp = WithShare(app, budget, lambda scope: client_of(scope).name)
+    inner = Access(inner, keyring, shares, queues, settings.max_body_bytes)
+    inner = HeadAsGet(inner, but=[CANCEL_PATH])
     if settings.cors_origins:
         inner = _for_pages_of(settings.cors_origins.split(), inner)
     inner = SecurityHeaders(inner, tls=settings.tls_certificate is not None)
     request_log = RequestLog(inner, metrics, paths)
-    return Paths(request_log, paths)
+    return KeyPaths(Paths(request_log, paths))
 
 
 def _for_pages_of(origins: list[str], app: ASGIApp) -> ASGIApp:
@@ -115,3 +131,14 @@ def _for_pages_of(origins: list[str], app: ASGIApp) -> ASGIApp:
         allow_headers=["Authorization", "X-API-Key", "Content-Type", REQUEST_ID],
         expose_headers=[REQUEST_ID, IMAGE_PAGES, "Server-Timing", "Retry-After"],
     )
+
+
+def _shares(settings: Settings, keyring: Keyring, counters: Counters) -> Shares:
+    """Return the limits of a client. Without keys on loopback only those hold that are set."""
+    alone = keyring.mode == "loopback"
+    at_once, a_minute = (0, 0) if alone else (REQUESTS_AT_ONCE, REQUESTS_A_MINUTE)
+    if settings.requests_at_once is not None:
+        at_once = settings.requests_at_once
+    if settings.requests_a_minute is not None:
+        a_minute = settings.requests_a_minute
+    return Shares(counters, at_once, a_minute)

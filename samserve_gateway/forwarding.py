@@ -10,6 +10,8 @@ queue full, worker gone) are put into the one error shape.
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -20,19 +22,32 @@ import orjson
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
-from samserve.errors import HeaderTooLarge, TooLarge, UnknownImage
+from samserve.errors import Busy, HeaderTooLarge, TooLarge, UnknownImage
 from samserve.serving import headers, logs
-from samserve.serving.lanes import lane_of, model_type_of
+from samserve.serving.lanes import Mode, lane_of, model_type_of
 
 from .bodies import Body, read_body
 from .compression import compressed
+from .heavy_pictures import HeavyPictures
 from .jobs import Jobs, while_client_waits
+from .keyring import client_of
 from .known_pictures import KnownPictures
-from .refusals import torchserve_failure
+from .queues import LaneQueues
+from .refusals import log_detail, torchserve_failure
 from .retries import Retries
 from .settings import Settings
+from .streams import StreamPlace
 from .torchserve import TorchServe
-from .torchserve_answers import Answer, TorchServeError, is_workers, message_of, read
+from .torchserve_answers import (
+    Answer,
+    TorchServeError,
+    died_with_worker,
+    is_heavy,
+    is_queue_full,
+    is_workers,
+    message_of,
+    read,
+)
 from .weights import Weights
 
 EVENTS = "application/x-ndjson"
@@ -73,12 +88,14 @@ class Forwarder:
     Args:
         torchserve: streams the events of an automask.
         retries: sends all other requests.
+        queues: say when it is a request's turn.
     """
 
     def __init__(
         self,
         torchserve: TorchServe,
         retries: Retries,
+        queues: LaneQueues,
         weights: Weights,
         known_pictures: KnownPictures,
         jobs: Jobs,
@@ -86,22 +103,25 @@ class Forwarder:
     ) -> None:
         self._torchserve = torchserve
         self._retries = retries
+        self._queues = queues
+        self._heavy = HeavyPictures()
         self._weights = weights
         self._known_pictures = known_pictures
         self._jobs = jobs
         self._settings = settings
 
     async def prompt(self, request: Request) -> Response:
-        """Return the answer of the prompt lane.
+        """Return the answer of the prompt lane, or of the automask lane if it takes much work.
 
         Raises:
-            SamserveError: the client got the request wrong.
+            ClientDisconnect: the client has gone.
+            SamserveError: the client got the request wrong, or the queue is full.
             TorchServeError: TorchServe gave no worker's answer.
         """
         routed = await self.route(request)
         lane_headers = _lane_headers(request, routed)
-        lane, timeout_s = lane_of(routed.family, "prompt"), self._settings.prompt_timeout_s
-        answer = await self._predict(lane, routed, lane_headers, timeout_s, quick=True)
+        work = self._predict_prompt(client_of(request.scope).name, routed, lane_headers)
+        answer = await while_client_waits(request, work)
         return await self._response(request, routed.family, answer)
 
     async def automask(self, request: Request) -> Response:
@@ -113,9 +133,9 @@ class Forwarder:
         """
         routed = await self.route(request)
         lane, timeout_s = lane_of(routed.family, "automask"), self._settings.automask_timeout_s
-        with self._jobs.job() as job_headers:
+        with self._jobs.job(client_of(request.scope).name) as job_headers:
             lane_headers = {**_lane_headers(request, routed), **job_headers}
-            work = self._predict(lane, routed, lane_headers, timeout_s, quick=False)
+            work = self._predict_automask(request, lane, routed, lane_headers, timeout_s)
             answer = await while_client_waits(request, work)
         return await self._response(request, routed.family, answer)
 
@@ -129,16 +149,21 @@ class Forwarder:
         """
         routed = await self.route(request)
         lane, timeout_s = lane_of(routed.family, "automask"), self._settings.automask_timeout_s
+        client = client_of(request.scope).name
+        queue = self._queues.of(lane)
         async with AsyncExitStack() as stack:
-            job_headers = stack.enter_context(self._jobs.job())
+            stack.enter_context(self._retries.watched(lane))
+            await while_client_waits(request, queue.enter(client, timeout_s))
+            place = await stack.enter_async_context(StreamPlace(queue, client))
+            job_headers = stack.enter_context(self._jobs.job(client))
             lane_headers = {**job_headers, headers.STREAM: "true", **_stand_in_headers(routed)}
+            lane_headers[headers.DEADLINE] = _deadline_in(timeout_s)
 
             async def send(
                 content: bytes, content_headers: dict[str, str]
             ) -> aiohttp.ClientResponse:
                 sent = {**lane_headers, **content_headers}
-                opening = self._torchserve.stream(lane, content, sent, timeout_s)
-                return await stack.enter_async_context(opening)
+                return await place.open(self._torchserve.stream(lane, content, sent, timeout_s))
 
             response = await while_client_waits(request, self._send_picture(routed, send))
             if response.headers.get("Content-Type") == EVENTS:
@@ -161,20 +186,70 @@ class Forwarder:
         family = await self._weights.family(model_type, choice.checkpoint_url, choice.type)
         return RoutedBody(body, family, stands_in=model_type != choice.type)
 
-    async def _predict(
+    async def _predict_prompt(
+        self, client: str, routed: RoutedBody, lane_headers: dict[str, str]
+    ) -> Answer:
+        """Return the answer to a prompt. Its time begins now, and is for all attempts together."""
+        family, body = routed.family, routed.body
+        timeout_s = self._settings.prompt_timeout_s
+        ends = time.monotonic() + timeout_s
+        lane_headers = {**lane_headers, headers.DEADLINE: _deadline_in(timeout_s)}
+
+        async def ask(mode: Mode, content: bytes, sent: dict[str, str], late: str) -> Answer:
+            lane, left_s = lane_of(family, mode), max(ends - time.monotonic(), 0.001)
+            with self._retries.watched(lane):
+                return await self._queues.of(lane).run(
+                    client,
+                    left_s,
+                    lambda: self._retries.ask(
+                        lane,
+                        content,
+                        sent,
+                        max(ends - time.monotonic(), 0.001),
+                        quick=mode == "prompt",
+                    ),
+                    late=late,
+                )
+
+        async def send(content: bytes, content_headers: dict[str, str]) -> Answer:
+            sent = {**lane_headers, **content_headers}
+            if not self._heavy.is_heavy(family, body, content):
+                late = f"Not answered within {timeout_s:g} s: many requests wait. Try again later."
+                answer = await ask("prompt", content, sent, late)
+                if not is_heavy(answer):
+                    return answer
+                self._heavy.remember(family, body, content)
+            late = (
+                f"Not answered within {timeout_s:g} s: this request takes much work, and other "
+                "large work was under way. Try again later."
+            )
+            return await ask("automask", content, {**sent, headers.MODE: "prompt"}, late)
+
+        answer = await self._send_picture(routed, send)
+        if answer.status == 200:
+            self._known_pictures.remember(family, body)
+        return answer
+
+    async def _predict_automask(
         self,
+        request: Request,
         lane: str,
         routed: RoutedBody,
         lane_headers: dict[str, str],
         timeout_s: float,
-        *,
-        quick: bool,
     ) -> Answer:
-        """Return the lane's answer; see `Retries.ask` for `quick`."""
+        """Return the answer to an automask."""
+        client = client_of(request.scope).name
+        lane_headers = {**lane_headers, headers.DEADLINE: _deadline_in(timeout_s)}
 
         async def send(content: bytes, content_headers: dict[str, str]) -> Answer:
             sent = {**lane_headers, **content_headers}
-            return await self._retries.ask(lane, content, sent, timeout_s, quick=quick)
+            with self._retries.watched(lane):
+                return await self._queues.of(lane).run(
+                    client,
+                    timeout_s,
+                    lambda: self._retries.ask(lane, content, sent, timeout_s, quick=False),
+                )
 
         answer = await self._send_picture(routed, send)
         if answer.status == 200:
@@ -212,6 +287,7 @@ class Forwarder:
                     yield part
                 self._known_pictures.remember(routed.family, routed.body)
         except TorchServeError as error:
+            log_detail(error)
             _, content = torchserve_failure(error)
             yield orjson.dumps({"event": "error", **content}) + b"\n"
 
@@ -220,6 +296,7 @@ class Forwarder:
 
         Raises:
             NotFound: the family has no lanes any more.
+            Busy: TorchServe's own queue is full.
             TooLarge: TorchServe does not accept so long a body.
             TorchServeError: TorchServe refused the request, or the worker ended.
         """
@@ -228,8 +305,8 @@ class Forwarder:
             raise await self._weights.not_loaded(model_type_of(family))
         if answer.status == 413 and not is_workers(answer):
             raise TooLarge("The body is larger than TorchServe's max_request_size.")
-        if answer.status >= 400 and not is_workers(answer):
-            raise TorchServeError(message_of(answer), answer.status)
+        if is_heavy(answer) or (answer.status >= 400 and not is_workers(answer)):
+            raise _refused_by_torchserve(answer)
         forwarded = {name: answer.headers[name] for name in _FORWARDED if name in answer.headers}
         forwarded["Vary"] = "Accept, Accept-Encoding"
         accept_encoding = request.headers.get("accept-encoding", "")
@@ -237,6 +314,20 @@ class Forwarder:
         if encoding is not None:
             forwarded["Content-Encoding"] = encoding
         return Response(content, answer.status, forwarded)
+
+
+def _refused_by_torchserve(answer: Answer) -> Exception:
+    """Return what a client is told if TorchServe or a balancer refused its request."""
+    if is_queue_full(answer):
+        return Busy("The queue is full. Try again in a second.", 1)
+    if died_with_worker(answer):
+        return TorchServeError("The worker that had this request has ended. Try again.", 503)
+    message = "The server could not answer this request; its log says why. Try again."
+    return TorchServeError(message, answer.status, f"HTTP {answer.status}: {message_of(answer)}")
+
+
+def _deadline_in(seconds: float) -> str:
+    return f"{time.time() + seconds:.3f}"
 
 
 def _body_headers(body: Body) -> dict[str, str]:

@@ -34,14 +34,16 @@ class Jobs:
 
     def __init__(self, folder: Path | None) -> None:
         self._folder = None if folder is None else JobFolder(folder)
+        self._owners: dict[str, str] = {}
 
     @contextmanager
-    def job(self) -> Iterator[dict[str, str]]:
+    def job(self, client: str = "") -> Iterator[dict[str, str]]:
         """Yield the headers that give a request its job id. An exception cancels the job."""
         if self._folder is None:
             yield {}
             return
         job_id = secrets.token_hex(16)
+        self._owners[job_id] = client
         try:
             yield {headers.JOB: job_id}
         except BaseException:
@@ -50,10 +52,18 @@ class Jobs:
             except OSError as exc:
                 logger.warning("An automask whose client has gone could not be cancelled: %s", exc)
             raise
+        finally:
+            del self._owners[job_id]
 
-    def progress(self) -> dict[str, Any]:
-        """Return samapi's `message` and `percent` of the oldest job; -1 percent without one."""
-        running = [] if self._folder is None else self._folder.running()
+    def progress(self, client: str | None = None) -> dict[str, Any]:
+        """Return samapi's `message` and `percent` of the oldest job; -1 percent without one.
+
+        Args:
+            client: whose jobs; None: everybody's.
+        """
+        own = {job_id for job_id, owner in self._owners.items() if owner == client}
+        ids = None if client is None else own
+        running = [] if self._folder is None else self._folder.running(ids)
         if not running:
             return {"message": "Nothing is running.", "percent": -1}
         oldest, *others = running

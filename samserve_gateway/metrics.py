@@ -92,6 +92,12 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+        self._waiting = Gauge(
+            f"{prefix}waiting",
+            "Requests that wait in the lane's queue.",
+            ["lane"],
+            registry=registry,
+        )
         self._ready_workers = Gauge(
             f"{prefix}ready_workers", "READY workers of the lane.", ["lane"], registry=registry
         )
@@ -102,12 +108,16 @@ class Metrics:
             registry=registry,
         )
 
-    def page(self, lanes: Mapping[str, Mapping[str, Any]]) -> bytes:
+    def page(self, lanes: Mapping[str, Mapping[str, Any]], waiting: Mapping[str, int]) -> bytes:
         """Return all metrics in Prometheus' text format.
 
         Args:
             lanes: the state of each lane, as `Readiness.check` returns it.
+            waiting: how many requests wait for each lane, as `LaneQueues.waiting` returns it.
         """
+        self._waiting.clear()
+        for name, count in waiting.items():
+            self._waiting.labels(name).set(count)
         self._ready_workers.clear()
         self._lane_ready.clear()
         for name, lane in lanes.items():

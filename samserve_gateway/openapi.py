@@ -16,6 +16,7 @@ from samserve.serving.headers import IMAGE_PAGES
 from samserve.serving.requests import AutomaskRequest, PromptRequest
 
 from . import probe
+from .access_modes import FOR_EVERYBODY
 from .registration import RegisterRequest
 
 DESCRIPTION = """
@@ -28,6 +29,8 @@ of the first pixel, x to the right, y down. Outlines follow the edges of pixels:
 rasterised, is the mask again, with its holes and islands.
 
 Every error has the same shape: `{"error": {"code", "message", "field"}}`.
+
+A server may want an API key: as a header, or in the path, `/key/<key>/sam/`.
 
 Paths work with and without their last slash. JSON may be UTF-8, UTF-16 or UTF-32, with or without a
 byte order mark. Bodies may be compressed with `Content-Encoding: gzip` or `zstd`.
@@ -187,9 +190,9 @@ WEIGHTS: dict[str, Any] = {
 _TOKEN: list[dict[str, list[str]]] = [{"administrator": []}]
 
 _TOKEN_ERRORS: dict[int | str, dict[str, Any]] = {
-    401: {"description": "The administrator's token is missing or wrong.", "content": _ERROR},
+    401: {"description": "The administrator's key is missing or wrong.", "content": _ERROR},
     403: {
-        "description": "The server was started without an administrator's token.",
+        "description": "The key is not an administrator's, or the server has no administrator.",
         "content": _ERROR,
     },
 }
@@ -203,7 +206,7 @@ REGISTER: dict[str, Any] = {
     "library is refused. From a training checkpoint only the network's tensors are taken. Then "
     "the weights get lanes and workers of their own. If a step fails, or the client disconnects, "
     "nothing is left except the beginning of a download that broke off, which the next request "
-    "continues.\n\nThis differs from samapi: only an administrator with a token may register "
+    "continues.\n\nThis differs from samapi: only an administrator with a key may register "
     "weights, only from allowed addresses, and a name or address that is registered already is an "
     "error.",
     "openapi_extra": {
@@ -259,7 +262,8 @@ CANCEL: dict[str, Any] = {
 }
 PROGRESS: dict[str, Any] = {
     "summary": "Return the progress of the registration of weights, or else of the oldest automask",
-    "description": "`percent` is -1 if nothing is running. For a registration, it is the part of "
+    "description": "A client sees its own automasks only, unless all clients are on the server's "
+    "machine. `percent` is -1 if nothing is running. For a registration, it is the part of "
     "the file that has been downloaded.",
     "responses": {
         200: {
@@ -274,7 +278,8 @@ PROGRESS: dict[str, Any] = {
 HEALTHZ: dict[str, Any] = {"summary": "Check that the gateway's process answers"}
 READYZ: dict[str, Any] = {
     "summary": "Check that every lane has a READY worker and has answered a real inference",
-    "description": "200 if all lanes are ready, else 503; both with the state of each lane.",
+    "description": "200 if all lanes are ready, else 503. A client with a key also gets the state "
+    "of each lane; so does every client if the server wants no keys.",
     "responses": {
         200: {
             "content": {
@@ -288,6 +293,21 @@ READYZ: dict[str, Any] = {
         },
         503: {"description": "A lane is not ready yet."},
     },
+}
+
+_SECURITY_SCHEMES = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "An API key."},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "An API key."},
+    "administrator": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An administrator's API key or token.",
+    },
+}
+
+_OF_CLIENTS = {
+    "401": "The server wants an API key, and the request has none or a wrong one.",
+    "429": "The client has more requests under way, or in this minute, than its share.",
 }
 
 _ERROR_SCHEMA = {
@@ -322,6 +342,13 @@ def openapi(app: FastAPI) -> dict[str, Any]:
         )
         components = document.setdefault("components", {})
         components.setdefault("schemas", {}).update(bodies["$defs"], Error=_ERROR_SCHEMA)
-        components["securitySchemes"] = {"administrator": {"type": "http", "scheme": "bearer"}}
+        components["securitySchemes"] = _SECURITY_SCHEMES
+        document["security"] = [{}, {"bearer": []}, {"key": []}]  # {}: a server may want no key
+        for path, operations in document["paths"].items():
+            if path not in FOR_EVERYBODY:
+                for operation in operations.values():
+                    for status, description in _OF_CLIENTS.items():
+                        refusal = {"description": description, "content": _ERROR}
+                        operation["responses"].setdefault(status, refusal)
         app.openapi_schema = document
     return app.openapi_schema

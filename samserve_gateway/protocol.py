@@ -163,6 +163,7 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.conn = Connection()
+        self.access_log = False  # whatever loggers there are: an address may contain an API key
         if STATE not in self.app_state:  # an application without settings of its own, in a test
             self.app_state[STATE] = Connections()
         self._connections: Connections = self.app_state[STATE]

@@ -48,7 +48,7 @@ class Readiness:
         try:
             registered = await self._torchserve.lanes()
         except TorchServeError as error:
-            logger.info("Not ready: %s", error)
+            logger.info("Not ready: %s %s", error, error.detail)
             return False, self.unreachable()
         complete = [lane for lane in registered if family_of(lane) not in self._joining]
         names = list(dict.fromkeys([*self._settings.lanes(), *complete]))

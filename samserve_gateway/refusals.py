@@ -6,6 +6,7 @@ The gateway refuses in two more places: `protocol.py` refuses what is not HTTP, 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Route
@@ -20,6 +22,7 @@ from starlette.routing import BaseRoute, Route
 from samserve.errors import (
     InvalidField,
     SamserveError,
+    TryLater,
     Unauthorized,
     UnsupportedEncoding,
     error_body,
@@ -28,6 +31,8 @@ from samserve.errors import (
 from . import decompression
 from .routes.weights import CANCEL_PATH
 from .torchserve_answers import TorchServeError
+
+logger = logging.getLogger(__name__)
 
 
 def add_to(app: FastAPI) -> None:
@@ -42,11 +47,18 @@ def add_to(app: FastAPI) -> None:
 
 async def refuse(_: Request, error: SamserveError) -> JSONResponse:
     """Answer a request that the client got wrong."""
+    return refusal(error)
+
+
+def refusal(error: SamserveError) -> JSONResponse:
+    """Return the answer to a request that the client got wrong."""
     headers = None
     if isinstance(error, Unauthorized):
         headers = {"WWW-Authenticate": "Bearer"}
     elif isinstance(error, UnsupportedEncoding):
         headers = {"Accept-Encoding": decompression.READ}
+    elif isinstance(error, TryLater):
+        headers = {"Retry-After": str(error.retry_after_s)}
     return JSONResponse(error.body(), error.status, headers)
 
 
@@ -59,6 +71,7 @@ async def refuse_parameter(request: Request, error: RequestValidationError) -> J
 
 async def report_torchserve(_: Request, error: TorchServeError) -> JSONResponse:
     """Answer a request that TorchServe did not answer."""
+    log_detail(error)
     status, content = torchserve_failure(error)
     return JSONResponse(content, status)
 
@@ -70,7 +83,7 @@ async def refuse_address(request: Request, error: HTTPException) -> JSONResponse
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         # The framework lists the methods of one route, but a path may have several routes.
-        headers["Allow"] = ", ".join(_methods(request.app.routes, request.scope["path"]))
+        headers["Allow"] = ", ".join(_methods(request.app.routes, get_route_path(request.scope)))
     return JSONResponse(error_body(code, f"{phrase}."), error.status_code, headers)
 
 
@@ -83,6 +96,12 @@ async def report_failure(_: Request, error: Exception) -> JSONResponse:
     """Answer a request on which the gateway itself failed."""
     message = "The gateway failed on this request; its log says why."
     return JSONResponse(error_body("internal_error", message), 500)
+
+
+def log_detail(error: TorchServeError) -> None:
+    """Log what the client does not read of TorchServe's refusal."""
+    if error.detail:
+        logger.warning("%s %s", error, error.detail)
 
 
 def torchserve_failure(error: TorchServeError) -> tuple[int, dict[str, Any]]:

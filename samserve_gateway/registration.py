@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import hmac
 import json
 import logging
 import os
@@ -31,12 +30,10 @@ from pydantic import AfterValidator, Field
 
 from samserve.errors import (
     Conflict,
-    Forbidden,
     InvalidField,
     InvalidWeights,
     SamserveError,
     TooLarge,
-    Unauthorized,
     Unreachable,
 )
 from samserve.model_types import MADE_FROM_WEIGHTS, is_default_address
@@ -115,27 +112,6 @@ class Registration:
         self._work: asyncio.Task[None] | None = None
         self._stopping = False
         self._progress: dict[str, Any] = {}
-
-    def authorize(self, authorization: str | None) -> None:
-        """Check that a request with this Authorization header may register weights.
-
-        Raises:
-            Forbidden: the server was started without an administrator's token.
-            Unauthorized: the header does not have the administrator's token.
-        """
-        token = self._settings.admin_token
-        if token is None:
-            raise Forbidden(
-                f"Registering weights is off. Start the server with a token in {ADMIN_TOKEN}, and "
-                "send that token."
-            )
-        scheme, _, credentials = (authorization or "").partition(" ")
-        # The server decodes the bytes of headers as Latin-1.
-        right = hmac.compare_digest(
-            credentials.strip().encode("latin-1"), token.get_secret_value().encode()
-        )
-        if scheme.lower() != "bearer" or not right:
-            raise Unauthorized("Send the administrator's token as Authorization: Bearer <token>.")
 
     async def register(self, request: RegisterRequest) -> str:
         """Register weights. Return a sentence that says that they are registered, or cancelled.

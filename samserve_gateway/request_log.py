@@ -45,7 +45,7 @@ class RequestLog:
         route = scope["path"] if scope["path"] in self._routes else "other"
         client_id = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = client_id if logs.is_request_id(client_id) else secrets.token_hex(16)
-        status, received, sent = 500, 0, 0
+        status, received, sent, busy = 500, 0, 0, False
 
         async def count_receive() -> Message:
             nonlocal received
@@ -54,9 +54,10 @@ class RequestLog:
             return message
 
         async def count_send(message: Message) -> None:
-            nonlocal status, sent
+            nonlocal status, sent, busy
             if message["type"] == "http.response.start":
                 status = message["status"]
+                busy = status == 503 and "retry-after" in Headers(scope=message)
                 _complete(MutableHeaders(scope=message), request_id, status)
             sent += len(message.get("body", b""))
             await send(message)
@@ -69,7 +70,10 @@ class RequestLog:
         finally:
             seconds = time.perf_counter() - start
             self._count(route, status, seconds, received, sent)
-            _log(scope["method"], route, status, seconds, received, sent)
+            # `/readyz` answers 503 until the server is ready, and a full queue has its own log line
+            # (`queues.py`). Neither is a failure of this request.
+            failed = status >= 500 and route != "/readyz" and not busy
+            _log(scope["method"], route, status, seconds, received, sent, failed=failed)
 
     def record_refusal(self, request_id: str, status: int, code: str, sent: int) -> None:
         """Record a request that was refused before its address was known (`protocol.py`)."""
@@ -93,9 +97,12 @@ def _complete(headers: MutableHeaders, request_id: str, status: int) -> None:
         headers.setdefault("Retry-After", str(RETRY_AFTER_S))
 
 
-def _log(method: str, route: str, status: int, seconds: float, received: int, sent: int) -> None:
-    # `/readyz` answers 503 until the server is ready, which is not a failure.
-    level = logging.WARNING if status >= 500 and route != "/readyz" else logging.INFO
+def _log(
+    method: str, route: str, status: int, seconds: float, received: int, sent: int, *, failed: bool
+) -> None:
+    level = logging.WARNING if failed else logging.INFO
+    if not logger.isEnabledFor(level):
+        return
     fields = {
         "method": method,
         "route": route,

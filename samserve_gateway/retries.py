@@ -20,6 +20,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 from .torchserve import TorchServe
 from .torchserve_answers import (
@@ -54,14 +55,21 @@ class Retries:
         watch: whether to poll the lanes' workers. That works with one TorchServe only, not with
             several behind one address.
         on_retry: called for every request sent again.
+        on_look: called with a lane that was polled, and TorchServe's description of it.
     """
 
     def __init__(
-        self, torchserve: TorchServe, *, watch: bool, on_retry: Callable[[], None]
+        self,
+        torchserve: TorchServe,
+        *,
+        watch: bool,
+        on_retry: Callable[[], None],
+        on_look: Callable[[str, Mapping[str, Any]], None] = lambda lane, description: None,
     ) -> None:
         self._torchserve = torchserve
         self._watch = watch
         self._on_retry = on_retry
+        self._on_look = on_look
         self._lanes: dict[str, _WatchedLane] = {}
 
     async def ask(
@@ -118,7 +126,7 @@ class Retries:
 
     async def _is_forgotten(self, lane: str, request: asyncio.Task[Answer]) -> bool:
         """Wait for the answer. Return True if a worker has gone and there is still no answer."""
-        with self._watched(lane) as gone:
+        with self.watched(lane) as gone:
             ended = asyncio.create_task(gone.wait())
             try:
                 await asyncio.wait({request, ended}, return_when=asyncio.FIRST_COMPLETED)
@@ -129,8 +137,11 @@ class Retries:
             return not request.done()
 
     @contextmanager
-    def _watched(self, lane: str) -> Iterator[asyncio.Event]:
+    def watched(self, lane: str) -> Iterator[asyncio.Event]:
         """Poll the lane, and yield the event that one of its workers has gone."""
+        if not self._watch:
+            yield asyncio.Event()
+            return
         watched = self._lanes.get(lane)
         if watched is None or watched.polling.done():
             watched = self._lanes[lane] = _WatchedLane()
@@ -146,7 +157,9 @@ class Retries:
         known: frozenset[int] = frozenset()
         while watched.waiting or time.monotonic() < watched.last_request + LOOK_ON_S:
             try:
-                workers = ready_workers(await self._torchserve.lane(lane))
+                description = await self._torchserve.lane(lane)
+                workers = ready_workers(description)
+                self._on_look(lane, description)
             except TorchServeError:
                 workers = known  # the workers are unknown, and the request itself will fail
             if known - workers:

@@ -17,6 +17,9 @@ PREFIX = "SAMSERVE_"
 ADMIN_TOKEN = PREFIX + "ADMIN_TOKEN"
 """The variable with the administrator's token. The gateway passes it to no other process."""
 
+KEYS_FILE = PREFIX + "API_KEYS_FILE"
+OPEN = PREFIX + "OPEN"
+
 _ORIGIN = r"https?://[^\s/?#@]+"
 
 # The hosts of known weights, and the hosts to which they redirect a download. GitHub's files and
@@ -79,6 +82,29 @@ class Settings(BaseModel):
     automask_timeout_s: float = Field(7200, gt=0, description="longest time for an automask")
     log_level: Literal["info", "warning", "error"] = Field(
         "warning", description="info: a line for every request"
+    )
+
+    api_keys_file: Path | None = Field(
+        None, description="file of API keys, made by `samserve keys`; then every client needs one"
+    )
+    open: bool = Field(
+        False, description="1: everybody who reaches the gateway may use it without a key"
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="addresses or networks of proxies whose X-Forwarded-For is believed, "
+        "comma-separated",
+    )
+    requests_at_once: int | None = Field(
+        None, ge=0, description="most requests under way of one client; 0: any number"
+    )
+    requests_a_minute: int | None = Field(
+        None, ge=0, description="most requests a minute of one client; 0: any number"
+    )
+    queue_size: int = Field(256, gt=0, description="requests that wait in one lane")
+    limits_redis_url: SecretStr | None = Field(
+        None,
+        description="redis://…, in which several gateways count the requests of a client together",
     )
 
     admin_token: SecretStr | None = Field(

@@ -68,5 +68,7 @@ class Tokens:
             names = ("inference", "management", "API")
             self._keys = {name: entries[name]["key"] for name in names}
         except (OSError, ValueError, KeyError, TypeError) as exc:
-            raise TorchServeError(f"no tokens in {self._key_file}: {exc}") from exc
+            detail = f"no tokens in {self._key_file}: {exc}"
+            message = "The gateway has no token for TorchServe, which is starting or has ended."
+            raise TorchServeError(message, detail=detail) from exc
         return self._keys

@@ -9,6 +9,7 @@ This module knows nothing of samapi; the gateway, the launcher and the benchmark
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -28,6 +29,8 @@ from .torchserve_answers import (
 )
 
 __all__ = ["Answer", "TorchServe", "TorchServeError", "ready_workers"]
+
+LARGE_BYTES = 2**20
 
 CONTROL_TIMEOUT_S = 30.0
 """Longest time for a connection, and for an answer of the management API."""
@@ -229,6 +232,9 @@ class TorchServe:
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         url = self._urls[role] + path
+        if len(request.get("data", b"")) > LARGE_BYTES:
+            # Sent in parts: as one piece it would keep the event loop busy.
+            request["data"] = io.BytesIO(request["data"])
         return await self._http.request(method, url, headers=headers, timeout=timeout, **request)
 
     async def _request_token(self, role: Role, api_key: str) -> Answer:
@@ -246,6 +252,7 @@ def _as_our_errors(path: str) -> Iterator[None]:
     try:
         yield
     except asyncio.TimeoutError as exc:
-        raise TorchServeError(f"TorchServe gave no answer in time: {path}", 504) from exc
+        raise TorchServeError("There was no answer in time.", 504, path) from exc
     except aiohttp.ClientError as exc:
-        raise ConnectionLost(f"TorchServe cannot be reached: {exc!r}") from exc
+        message = "TorchServe cannot be reached. It is starting, or it has ended."
+        raise ConnectionLost(message, detail=f"{path}: {exc!r}") from exc

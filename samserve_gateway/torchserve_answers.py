@@ -13,17 +13,24 @@ from typing import Any
 
 import aiohttp
 
+from samserve.errors import Heavy
+
 
 class TorchServeError(Exception):
     """TorchServe refused a request, or could not be reached.
 
+    Args:
+        message: a sentence that a client may read.
+
     Attributes:
         status: its HTTP status; None if there was no answer.
+        detail: what the log says in addition. No client reads it.
     """
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(self, message: str, status: int | None = None, detail: str = "") -> None:
         super().__init__(message)
         self.status = status
+        self.detail = detail
 
 
 class ConnectionLost(TorchServeError):
@@ -81,6 +88,19 @@ def died_with_worker(answer: Answer) -> bool:
     TorchServe gives some of those requests to another worker, and fails the others with this.
     """
     return answer.status >= 500 and message_of(answer) == "Worker died."
+
+
+def is_queue_full(answer: Answer) -> bool:
+    """Return whether TorchServe refused the request because the lane's queue is full.
+
+    Its message speaks of workers, whatever workers there are.
+    """
+    return answer.status == 503 and "has no worker to serve" in message_of(answer)
+
+
+def is_heavy(answer: Answer) -> bool:
+    """Return whether the prompt lane refused the request because it takes too much work."""
+    return answer.status == Heavy.status and is_workers(answer)
 
 
 async def is_refused_token(response: aiohttp.ClientResponse) -> bool:

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Sequence
 
-from samserve.errors import NotFound
+from samserve.errors import NotFound, quoted
 from samserve.model_types import (
     DEFAULT_WEIGHTS,
     KNOWN_TYPES,
@@ -161,7 +161,7 @@ class Weights:
         )
         stands_in = "" if client_type == model_type else f", for which {model_type} stands in"
         raise NotFound(
-            f"No weights {checkpoint_url!r} are registered for {client_type}{stands_in}; "
+            f"No weights {quoted(checkpoint_url)} are registered for {client_type}{stands_in}; "
             f"there are {choices}.",
             "checkpoint_url",
         )
@@ -184,7 +184,7 @@ class Weights:
             )
         if model_type not in MODEL_TYPES:
             return NotFound(
-                f"There is no model type {model_type!r}; there are {', '.join(MODEL_TYPES)}. "
+                f"There is no model type {quoted(model_type)}; there are {', '.join(MODEL_TYPES)}. "
                 f"{names}",
                 "type",
             )

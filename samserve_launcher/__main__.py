@@ -18,6 +18,7 @@ COMMANDS = {
         "run TorchServe alone, as a container does",
     ),
     "gateway": ("samserve_gateway.__main__", "run the gateway alone, in front of other machines"),
+    "keys": ("samserve_launcher.keys", "add, list and remove the API keys of a server"),
     "doctor": ("samserve_launcher.doctor", "say what this machine lacks to run a server"),
 }
 """Subcommand -> the module that runs it, and its line in `samserve --help`."""

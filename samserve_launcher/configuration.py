@@ -9,7 +9,7 @@ import re
 from samserve import places
 from samserve.machine import usable_cores
 from samserve.serving.lanes import Mode, lane_of, mode_of, model_type_of
-from samserve_gateway.settings import ADMIN_TOKEN
+from samserve_gateway.settings import ADMIN_TOKEN, KEYS_FILE
 
 from .errors import ServerError
 from .options import LOOPBACK, Options
@@ -53,7 +53,8 @@ def configuration(options: Options, worker_host: str | None = None) -> str:
             for version in lanes[lane].values():
                 version.update(minWorkers=workers, maxWorkers=workers)
     host = worker_host or LOOPBACK
-    can_register = worker_host is None and bool(os.environ.get(ADMIN_TOKEN))
+    may_have_admin = bool(os.environ.get(ADMIN_TOKEN) or os.environ.get(KEYS_FILE))
+    can_register = worker_host is None and may_have_admin
     changes = {
         "inference_address": f"http://{host}:{options.inference_port}",
         "management_address": f"http://{host}:{options.management_port}",

@@ -112,7 +112,7 @@ class Options:
 
 
 _HELP = {
-    "host": "address the gateway listens on; 0.0.0.0 opens it to the network",
+    "host": "address the gateway listens on; 0.0.0.0 opens it to the network, with API keys",
     "port": "the gateway's port, the only one that clients need",
     "models": "model types to load, space-separated; each needs its archive",
     "prompt_workers": "workers of each prompt lane (default: config/config.properties)",
@@ -133,9 +133,10 @@ Every flag is also an environment variable. These variables have no flag. The ga
 SAMSERVE_MAX_BODY_BYTES, SAMSERVE_PROMPT_TIMEOUT_S, SAMSERVE_AUTOMASK_TIMEOUT_S, SAMSERVE_LOG_LEVEL,
 SAMSERVE_TORCHSERVE_TOKENS and SAMSERVE_STAND_IN (the model type that answers for types that are not
 loaded). SAMSERVE_ADMIN_TOKEN allows the registration of weights; SAMSERVE_WEIGHTS_ORIGINS and
-SAMSERVE_WEIGHTS_MAX_BYTES limit it. The workers read SAMSERVE_REDIS_URL and SAMSERVE_DEFAULTS
-(segment-anything or samapi: the behaviour of automask if output_type and include_image_edge are
-absent). docs/operations.md explains them.
+SAMSERVE_WEIGHTS_MAX_BYTES limit it. SAMSERVE_API_KEYS_FILE names the file of API keys, which
+`samserve keys` makes; without it, a host other than loopback is refused, unless SAMSERVE_OPEN=1.
+The workers read SAMSERVE_REDIS_URL and SAMSERVE_DEFAULTS (segment-anything or samapi: the behaviour
+of automask if output_type and include_image_edge are absent). docs/operations.md explains them.
 """
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import psutil
 
 from samserve import places
-from samserve_gateway.settings import ADMIN_TOKEN
+from samserve_gateway.settings import ADMIN_TOKEN, KEYS_FILE
 
+from .access import keys_file
 from .configuration import threads_per_worker
 from .java import java_home
 from .options import Options
@@ -101,6 +102,7 @@ def start_gateway(options: Options) -> subprocess.Popen[bytes]:
         "SAMSERVE_MODEL_STORE": str(options.model_store.resolve()),
         "SAMSERVE_MODELS_DIR": str(options.models_dir),
         **{name: os.environ[name] for name in [ADMIN_TOKEN] if name in os.environ},
+        **({} if keys_file() is None else {KEYS_FILE: str(keys_file())}),
         **{f"SAMSERVE_{name.upper()}": value for name, value in addresses(options).items()},
         **_tls(options),
         **GATEWAY_ENVIRONMENT,

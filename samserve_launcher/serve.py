@@ -19,6 +19,7 @@ from samserve.weights.fetch import FetchError, fetch
 from samserve_gateway import probe
 from samserve_gateway.torchserve import TorchServe
 
+from .access import access, keys_file
 from .errors import ServerError
 from .options import Options, parse_options
 from .server import check_alive, running
@@ -33,10 +34,11 @@ def main(arguments: list[str] | None = None) -> int:
         signal.signal(number, _interrupt)
     started = time.monotonic()
     try:
+        who = access(options)
         prepare(options)
         print(f"starting {', '.join(options.lanes())}; logs in {options.run_dir}/logs", flush=True)
         with running(options) as children:
-            print(ready_block(options, time.monotonic() - started), flush=True)
+            print(ready_block(options, time.monotonic() - started, who), flush=True)
             while True:
                 check_alive(options, children)
                 time.sleep(1)
@@ -73,25 +75,28 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def ready_block(options: Options, seconds: float) -> str:
+def ready_block(options: Options, seconds: float, who: str) -> str:
     """Return what a person wants to know about a server that has just started.
 
     Args:
         seconds: how long the start took.
+        who: who may use it.
     """
     body = json.dumps(probe.prompt(options.model_types()[0]))
+    key = "" if keys_file() is None else " -H 'X-API-Key: YOUR KEY'"
     return f"""
 samserve {__version__} is ready after {seconds:.0f} s
 
   API         {options.url}/sam/
               {options.url}/sam/automask/
   pages       {options.url}/docs
+  access      {who}
   models      {asyncio.run(_loaded(options))}
   TorchServe  {options.inference_url} (inference), {options.management_url} (management)
   files       {options.run_dir}
 
 Try it:
-curl -s {options.url}/sam/ -H 'Content-Type: application/json' -d '{body}'
+curl -s {options.url}/sam/ -H 'Content-Type: application/json'{key} -d '{body}'
 
 Ctrl-C stops everything.
 """

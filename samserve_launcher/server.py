@@ -160,7 +160,7 @@ def wait_until_ready(options: Options, children: Children, log: Path, log_start:
                 answer = http.get(f"{options.url}/readyz")
                 if answer.status_code == 200:
                     return
-                lanes = answer.json()["lanes"]
+                lanes = answer.json().get("lanes", {})  # none without a key
             time.sleep(0.25)
     states = ", ".join(f"{name} {lane['state']}" for name, lane in lanes.items())
     raise ServerError(

@@ -2,19 +2,21 @@
 
     SamserveError
     ├── InvalidRequest      400  the body cannot be read at all
-    ├── Unauthorized        401  the administrator's token is missing or wrong
-    ├── Forbidden           403  this server allows nobody to do that
+    ├── Unauthorized        401  the key or the administrator's token is missing or wrong
+    ├── Forbidden           403  this server allows nobody, or only administrators, to do that
     ├── NotFound            404  the model type or the weights are not loaded
     ├── NotAcceptable       406  there is no such output format
     ├── SlowBody            408  the body arrives too slowly
     ├── UnknownImage        409  the request has only a digest, and the image is not cached
     ├── Conflict            409  the weights are registered, or another registration runs
     ├── TooLarge            413  the body, the image or the weights are over the limit
+    ├── Heavy               421  the prompt lane does not take so much work
     ├── UnsupportedMediaType 415 the body has a charset that is not supported
     │   └── UnsupportedEncoding  the body has a Content-Encoding that is not supported
+    ├── TooManyRequests     429  a client has more requests than its share, or sent wrong keys
     ├── HeaderTooLarge      431  a header has more bytes than TorchServe accepts
     ├── Unreachable         502  the weights could not be downloaded completely
-    ├── Busy                503  too many bodies are in memory
+    ├── Busy                503  the queue is full, or too many bodies are in memory
     ├── Cancelled           503  the client has disconnected
     ├── OutOfMemory         503  the device ran out of memory
     ├── TimedOut            504  the work took longer than the request allows
@@ -100,6 +102,11 @@ class TooLarge(SamserveError):
     code = "too_large"
 
 
+class Heavy(SamserveError):
+    status = 421
+    code = "heavy"
+
+
 class UnsupportedMediaType(SamserveError):
     status = 415
     code = "unsupported_media_type"
@@ -107,6 +114,28 @@ class UnsupportedMediaType(SamserveError):
 
 class UnsupportedEncoding(UnsupportedMediaType):
     pass
+
+
+class TryLater(SamserveError):
+    """The reason why a request cannot be answered now.
+
+    Args:
+        retry_after_s: whole seconds after which the client may try again.
+    """
+
+    def __init__(self, message: str, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class TooManyRequests(TryLater):
+    status = 429
+    code = "too_many_requests"
+
+
+class Busy(TryLater):
+    status = 503
+    code = "busy"
 
 
 class HeaderTooLarge(SamserveError):
@@ -117,11 +146,6 @@ class HeaderTooLarge(SamserveError):
 class Unreachable(SamserveError):
     status = 502
     code = "unreachable"
-
-
-class Busy(SamserveError):
-    status = 503
-    code = "busy"
 
 
 class Cancelled(SamserveError):
@@ -150,6 +174,11 @@ class InvalidImage(InvalidField):
 
 class InvalidWeights(InvalidField):
     code = "invalid_weights"
+
+
+def quoted(value: str) -> str:
+    """Return a text that the client sent in quotes, cut after 100 characters."""
+    return repr(value) if len(value) <= 100 else f"{value[:100]!r}…"
 
 
 def error_body(code: str, message: str, field: str | None = None) -> dict[str, Any]:

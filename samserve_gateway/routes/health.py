@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from samserve_gateway import openapi
+from samserve_gateway.keyring import Keyring, client_of
 from samserve_gateway.metrics import CONTENT_TYPE_LATEST, Metrics
+from samserve_gateway.queues import LaneQueues
 from samserve_gateway.readiness import Readiness
 
 SCRAPE_TIMEOUT_S = 5.0
@@ -19,9 +21,13 @@ are reported as unreachable."""
 class HealthRoutes:
     """Liveness, readiness and metrics."""
 
-    def __init__(self, readiness: Readiness, metrics: Metrics) -> None:
+    def __init__(
+        self, readiness: Readiness, metrics: Metrics, keyring: Keyring, queues: LaneQueues
+    ) -> None:
         self._readiness = readiness
         self._metrics = metrics
+        self._keyring = keyring
+        self._queues = queues
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes to the application."""
@@ -32,10 +38,12 @@ class HealthRoutes:
     async def healthz(self) -> dict[str, str]:
         return {"status": "alive"}
 
-    async def readyz(self) -> JSONResponse:
-        """Return the state of each lane, with 200 if all are ready and else 503."""
+    async def readyz(self, request: Request) -> JSONResponse:
+        """Return 200 if all lanes are ready, else 503. A client with a key sees each lane."""
         ready, lanes = await self._readiness.check()
-        return JSONResponse({"ready": ready, "lanes": lanes}, 200 if ready else 503)
+        knows = self._keyring.mode != "keys" or client_of(request.scope).has_key
+        content = {"ready": ready, **({"lanes": lanes} if knows else {})}
+        return JSONResponse(content, 200 if ready else 503)
 
     async def metrics(self) -> Response:
         """Return the page that Prometheus reads."""
@@ -43,4 +51,6 @@ class HealthRoutes:
             _, lanes = await asyncio.wait_for(self._readiness.check(), SCRAPE_TIMEOUT_S)
         except asyncio.TimeoutError:
             lanes = self._readiness.unreachable()
-        return Response(self._metrics.page(lanes), media_type=CONTENT_TYPE_LATEST)
+        return Response(
+            self._metrics.page(lanes, self._queues.waiting()), media_type=CONTENT_TYPE_LATEST
+        )

@@ -8,6 +8,7 @@ from fastapi.responses import PlainTextResponse
 from samserve_gateway import openapi
 from samserve_gateway.bodies import read_content
 from samserve_gateway.jobs import while_client_waits
+from samserve_gateway.keyring import Keyring
 from samserve_gateway.registration import RegisterRequest, Registration
 from samserve_gateway.weights import Weights
 
@@ -20,9 +21,10 @@ MAX_REGISTRATION_BYTES = 2**16
 class WeightsRoutes:
     """The list of weights, and their registration by an administrator."""
 
-    def __init__(self, weights: Weights, registration: Registration) -> None:
+    def __init__(self, weights: Weights, registration: Registration, keyring: Keyring) -> None:
         self._weights = weights
         self._registration = registration
+        self._keyring = keyring
 
     def add_to(self, app: FastAPI) -> None:
         """Add the routes to the application. The names are part of the OpenAPI operation ids."""
@@ -39,7 +41,7 @@ class WeightsRoutes:
 
     async def register(self, request: Request) -> str:
         """Register weights. If the client goes, the registration is cancelled."""
-        self._registration.authorize(request.headers.get("authorization"))
+        await self._keyring.require_admin(request.scope)
         content = await read_content(request, MAX_REGISTRATION_BYTES)
         weights = RegisterRequest.parse(content)
         if weights.type not in await self._weights.loaded():
@@ -48,6 +50,6 @@ class WeightsRoutes:
 
     async def cancel(self, request: Request) -> str:
         """Cancel the registration under way."""
-        self._registration.authorize(request.headers.get("authorization"))
+        await self._keyring.require_admin(request.scope)
         self._registration.cancel()
         return "Cancel signal sent"

@@ -89,6 +89,18 @@ def wait_for_ever(begun: threading.Event) -> Handler:
     return handle
 
 
+def answer_when(begun: threading.Event, released: threading.Event) -> Handler:
+    """Return a handler that sets `begun` when it has the request, and answers once released."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        begun.set()
+        while not released.is_set():
+            await asyncio.sleep(0.01)
+        return await answer([])(request)
+
+    return handle
+
+
 def events(*lines: Any, then: Handler | None = None, pages: int = 1) -> Handler:
     """Return a handler that streams events, and then ends the answer or calls `then`."""
 
@@ -118,6 +130,7 @@ class TorchServeStandIn:
         probes: how the next probes are answered.
         tokens: if set, the valid token of each role, and the API key; requests must have them.
         hangs: whether the management API answers nothing.
+        batch_size: of the lanes for prompts.
     """
 
     url: str = ""
@@ -143,6 +156,7 @@ class TorchServeStandIn:
     tokens: dict[str, str] | None = None
     key_file: Path | None = None
     hangs: bool = False
+    batch_size: int = 1
     _scripts: dict[str, list[Handler]] = field(default_factory=dict)
     _new_tokens: Iterator[int] = field(default_factory=itertools.count)
 
@@ -202,7 +216,7 @@ class TorchServeStandIn:
         self.described.append(lane)
         description: dict[str, Any] = {
             "minWorkers": 1,
-            "batchSize": 1,
+            "batchSize": 1 if lane.endswith("-automask") else self.batch_size,
             "maxBatchDelay": 1,
             "workers": [{"pid": pid, "status": "READY"} for pid in self.lanes[lane]],
         }

@@ -12,6 +12,7 @@ import contextlib
 import json
 import os
 import re
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -65,10 +66,12 @@ class JobFolder:
         """Return whether `cancel` was called for this job."""
         return self._path(job_id, "cancelled").exists()
 
-    def running(self) -> list[JobProgress]:
-        """Return the progress of the running jobs, the oldest first."""
+    def running(self, ids: Collection[str] | None = None) -> list[JobProgress]:
+        """Return the progress of the running jobs, or of those with these ids, the oldest first."""
         jobs = []
         for path in self._folder.glob("*.progress"):
+            if ids is not None and path.stem not in ids:
+                continue
             # The job may end while we read, and a foreign file may hold anything.
             with contextlib.suppress(OSError, ValueError, TypeError):
                 jobs.append(JobProgress(**json.loads(path.read_bytes())))

@@ -182,8 +182,8 @@ def test_a_full_queue_is_503_and_says_when_to_try_again(gateway: Gateway, path: 
     gateway.torchserve.script(LANES[path], answer(QUEUE_FULL, 503))
     got = gateway.post(path, BODIES[path])
     assert (got.status, got.headers["Retry-After"]) == (503, "1")
-    assert got.error()["code"] == "unavailable"
-    assert got.error()["message"] == QUEUE_FULL["message"]
+    assert got.error()["code"] == "busy"
+    assert got.error()["message"].startswith("The queue is full.")
     assert (len(gateway.torchserve.received), retries(gateway)) == (1, 0)
 
 
@@ -203,7 +203,7 @@ def test_no_request_is_sent_a_third_time(gateway: Gateway, path: str) -> None:
     gateway.torchserve.script(LANES[path], *[answer(WORKER_DIED, 503)] * 3)
     got = gateway.post(path, BODIES[path])
     assert (got.status, got.headers["Retry-After"]) == (503, "1")
-    assert got.error()["message"] == "Worker died."
+    assert got.error()["message"] == "The worker that had this request has ended. Try again."
     assert len(gateway.torchserve.received) == 2
 
 

@@ -55,6 +55,19 @@ def test_a_job_that_cannot_be_cancelled_hides_no_error(
     assert "could not be cancelled" in caplog.text
 
 
+def test_a_client_sees_its_own_jobs_only(tmp_path: Path) -> None:
+    jobs, folder = Jobs(tmp_path), JobFolder(tmp_path)
+    with jobs.job("alice") as of_alice, jobs.job("bob") as of_bob:
+        for number, headers in enumerate((of_alice, of_bob)):
+            progress = JobProgress("vit_t-automask", number, 10, started=float(number))
+            folder.write(headers["Samserve-Job"], progress)
+        assert jobs.progress("alice")["percent"] == 0
+        assert jobs.progress("bob") == {"message": "vit_t-automask: 1 of 10 points", "percent": 10}
+        assert jobs.progress("carol") == NOTHING
+        assert "and 1 more" in jobs.progress()["message"]
+    assert jobs.progress("alice") == NOTHING
+
+
 def test_without_a_folder_a_job_has_no_id() -> None:
     with Jobs(None).job() as headers:
         assert headers == {}

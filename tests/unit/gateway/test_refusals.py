@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from samserve_gateway.readiness import Readiness
 from tests.support import torchserve
-from tests.support.http import ask
+from tests.support.http import ask, lone_gateway, serving
 from tests.support.torchserve import QUEUE_FULL, Gateway, answer
 from tests.support.waiting import wait_for
 
@@ -94,16 +95,37 @@ def test_without_a_token_nobody_may_register() -> None:
             assert "SAMSERVE_ADMIN_TOKEN" in got.error()["message"]
 
 
-def test_torchserves_refusals(gateway: Gateway) -> None:
+def test_torchserves_refusals(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
     gateway.torchserve.script("vit_t", answer(QUEUE_FULL, 503), answer({"message": "Odd."}, 507))
     full, odd = gateway.post("/sam/", GOOD), gateway.post("/sam/", GOOD)
     assert (full.status, full.headers["Retry-After"]) == (503, "1")
     assert full.error() == {
-        "code": "unavailable",
-        "message": QUEUE_FULL["message"],
+        "code": "busy",
+        "message": "The queue is full. Try again in a second.",
         "field": None,
     }
-    assert (odd.status, odd.error()["message"]) == (503, "Odd.")
+    assert (odd.status, odd.error()["code"]) == (503, "unavailable")
+    assert "its log says why" in odd.error()["message"]
+    assert "Odd." not in odd.error()["message"]
+    assert "HTTP 507: Odd." in caplog.text
+
+
+def test_nothing_of_the_gateways_insides_reaches_a_client(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with serving(lone_gateway()) as port:
+        for method, path in (
+            ("POST", "/sam/"),
+            ("POST", "/sam/automask/"),
+            ("POST", "/sam/automask/?stream=1"),
+            ("GET", "/sam/weights/"),
+            ("GET", "/readyz"),
+            ("GET", "/metrics"),
+        ):
+            got = ask(port, method, path, json.dumps(GOOD).encode() if method == "POST" else None)
+            for inside in (b"127.0.0.1", b"aiohttp", b"Error(", b"Errno", b"key_file", b"nowhere"):
+                assert inside not in got.content, (path, got.content)
+    assert "no tokens in" in caplog.text
 
 
 def test_an_error_of_the_gateways_own(

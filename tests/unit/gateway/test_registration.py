@@ -15,21 +15,17 @@ import pytest
 
 from samserve.errors import (
     Conflict,
-    Forbidden,
     InvalidField,
     InvalidWeights,
     NotFound,
     SamserveError,
     TooLarge,
-    Unauthorized,
     Unreachable,
 )
-from samserve_gateway.readiness import Readiness
 from samserve_gateway.registration import RegisterRequest, Registration
 from samserve_gateway.settings import Settings
 from samserve_gateway.torchserve import TorchServeError
-from samserve_gateway.weights import Weights
-from tests.support.registration import ASKED, DEFAULT, PLACES_ALL, TOKEN, Bench, Lanes
+from tests.support.registration import ASKED, DEFAULT, PLACES_ALL, TOKEN, Bench
 
 
 @pytest.fixture
@@ -238,32 +234,6 @@ def test_what_a_killed_gateway_left_is_cleared_away(bench: Bench) -> None:
     bench.job(PLACES_ALL)
     bench.register()
     assert not left.exists()
-
-
-# Who may
-
-
-@pytest.mark.parametrize("given", [f"Bearer {TOKEN}", f"bearer  {TOKEN}"])
-def test_the_administrator(bench: Bench, given: str) -> None:
-    bench.registration.authorize(given)
-
-
-@pytest.mark.parametrize(
-    "given",
-    [None, "", TOKEN, "Bearer", "Bearer ", f"Basic {TOKEN}", f"Bearer {TOKEN}x", "Bearer é"],
-)
-def test_somebody_else(bench: Bench, given: str | None) -> None:
-    with pytest.raises(Unauthorized):
-        bench.registration.authorize(given)
-
-
-@pytest.mark.parametrize("environ", [{}, {"SAMSERVE_ADMIN_TOKEN": ""}])
-def test_nobody_without_a_token(environ: dict[str, str]) -> None:
-    settings = Settings.from_environ(environ)
-    weights = Weights(Lanes())
-    readiness = Readiness(Lanes(), settings, set())
-    with pytest.raises(Forbidden, match="SAMSERVE_ADMIN_TOKEN"):
-        Registration(Lanes(), weights, readiness, settings).authorize(f"Bearer {TOKEN}")
 
 
 def test_a_bad_token_stops_the_start_and_is_not_told() -> None:

@@ -77,12 +77,16 @@ def records(caplog: pytest.LogCaptureFixture) -> list[tuple[int, Any]]:
 def test_the_line_of_a_request(gateway: Gateway, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "samserve_gateway"):
         got = gateway.post("/sam/", BODY)
-        gateway.torchserve.script("vit_t", answer(QUEUE_FULL, 503))
+        gateway.torchserve.script(
+            "vit_t", answer({"message": "Odd."}, 500), answer(QUEUE_FULL, 503)
+        )
+        gateway.post("/sam/", BODY)
         gateway.post("/sam/", BODY)
         gateway.torchserve.lanes.clear()
         gateway.get("/readyz")
-        wait_for(lambda: len(records(caplog)) == 3)  # each is logged after its answer
-    (level, fields), (failed_level, failed), (ready_level, ready) = records(caplog)
+        wait_for(lambda: len(records(caplog)) == 4)  # each is logged after its answer
+    (level, fields), (failed_level, failed), busy, (ready_level, ready) = records(caplog)
+    assert (busy[0], busy[1]["status"]) == (logging.INFO, 503)  # a full queue is no failure
     assert level == logging.INFO
     assert fields.pop("seconds") >= 0
     received = len(gateway.torchserve.received[0].content)

@@ -66,7 +66,9 @@ def test_a_file_with_other_refused_tokens(guarded: Gateway) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "", "{}", "[]", '{"API": 1}', "not JSON"])
-def test_a_file_without_tokens(guarded: Gateway, content: str | None) -> None:
+def test_a_file_without_tokens(
+    guarded: Gateway, content: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
     key_file = guarded.torchserve.key_file
     assert key_file is not None
     key_file.unlink()
@@ -74,7 +76,9 @@ def test_a_file_without_tokens(guarded: Gateway, content: str | None) -> None:
         key_file.write_text(content)
     got = guarded.post("/sam/", BODY)
     assert (got.status, got.error()["code"]) == (503, "unavailable")
-    assert "no tokens in" in got.error()["message"]
+    assert "no token for TorchServe" in got.error()["message"]
+    assert str(key_file) not in got.error()["message"]
+    assert f"no tokens in {key_file}" in caplog.text
     guarded.torchserve.write_key_file()
     check(guarded)
 

@@ -1,0 +1,317 @@
+"""The queue in front of each lane: it decides who is next, and refuses when it is full.
+
+TorchServe gets only as many requests of a lane as its workers need to be busy: two batches each.
+All others wait here, where
+
+- a request whose client leaves, or whose time is over, is dropped and costs nothing;
+- clients take turns, so that none waits behind all the work of another;
+- a full queue refuses at once, without a question to TorchServe.
+
+With several TorchServes behind a balancer, nobody tells the gateway how many workers there are.
+Then nothing waits here, and the queues of the TorchServes hold what waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections import Counter, OrderedDict, deque
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import Any, TypeVar
+
+from samserve.errors import Busy, SamserveError, TimedOut
+from samserve.serving.lanes import Mode, mode_of, model_type_of
+
+from .torchserve_answers import TorchServeError, ready_workers
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+BATCHES_INSIDE = 2
+"""Batches that TorchServe gets for each prompt worker: one is computed, and one is ready when the
+worker has done it."""
+
+FIRST_INSIDE: dict[Mode, int] = {"prompt": 8, "automask": 1}
+"""Requests that TorchServe gets before the gateway knows how many workers there are."""
+
+MAX_RETRY_AFTER_S = 60
+
+LIST_EVERY_S = 5.0
+"""How old the list of lanes may be by which a mode is found to be full."""
+
+LOG_EVERY_S = 60.0
+"""How often the log says that a queue is full."""
+
+_SMOOTHING = 0.05
+"""The weight of the newest of the intervals between answers. Batches answer in bursts."""
+
+
+class LaneQueue:
+    """The queue in front of one lane.
+
+    Args:
+        size: requests that may wait.
+        throttled: whether requests wait here at all.
+    """
+
+    def __init__(self, lane: str, size: int, *, throttled: bool) -> None:
+        self.throttled = throttled
+        self._lane = lane
+        self._size = size
+        self._most_inside: float = FIRST_INSIDE[mode_of(lane)] if throttled else math.inf
+        self._inside = 0
+        self._inside_of: Counter[str] = Counter()
+        self._waiting_of: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._waiting = 0
+        self._interval_s = 0.0
+        self._left_at = 0.0
+        self._logged_at = -math.inf
+        self._abandoned: set[asyncio.Task[Any]] = set()
+
+    @property
+    def waiting(self) -> int:
+        return self._waiting
+
+    def resize(self, description: Mapping[str, Any]) -> None:
+        """Learn the lane's workers and batch size from TorchServe's description of the lane."""
+        if self.throttled:
+            workers = max(1, len(ready_workers(description)))
+            batches = BATCHES_INSIDE if mode_of(self._lane) == "prompt" else 1
+            self._most_inside = workers * int(description["batchSize"]) * batches
+            self._admit()
+
+    async def run(
+        self,
+        client: str,
+        timeout_s: float,
+        work: Callable[[], Coroutine[Any, Any, T]],
+        *,
+        late: str | None = None,
+    ) -> T:
+        """Wait for this client's turn, do the work, and return its result.
+
+        If the caller is cancelled while TorchServe has the request, the work goes on without it:
+        TorchServe computes the request anyway, and keeps its place until then.
+
+        Raises: as `enter`, and what the work raises.
+        """
+        await self.enter(client, timeout_s, late=late)
+        if not self.throttled:
+            try:
+                return await work()
+            finally:
+                self.leave(client)
+        task = asyncio.create_task(work())
+        task.add_done_callback(lambda _: self.leave(client))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            self._keep_task(task)
+            raise
+
+    async def enter(self, client: str, timeout_s: float, *, late: str | None = None) -> None:
+        """Wait for this client's turn. Whoever enters must `leave`.
+
+        Args:
+            late: the message if the turn does not come in time.
+
+        Raises:
+            Busy: the queue is full.
+            TimedOut: the turn did not come within `timeout_s`.
+        """
+        if self._inside < self._most_inside and not self._waiting:
+            self._begin(client)
+            return
+        self.refuse_if_full(timeout_s)
+        loop = asyncio.get_running_loop()
+        turn: asyncio.Future[None] = loop.create_future()
+        self._waiting_of.setdefault(client, deque()).append(turn)
+        self._waiting += 1
+        message = late or f"The time limit of {timeout_s:g} s is over: many requests wait."
+        timer = loop.call_later(timeout_s, _fail, turn, TimedOut(message))
+        try:
+            await turn
+        except BaseException:
+            if turn.done() and not turn.cancelled() and turn.exception() is None:
+                self.leave(client)  # the turn came at the moment at which the client left
+            else:
+                self._drop(client, turn)
+            raise
+        finally:
+            timer.cancel()
+
+    def leave(self, client: str) -> None:
+        """Count a request as answered, and let the next one in."""
+        now = time.monotonic()
+        if self._waiting:
+            interval_s = now - self._left_at
+            weight = _SMOOTHING if self._interval_s else 1.0
+            self._interval_s += weight * (interval_s - self._interval_s)
+        self._left_at = now
+        self._inside -= 1
+        self._inside_of[client] -= 1
+        if not self._inside_of[client]:
+            del self._inside_of[client]
+        self._admit()
+
+    def refuse_if_full(self, timeout_s: float = math.inf) -> None:
+        """Refuse a request that would have to wait too long.
+
+        Raises:
+            Busy: as many requests wait as may, or so many that this one would not be answered in
+                time.
+        """
+        expected_s = self._waiting * self._interval_s
+        # Automasks take very different times, so their wait cannot be foretold.
+        foretold = mode_of(self._lane) == "prompt" and self._waiting >= self._most_inside
+        too_long = foretold and expected_s > timeout_s / 2
+        if self._waiting >= self._size or too_long:
+            # Half of the time until it is empty: a queue that runs empty wastes the workers.
+            self._log_full()
+            again_s = min(MAX_RETRY_AFTER_S, max(1, round(expected_s / 2)))
+            raise Busy(
+                f"The queue is full: {self._waiting} requests wait for "
+                f"{model_type_of(self._lane)}. Try again in {again_s} s.",
+                again_s,
+            )
+
+    def keep(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do some work that nobody waits for."""
+        self._keep_task(asyncio.create_task(work))
+
+    def close(self) -> None:
+        """Cancel the work that nobody waits for."""
+        for task in self._abandoned:
+            task.cancel()
+
+    def _keep_task(self, task: asyncio.Task[Any]) -> None:
+        self._abandoned.add(task)
+        task.add_done_callback(self._forget)
+
+    def _log_full(self) -> None:
+        if time.monotonic() > self._logged_at + LOG_EVERY_S:
+            self._logged_at = time.monotonic()
+            logger.warning(
+                "The queue of lane %s is full: %d requests wait, and more are refused.",
+                self._lane,
+                self._waiting,
+            )
+
+    def _begin(self, client: str) -> None:
+        self._inside += 1
+        self._inside_of[client] += 1
+
+    def _admit(self) -> None:
+        """Let in who is next: of the clients with the fewest requests inside, the one that was let
+        in least recently."""
+        while self._waiting and self._inside < self._most_inside:
+            client = min(self._waiting_of, key=lambda name: self._inside_of[name])
+            turns = self._waiting_of[client]
+            turn = turns.popleft()
+            self._waiting -= 1
+            self._waiting_of.move_to_end(client)
+            if not turns:
+                del self._waiting_of[client]
+            if not turn.done():
+                self._begin(client)
+                turn.set_result(None)
+
+    def _drop(self, client: str, turn: asyncio.Future[None]) -> None:
+        turns = self._waiting_of.get(client, deque())
+        with contextlib.suppress(ValueError):  # it was dropped already
+            turns.remove(turn)
+            self._waiting -= 1
+            if not turns:
+                del self._waiting_of[client]
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._abandoned.discard(task)
+        if not task.cancelled():
+            task.exception()  # asyncio logs an exception that nobody looks at
+
+
+class LaneQueues:
+    """The queues of all lanes.
+
+    Args:
+        size: requests that may wait in each.
+        throttled: whether requests wait here at all.
+        list_lanes: returns the lanes that TorchServe has.
+    """
+
+    def __init__(
+        self, size: int, *, throttled: bool, list_lanes: Callable[[], Awaitable[list[str]]]
+    ) -> None:
+        self._size = size
+        self._throttled = throttled
+        self._list_lanes = list_lanes
+        self._queues: dict[str, LaneQueue] = {}
+        self._lanes: list[str] = []
+        self._listed_at = -math.inf
+        self._listing: asyncio.Task[None] | None = None
+
+    def of(self, lane: str) -> LaneQueue:
+        """Return the queue of a lane that exists."""
+        if lane not in self._queues:
+            self._queues[lane] = LaneQueue(lane, self._size, throttled=self._throttled)
+        return self._queues[lane]
+
+    def resize(self, lane: str, description: Mapping[str, Any]) -> None:
+        """Learn a lane's workers and batch size."""
+        self.of(lane).resize(description)
+
+    def waiting(self) -> dict[str, int]:
+        """Return how many requests wait for each lane."""
+        return {lane: queue.waiting for lane, queue in self._queues.items()}
+
+    def refuse_if_all_full(self, mode: Mode) -> None:
+        """Refuse a request before it is read, if every lane that might answer it is full.
+
+        Raises:
+            Busy: all lanes of the mode are full.
+        """
+        refusals = {
+            lane: refusal
+            for lane, queue in self._queues.items()
+            if mode_of(lane) == mode and (refusal := _refusal_of(queue))
+        }
+        if not refusals:
+            return
+        # A lane that nobody has used yet has no queue here, and is not full.
+        age_s = time.monotonic() - self._listed_at
+        if age_s > LIST_EVERY_S and (self._listing is None or self._listing.done()):
+            self._listing = asyncio.create_task(self._list())
+        lanes = [lane for lane in self._lanes if mode_of(lane) == mode]
+        if age_s <= 2 * LIST_EVERY_S and lanes and all(lane in refusals for lane in lanes):
+            raise min((refusals[lane] for lane in lanes), key=lambda busy: busy.retry_after_s)
+
+    async def close(self) -> None:
+        """Cancel all work that nobody waits for."""
+        if self._listing is not None:
+            self._listing.cancel()
+            await asyncio.gather(self._listing, return_exceptions=True)
+        for queue in self._queues.values():
+            queue.close()
+
+    async def _list(self) -> None:
+        # Without a list, requests are read before they are refused.
+        with contextlib.suppress(TorchServeError):
+            self._lanes = await self._list_lanes()
+            self._listed_at = time.monotonic()
+
+
+def _refusal_of(queue: LaneQueue) -> Busy | None:
+    try:
+        queue.refuse_if_full()
+    except Busy as refusal:
+        return refusal
+    return None
+
+
+def _fail(turn: asyncio.Future[None], error: SamserveError) -> None:
+    if not turn.done():
+        turn.set_exception(error)
