@@ -9,6 +9,7 @@
     ├── UnknownImage        409  the request has only a digest, and the image is not cached
     ├── Conflict            409  the weights are registered, or another registration runs
     ├── TooLarge            413  the body, the image or the weights are over the limit
+    ├── Heavy               421  the prompt lane does not take so much work
     ├── UnsupportedMediaType 415 the body has a charset that is not supported
     │   └── UnsupportedEncoding  the body has a Content-Encoding that is not supported
     ├── HeaderTooLarge      431  a header has more bytes than TorchServe accepts
@@ -89,6 +90,11 @@ class TooLarge(SamserveError):
     code = "too_large"
 
 
+class Heavy(SamserveError):
+    status = 421
+    code = "heavy"
+
+
 class UnsupportedMediaType(SamserveError):
     status = 415
     code = "unsupported_media_type"
@@ -134,6 +140,11 @@ class InvalidImage(InvalidField):
 
 class InvalidWeights(InvalidField):
     code = "invalid_weights"
+
+
+def quoted(value: str) -> str:
+    """Return a text that the client sent in quotes, cut after 100 characters."""
+    return repr(value) if len(value) <= 100 else f"{value[:100]!r}…"
 
 
 def error_body(code: str, message: str, field: str | None = None) -> dict[str, Any]:

@@ -93,7 +93,7 @@ class Decoder:
             points: the number of points in each prompt.
             masks: whether the prompts have a mask.
         """
-        return PROMPTS_AT_ONCE if _needs_original(points, masks) else self.prompts_at_once
+        return PROMPTS_AT_ONCE if needs_original(points, masks) else self.prompts_at_once
 
     def prepare(self, embedding: Embedding) -> Image:
         """Compute the image's part of decoding, which is about as much work as one prompt."""
@@ -119,7 +119,7 @@ class Decoder:
             boxes: B×4 XYXY in the input frame.
             masks: B×1×256×256 logits of that frame, like `low_res_masks`.
         """
-        if _needs_original(0 if points is None else points[1].shape[1], masks is not None):
+        if needs_original(0 if points is None else points[1].shape[1], masks is not None):
             return decode_plain(
                 self._model, image.embedding, points=points, boxes=boxes, masks=masks
             )
@@ -127,7 +127,7 @@ class Decoder:
         return self._exact.decode(image.prepared, sparse.to(self._model.device))
 
 
-def _needs_original(points: int, masks: bool) -> bool:
+def needs_original(points: int, masks: bool) -> bool:
     """Return whether these prompts are decoded by the original modules.
 
     The exact decoder shares the image among prompts, but a mask prompt changes the image. And its

@@ -23,5 +23,12 @@ JOB = "Samserve-Job"
 """Request: the id of an automask job, by which its progress is reported and by which it can be
 cancelled."""
 
+MODE = "X-Mode"
+"""Request: `prompt` if the automask lane shall answer a request for prompts, which is too heavy for
+the prompt lane."""
+
+DEADLINE = "X-Deadline"
+"""Request: the time, in seconds since 1970, after which nobody waits for the answer."""
+
 STREAM = "Samserve-Stream"
 """Request: `true` if the answer shall be a stream of events, with the job's progress."""
