@@ -28,10 +28,15 @@ def _scans(jpeg: bytes) -> tuple[bytes, bytes]:
     return whole[whole.rindex(b"\xff\xda") :], whole
 
 
+def _header(side: int) -> bytes:
+    """Return what stands before the first scan of a sequential JPEG."""
+    jpeg = save(_flat(side), "JPEG")
+    return jpeg[: jpeg.index(b"\xff\xda")]
+
+
 def sequential_jpeg(side: int = SIDE, scans: int = 3000) -> bytes:
     """Return a sequential JPEG with many scans that hold nothing."""
-    _, whole = _scans(save(_flat(side), "JPEG"))
-    return whole + EMPTY_SCAN * scans + b"\xff\xd9"
+    return _header(side) + EMPTY_SCAN * scans + b"\xff\xd9"
 
 
 def progressive_jpeg(side: int = SIDE, scans: int = 199) -> bytes:
@@ -43,8 +48,7 @@ def progressive_jpeg(side: int = SIDE, scans: int = 199) -> bytes:
 
 def hidden_scans(side: int = SIDE, scans: int = 3000) -> bytes:
     """Return a sequential JPEG with an end mark inside a comment, in front of many scans."""
-    _, whole = _scans(save(_flat(side), "JPEG"))
-    return whole + b"\xff\xfe\0\x04\xff\xd9" + EMPTY_SCAN * scans + b"\xff\xd9"
+    return _header(side) + EMPTY_SCAN + b"\xff\xfe\0\x04\xff\xd9" + EMPTY_SCAN * scans + b"\xff\xd9"
 
 
 def many_strips(count: int = 131_072) -> bytes:

@@ -256,9 +256,7 @@ def _refusal(image: ImageFile, data: bytes) -> str | None:
     # Pillow decodes it in Python byte by byte, before version 13 without a bound on memory.
     if image.format == "BMP" and image.tile[0][0] == "bmp_rle":
         return "run-length encoded BMP is not read"
-    if image.info.get("progressive") and containers.has_too_many_scans(data):
-        return f"the JPEG has more than {containers.MAX_JPEG_SCANS} scans"
-    return None
+    return containers.too_many_scans(data) if image.format == "JPEG" else None
 
 
 def _rgb(image: ImageFile) -> NDArray[np.uint8]:
