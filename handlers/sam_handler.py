@@ -46,6 +46,7 @@ from samserve.serving.budgets import DecodingBudget
 from samserve.serving.headers import IMAGE_PAGES, JOB
 from samserve.serving.jobs import JobFolder, JobProgress, is_job_id
 from samserve.serving.lanes import mode_of
+from samserve.serving.memory import Memory
 from samserve.serving.metrics import METRICS, Emit, WorkerMetrics
 from samserve.serving.model_settings import ModelSettings
 from samserve.serving.prompts import prompts_of
@@ -96,6 +97,7 @@ class SamHandler:
                 sha256=self.weights["sha256"],
             )
         )
+        self.memory = Memory()
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch. An error of one request does not touch the others."""
@@ -107,6 +109,13 @@ class SamHandler:
         for row in questions:
             with self.errors_as_answers([row]):
                 row.read(self.mode, self.settings, self.weights)
+        self.segment(questions)
+        self.log_and_count(questions)
+        self.memory.give_back()
+        return [row.send() for row in batch]
+
+    def segment(self, questions: Sequence[Row]) -> None:
+        """Answer the requests that were read: embed their images, make masks, outline them."""
         decode = DecodingBudget(self.decoder, self.settings.limits, self.light)
         prompted: list[Prompted] = []
         for same_image in rows.by_image(questions):
@@ -115,8 +124,6 @@ class SamHandler:
         for same_picture in rows.by_picture(self.light_enough(prompted)):
             with self.errors_as_answers([request.row for request in same_picture]):
                 self.answer_prompts(same_picture)
-        self.log_and_count(questions)
-        return [row.send() for row in batch]
 
     def still_awaited(self, batch: Iterable[Row]) -> list[Row]:
         """Answer the requests whose deadlines have passed, and return the others."""

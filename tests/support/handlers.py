@@ -12,6 +12,7 @@ from typing import Any
 from samserve.pictures.decoder_process import DecoderProcess
 from samserve.segmenter import Segmenter
 from samserve.serving.lanes import mode_of
+from samserve.serving.memory import Memory
 from samserve.serving.metrics import WorkerMetrics
 from samserve.serving.model_settings import ModelSettings
 from tests.support.settings import SETTINGS
@@ -53,7 +54,7 @@ def handler_of(
     handler.segmenter, handler.decoder, handler.jobs = segmenter, decoder, None
     handler.metrics = WorkerMetrics(lane, lambda metric, value, labels: None)
     handler.weights = {"name": "default", "url": "file:vit_t.pt", "sha256": ""}
-    handler.lane = lane
+    handler.lane, handler.memory = lane, Memory()
     return handler
 
 

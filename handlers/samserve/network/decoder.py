@@ -20,6 +20,9 @@ from .originals import Sam
 PROMPTS_AT_ONCE = 16
 """The number of prompts that one thread of a CPU decodes in a call; about 3 MB of memory each."""
 
+ORIGINAL_AT_ONCE = 4
+"""The same for the original decoder, in which a prompt takes up to 130 MB."""
+
 GPU_PROMPTS_AT_ONCE = 1024
 """The number of prompts that a GPU decodes in a call, if its memory is sufficient: automask's whole
 grid of points."""
@@ -93,7 +96,9 @@ class Decoder:
             points: the number of points in each prompt.
             masks: whether the prompts have a mask.
         """
-        return PROMPTS_AT_ONCE if needs_original(points, masks) else self.prompts_at_once
+        if not needs_original(points, masks):
+            return self.prompts_at_once
+        return ORIGINAL_AT_ONCE if self._model.device.type == "cpu" else PROMPTS_AT_ONCE
 
     def prepare(self, embedding: Embedding) -> Image:
         """Compute the image's part of decoding, which is about as much work as one prompt."""

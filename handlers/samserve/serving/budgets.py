@@ -113,7 +113,7 @@ def check_masks(prompts: int, three_masks: bool, size: tuple[int, int], limits: 
 PROMPT_S = 0.008
 """Seconds in which two cores decode a box or a few points. MobileSAM on an EPYC, as below."""
 
-ORIGINAL_S, POINT_S = 0.05, 0.0006
+ORIGINAL_S, POINT_S = 0.08, 0.0006
 """Seconds that a mask prompt, or many points, take in addition: each of them, and each point."""
 
 PIXEL_S = 5e-9
