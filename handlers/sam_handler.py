@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,21 +34,24 @@ from samserve.errors import (
     SamserveError,
     error_body,
 )
-from samserve.masks.mask import ObjectMask, PromptMask
+from samserve.masks.mask import Compact, CompactPromptMask, ObjectMask
 from samserve.model import load_model
 from samserve.network import devices
+from samserve.pictures.decoder_process import DecoderProcess
+from samserve.pictures.decoding import Decode
 from samserve.pictures.picture import Picture
 from samserve.progress import Job
-from samserve.prompts import Prompt
-from samserve.serving import logs, rows
+from samserve.serving import budgets, logs, rows
+from samserve.serving.budgets import DecodingBudget
 from samserve.serving.headers import IMAGE_PAGES, JOB
 from samserve.serving.jobs import JobFolder, JobProgress, is_job_id
 from samserve.serving.lanes import mode_of
+from samserve.serving.memory import Memory
 from samserve.serving.metrics import METRICS, Emit, WorkerMetrics
 from samserve.serving.model_settings import ModelSettings
 from samserve.serving.prompts import prompts_of
 from samserve.serving.requests import AutomaskRequest
-from samserve.serving.rows import JSON, Answer, Row
+from samserve.serving.rows import JSON, Answer, Prompted, Row
 from samserve.serving.timing import ServerTiming
 
 logger = logging.getLogger(__name__)
@@ -72,7 +75,9 @@ class SamHandler:
         self.settings = ModelSettings.from_yaml(context.model_yaml_config)
         self.mode = mode_of(context.model_name)
         lane = self.settings.automask if self.mode == "automask" else self.settings.prompt
+        self.light = self.settings.light if self.mode == "prompt" else None
         os.nice(lane.nice)
+        self.decoder = DecoderProcess()  # after nice, which it inherits
         torch.set_num_threads(lane.resolve_threads())
         cv2.setNumThreads(1)  # OpenCV runs inside our own threads; its pool would compete
         device = devices.assigned(properties.get("gpu_id"), context.model_yaml_config)
@@ -92,6 +97,7 @@ class SamHandler:
                 sha256=self.weights["sha256"],
             )
         )
+        self.memory = Memory()
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch. An error of one request does not touch the others."""
@@ -103,60 +109,111 @@ class SamHandler:
         for row in questions:
             with self.errors_as_answers([row]):
                 row.read(self.mode, self.settings, self.weights)
-        for same_image in rows.by_image(questions):
-            with self.errors_as_answers(same_image):
-                self.segment(same_image)
+        self.segment(questions)
         self.log_and_count(questions)
+        self.memory.give_back()
         return [row.send() for row in batch]
 
-    def segment(self, same_image: Sequence[Row]) -> None:
-        """Answer all requests of one image: embed it, make masks, outline them.
+    def segment(self, questions: Sequence[Row]) -> None:
+        """Answer the requests that were read: embed their images, make masks, outline them."""
+        decode = DecodingBudget(self.decoder, self.settings.limits, self.light)
+        prompted: list[Prompted] = []
+        for same_image in rows.by_image(questions):
+            with self.errors_as_answers(same_image):
+                prompted += self.embed(self.still_awaited(same_image), decode)
+        for same_picture in rows.by_picture(self.light_enough(prompted)):
+            with self.errors_as_answers([request.row for request in same_picture]):
+                self.answer_prompts(same_picture)
+
+    def still_awaited(self, batch: Iterable[Row]) -> list[Row]:
+        """Answer the requests whose deadlines have passed, and return the others."""
+        awaited = []
+        for row in batch:
+            with self.errors_as_answers([row]):
+                row.check_deadline()
+                awaited.append(row)
+        return awaited
+
+    def embed(self, same_image: Sequence[Row], decode: Decode) -> list[Prompted]:
+        """Embed the image of these requests. Answer automasks; return the requests for prompts.
 
         Raises:
             SamserveError: the image cannot be read, so none of the requests can be answered.
         """
+        if not same_image:
+            return []
         # One request may have only a digest and another the picture itself, which is longer.
         sent = max((row.image for row in same_image), key=len)
         field = "b64img" if isinstance(sent, str) else "image"
-        max_pixels = self.settings.limits.max_image_pixels
-        picture = Picture(sent, max_pixels, field, page=same_image[0].request.page)
+        limits, page = self.settings.limits, same_image[0].request.page
+        picture = Picture(sent, limits.max_image_pixels, field, page, decode)
         timing = ServerTiming(self.metrics.step)
         with timing.step("embed") as notes:
             embedded = self.segmenter.embed_file(picture)
             notes.append(embedded.source)
         if picture.decoding_s is not None:  # decoding is a part of "embed"
             timing.add("decode", picture.decoding_s)
-        prompted: list[tuple[Row, list[Prompt]]] = []
+        prompted = []
         for row in same_image:
             row.set_header(IMAGE_PAGES, str(embedded.pages))
             with self.errors_as_answers([row]):
-                if isinstance(row.request, AutomaskRequest):
-                    row.answer = self.find_objects(row, row.request, embedded, timing.copy())
+                request, embedding = row.request, embedded.image.embedding
+                if isinstance(request, AutomaskRequest):
+                    row.answer = self.find_objects(row, request, embedded, timing.copy())
                 else:
-                    embedding = embedded.image.embedding
-                    prompted.append((row, prompts_of(row.request, embedding, max_pixels)))
-        if not prompted:
+                    prompts = prompts_of(request, embedding, limits, decode, row.mask_field)
+                    prompted.append(Prompted(row, prompts, embedded, timing))
+        return prompted
+
+    def light_enough(self, prompted: Sequence[Prompted]) -> list[Prompted]:
+        """Return the requests that this lane takes, cheap ones first; the others get 421."""
+        if self.light is None:
+            return list(prompted)
+        light = []
+        for request, refusal in budgets.light_ones(
+            prompted,
+            lambda request: budgets.seconds_of_masks(request.prompts, request.embedded.size),
+            self.light,
+        ):
+            with self.errors_as_answers([request.row]):
+                if refusal is not None:
+                    raise refusal
+                light.append(request)
+        return light
+
+    def answer_prompts(self, same_picture: Sequence[Prompted]) -> None:
+        """Make the masks of all requests for prompts on one picture, and outline them.
+
+        Raises:
+            SamserveError: the masks cannot be made.
+        """
+        awaited = self.still_awaited(request.row for request in same_picture)
+        requests = [request for request in same_picture if request.row in awaited]
+        if not requests:
             return
+        timing = requests[0].timing
         with timing.step("masks"):
-            predicted = self.predict(prompted, embedded)
-        for row, masks in predicted:
-            with self.errors_as_answers([row]):
+            predicted = self.predict(requests)
+        for request, masks in predicted:
+            with self.errors_as_answers([request.row]):
+                row, embedded = request.row, request.embedded
                 row.answer = self.write(row, masks, embedded, timing.copy())
 
     def predict(
-        self, prompted: Sequence[tuple[Row, list[Prompt]]], embedded: segmenter.EmbeddedPicture
-    ) -> list[tuple[Row, list[PromptMask]]]:
+        self, requests: Sequence[Prompted]
+    ) -> list[tuple[Prompted, list[CompactPromptMask]]]:
         """Make the masks of these requests together; if memory runs out, one request at a time."""
+        embedded = requests[0].embedded
         try:
-            masks = self.segmenter.predict(embedded, [prompts for _, prompts in prompted])
-            return [(row, made) for (row, _), made in zip(prompted, masks, strict=True)]
+            masks = self.segmenter.predict(embedded, [request.prompts for request in requests])
+            return list(zip(requests, masks, strict=True))
         except OutOfMemory:
             pass  # retry outside the block: the traceback keeps the failed run's tensors alive
         predicted = []
-        for row, prompts in prompted:
-            with self.errors_as_answers([row]):
-                [made] = self.segmenter.predict(embedded, [prompts])
-                predicted.append((row, made))
+        for request in requests:
+            with self.errors_as_answers([request.row]):
+                [made] = self.segmenter.predict(embedded, [request.prompts])
+                predicted.append((request, made))
         return predicted
 
     def find_objects(
@@ -210,7 +267,7 @@ class SamHandler:
     def write(
         self,
         row: Row,
-        masks: Sequence[ObjectMask],
+        masks: Sequence[Compact],
         embedded: segmenter.EmbeddedPicture,
         timing: ServerTiming,
     ) -> Answer:
@@ -223,15 +280,22 @@ class SamHandler:
         return Answer(200, form.media_type, body)
 
     def content(
-        self, row: Row, masks: Sequence[ObjectMask], embedded: segmenter.EmbeddedPicture
+        self, row: Row, masks: Sequence[Compact], embedded: segmenter.EmbeddedPicture
     ) -> formats.Content:
         """Return the content of an answer, before it is written in a format."""
+
+        def one_by_one() -> Iterator[ObjectMask]:
+            for mask in masks:
+                row.check_deadline()
+                yield mask.unpacked()
+
         return formats.Content(
-            masks=masks,
+            masks=one_by_one(),
             size=embedded.size,
             sam_model=self.settings.model_type,
             simplify=row.request.simplify,
             pages=embedded.pages,
+            max_bytes=self.settings.limits.max_answer_bytes,
         )
 
     @contextlib.contextmanager
@@ -286,6 +350,7 @@ class SamHandler:
             "redis": dict(model.embeddings.redis_outcomes),
             "weights": self.weights,
             "limits": self.settings.limits.model_dump(),
+            "light": self.settings.light.model_dump(),
         }
 
 

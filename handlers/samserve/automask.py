@@ -18,7 +18,7 @@ from . import tiles
 from .boxes import Box
 from .crops import Candidate, Crop, is_background, suppress
 from .errors import InvalidField
-from .masks.mask import AutoMask
+from .masks.mask import AutoMask, CompactAutoMask
 from .model import Model
 from .network.decoder import Image
 from .network.originals import build_point_grid, generate_crop_boxes, remove_small_regions
@@ -35,8 +35,10 @@ def generate(
     pixels: Pixels,
     parameters: AutomaskParameters,
     job: Job | None = None,
-) -> list[AutoMask]:
+) -> Sequence[AutoMask | CompactAutoMask]:
     """Return the masks of every object, in the reference's order.
+
+    Most of them are packed: the pixels of all masks of a large picture can take gigabytes.
 
     Args:
         image: the embedding of the whole image.
@@ -51,6 +53,7 @@ def generate(
     height, width = image.embedding.original_size
     job = job or Job()
     tiling = parameters.tiling(height, width)
+    masks: Sequence[AutoMask | CompactAutoMask]
     if tiling is not None:
         masks = _tiled(model, pixels(), parameters, tiling, job)
     else:
@@ -85,7 +88,7 @@ def check_tiles(parameters: AutomaskParameters, size: tuple[int, int], max_point
 
 def _whole_and_crops(
     model: Model, image: Image, pixels: Pixels, parameters: AutomaskParameters, job: Job
-) -> list[AutoMask]:
+) -> list[CompactAutoMask]:
     """Return the masks of the whole image and of its crops, as segment-anything does."""
     height, width = image.embedding.original_size
     sides = parameters.points_a_side()
@@ -153,14 +156,13 @@ def _tiled(
     return sorted(masks, key=lambda mask: -mask.predicted_iou)
 
 
-def _automask(candidate: Candidate, image_size: tuple[int, int]) -> AutoMask:
-    return AutoMask(
-        mask=candidate.mask.pixels(),
+def _automask(candidate: Candidate, image_size: tuple[int, int]) -> CompactAutoMask:
+    return CompactAutoMask(
+        compact=candidate.mask,
         box=candidate.box,
         image_size=image_size,
         predicted_iou=candidate.predicted_iou,
-        stability_score=float(candidate.mask.stability_score),
-        point_coords=[list(candidate.point)],
+        point=candidate.point,
     )
 
 
@@ -194,11 +196,14 @@ def _of_pieces(pieces: Sequence[tiles.Piece], image_size: tuple[int, int]) -> Au
 
 
 def _without_small_regions(
-    masks: list[AutoMask], image_size: tuple[int, int], parameters: AutomaskParameters
+    masks: Sequence[AutoMask | CompactAutoMask],
+    image_size: tuple[int, int],
+    parameters: AutomaskParameters,
 ) -> list[AutoMask]:
     """Fill small holes, drop small islands, then drop the masks that became duplicates."""
     cleaned, scores = [], []
-    for mask in masks:
+    for packed in masks:
+        mask = packed.unpacked()
         pixels, origin = _with_margin(mask, image_size, parameters.min_mask_region_area)
         pixels, filled = remove_small_regions(pixels, parameters.min_mask_region_area, mode="holes")
         pixels, dropped = remove_small_regions(

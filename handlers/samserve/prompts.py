@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import InvalidField
 from .masks.full_size import LOW_RES_SIDE, FullSize
-from .masks.mask import PromptMask
+from .masks.mask import CompactPromptMask
 from .model import Model
 from .network.decoder import Decoder, Image, single_or_three
 from .network.devices import in_halves
@@ -170,8 +170,10 @@ def check_inside(
 
 def predict(
     model: Model, image: Image, requests: Sequence[Sequence[Prompt]]
-) -> list[list[PromptMask]]:
+) -> list[list[CompactPromptMask]]:
     """Return the masks for each request's prompts, in the requests' order.
+
+    They are packed: the pixels of hundreds of masks of a large picture would take gigabytes.
 
     Args:
         image: the image of all these requests.
@@ -192,7 +194,7 @@ def predict(
         partial(in_halves, partial(_predict, model.decoder, image)),
         [[(idx, requests[place][idx]) for place, idx in batch] for batch in batches],
     )
-    answers: dict[tuple[int, int], list[PromptMask]] = {}
+    answers: dict[tuple[int, int], list[CompactPromptMask]] = {}
     for batch, masks in zip(batches, per_batch, strict=True):
         answers.update(zip(batch, masks, strict=True))
     return [
@@ -203,7 +205,7 @@ def predict(
 
 def _predict(
     decoder: Decoder, image: Image, batch: Sequence[tuple[int, Prompt]]
-) -> list[list[PromptMask]]:
+) -> list[list[CompactPromptMask]]:
     """Return the masks of these prompts, which are of one kind and come with their `prompt_idx`."""
     embedding = image.embedding
     prompts = [prompt for _, prompt in batch]
@@ -239,9 +241,8 @@ def _predict(
         masks = [full_size.mask(low_res_mask) for low_res_mask in low_res_masks]
         answers.append(
             [
-                PromptMask(
-                    mask=mask.pixels(),
-                    box=mask.box,
+                CompactPromptMask(
+                    compact=mask,
                     image_size=embedding.original_size,
                     predicted_iou=iou,
                     prompt_idx=prompt_idx,

@@ -25,7 +25,7 @@ from PIL import Image as PillowImage
 from . import automask, places, prompts
 from .embeddings.cache import EmbeddedImage
 from .errors import InvalidField, InvalidImage, TimedOut, TooLarge
-from .masks.mask import AutoMask, PromptMask
+from .masks.mask import AutoMask, CompactAutoMask, CompactPromptMask, PromptMask
 from .model import MEMORY_CACHE, Model, load_model
 from .model_types import MODEL_TYPES, Precision
 from .network.devices import device_named
@@ -92,6 +92,9 @@ class Segmenter:
             InvalidImage: the picture cannot be decoded, or is too thin to encode.
             TooLarge: it has more than `max_pixels` pixels.
             InvalidField: there is no such page.
+
+        The file is decoded in this process. A file from a stranger can take long, or crash a codec:
+        the server decodes in a process of its own.
         """
         if isinstance(page, bool) or not isinstance(page, int) or page < 0:
             raise InvalidField(f"page must be an integer from 0, not {page!r}.", "page")
@@ -176,12 +179,14 @@ class Segmenter:
         _check_embedded(picture)
         check_inside(prompt, picture.size)
         [masks] = self.predict(picture, [[prompt]])
-        return masks
+        return [mask.unpacked() for mask in masks]
 
     def predict(
         self, picture: EmbeddedPicture, requests: Sequence[Sequence[Prompt]]
-    ) -> list[list[PromptMask]]:
+    ) -> list[list[CompactPromptMask]]:
         """Return the masks of many prompts at once, which is faster than one call each.
+
+        They are packed, and take little memory until they are unpacked.
 
         Args:
             requests: lists of checked prompts (`prompts.prompt_of`, `prompts.check_inside`).
@@ -226,12 +231,15 @@ class Segmenter:
         masks = self.find_objects(picture, checked, job)
         if job.stopped is not None:
             raise TimedOut(f"Stopped after {job.done} of {job.total} points: the time was over.")
-        return masks
+        return [mask.unpacked() for mask in masks]
 
     def find_objects(
         self, picture: EmbeddedPicture, parameters: AutomaskParameters, job: Job
-    ) -> list[AutoMask]:
-        """Like `automask`, but the caller watches the job, and gets partial results if it stops."""
+    ) -> Sequence[AutoMask | CompactAutoMask]:
+        """Like `automask`, but the caller watches the job, and gets partial results if it stops.
+
+        Most of the masks are packed, and take little memory until they are unpacked.
+        """
         return automask.generate(self.model, picture.image, picture.pixels, parameters, job)
 
 

@@ -24,7 +24,8 @@ def generate(model: Any, image: NDArray[np.uint8], **fields: Any) -> list[AutoMa
     segmenter, sent = segmenter_of(model), Picture(base64_png(image), max_pixels=10**7)
     request = AutomaskRequest.model_validate({"b64img": "", **fields})
     known = segmenter.model.embeddings.of_picture(sent).image
-    return automask.generate(segmenter.model, known, lambda: sent.pixels, request)
+    found = automask.generate(segmenter.model, known, lambda: sent.pixels, request)
+    return [mask.unpacked() for mask in found]
 
 
 def keys(masks: list[AutoMask]) -> set[tuple[Any, ...]]:

@@ -19,10 +19,12 @@ from segment_anything.modeling import ImageEncoderViT
 from samserve import automask, prompts, segmenter
 from samserve.network.checkpoints import read
 from samserve.network.encoder import Encoder, compiled_by_inductor
+from samserve.pictures.decoding import decode_page
 from samserve.pictures.picture import Picture
 from samserve.serving.prompts import prompts_of
 from samserve.serving.requests import AutomaskRequest, PromptRequest
 from tests.support.sample_pictures import base64_png, picture
+from tests.support.settings import SETTINGS
 
 BOX = [20, 30, 70, 78]
 GRID = {"points_per_side": 2, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0}
@@ -57,8 +59,9 @@ def test_a_box_is_answered_as_the_reference_does(
     assert difference <= 1e-4 * predictor.features.abs().max()
     assert predictor.features.std() > 0.1, "the same everywhere: it would prove nothing"
     request = PromptRequest.parse(body(bbox=BOX, multimask_output=True))
-    located = prompts_of(request, image.embedding, 10**8)
-    [masks] = prompts.predict(ours.model, image, [located])
+    located = prompts_of(request, image.embedding, SETTINGS.limits, decode_page)
+    [packed] = prompts.predict(ours.model, image, [located])
+    masks = [mask.unpacked() for mask in packed]
     expected, quality, _ = predictor.predict(box=np.array(BOX), multimask_output=True)
     assert len(masks) == 3
     for found, mask, iou in zip(masks, expected, quality, strict=True):
@@ -80,7 +83,9 @@ def test_a_grid_is_answered_as_the_reference_does(
     theirs = SamAutomaticMaskGenerator(predictor.model, **GRID).generate(picture("coins"))
     request = AutomaskRequest.parse(body(**GRID))
     image = ours.model.embeddings.of_picture(sent).image
-    found = automask.generate(ours.model, image, lambda: sent.pixels, request)
+    found = [
+        m.unpacked() for m in automask.generate(ours.model, image, lambda: sent.pixels, request)
+    ]
     assert len(found) == len(theirs) > 0
     for mask, expected in zip(found, theirs, strict=True):
         assert mask.predicted_iou == pytest.approx(expected["predicted_iou"], abs=1e-4)

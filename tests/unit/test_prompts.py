@@ -15,13 +15,15 @@ from samserve.errors import InvalidField, InvalidImage
 from samserve.masks.mask import PromptMask
 from samserve.network.decoder import PROMPTS_AT_ONCE
 from samserve.network.encoder import Embedding, Encoder
+from samserve.pictures.decoding import decode_page
 from samserve.serving.prompts import prompts_of
 from samserve.serving.requests import PromptRequest
 from tests.support.geometry import full_frame, same_mask
 from tests.support.sample_pictures import base64_png, picture
 from tests.support.segmenters import segmenter_of
+from tests.support.settings import SETTINGS
 
-LIMIT = 10**7  # pixels of a mask prompt
+LIMITS = SETTINGS.limits
 
 PICTURES = {
     "landscape": picture("coins"),
@@ -38,9 +40,9 @@ def predict(model: Any, image: NDArray[np.uint8], **fields: Any) -> list[PromptM
     segmenter = segmenter_of(model)
     request = PromptRequest.model_validate({"b64img": "", **fields})
     known = segmenter.model.embeddings.of_pixels(image).image
-    located = prompts_of(request, known.embedding, LIMIT)
+    located = prompts_of(request, known.embedding, LIMITS, decode_page)
     [masks] = prompts.predict(segmenter.model, known, [located])
-    return masks
+    return [mask.unpacked() for mask in masks]
 
 
 @pytest.mark.parametrize("image", PICTURES.values(), ids=PICTURES.keys())
@@ -162,7 +164,12 @@ def test_several_requests_for_one_image(model: Any) -> None:
     pixels = picture("coins")
     image = segmenter.model.embeddings.of_pixels(pixels).image
     requests = [
-        prompts_of(PromptRequest.model_validate({"b64img": "", **fields}), image.embedding, LIMIT)
+        prompts_of(
+            PromptRequest.model_validate({"b64img": "", **fields}),
+            image.embedding,
+            LIMITS,
+            decode_page,
+        )
         for fields in asked
     ]
     together = prompts.predict(segmenter.model, image, requests)
@@ -170,7 +177,8 @@ def test_several_requests_for_one_image(model: Any) -> None:
     for request, masks in zip(requests, together, strict=True):
         [alone] = prompts.predict(segmenter.model, image, [request])
         for ours, expected in zip(masks, alone, strict=True):
-            assert same_mask(full_frame(ours, pixels), full_frame(expected, pixels))
+            found = full_frame(ours.unpacked(), pixels)
+            assert same_mask(found, full_frame(expected.unpacked(), pixels))
             assert ours.predicted_iou == pytest.approx(expected.predicted_iou, abs=1e-5)
 
 
@@ -194,12 +202,12 @@ def test_a_box_must_meet_the_image(
     asked = PromptRequest.model_validate({"b64img": "", "prompts": [{"bbox": box}]})
     embedding = Embedding(torch.zeros(1), (808, 1024), (303, 384))
     if inside:
-        [located] = prompts_of(asked, embedding, LIMIT)
+        [located] = prompts_of(asked, embedding, LIMITS, decode_page)
         assert located.box is not None
         assert tuple(located.box) == box
     else:
         with pytest.raises(InvalidField, match="outside the 384x303 image") as refused:
-            prompts_of(asked, embedding, LIMIT)
+            prompts_of(asked, embedding, LIMITS, decode_page)
         assert refused.value.field == "prompts.0.bbox"
 
 

@@ -208,7 +208,8 @@ def found_in(model: Any, pixels: NDArray[np.uint8], **fields: Any) -> list[Mask]
     job = Job()
     image = segmenter.model.embeddings.of_picture(sent).image
     full = []
-    for found in automask.generate(segmenter.model, image, lambda: sent.pixels, request, job):
+    for packed in automask.generate(segmenter.model, image, lambda: sent.pixels, request, job):
+        found = packed.unpacked()
         mask = np.zeros(pixels.shape[:2], np.bool_)
         (left, top), (height, width) = found.box.origin, found.mask.shape
         mask[top : top + height, left : left + width] = found.mask

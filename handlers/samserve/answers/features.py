@@ -5,7 +5,7 @@ It decides neither which masks are kept nor their order; `masks.polygons` makes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from samserve.masks.mask import ObjectMask
@@ -26,13 +26,13 @@ def to_geojson(
         simplify: pixels by which an outline may differ from its mask to have fewer vertices.
             0: exact outlines.
     """
-    return features(masks, sam_model, simplify)
+    return list(features(masks, sam_model, simplify))
 
 
 def features(
-    masks: Sequence[ObjectMask], sam_model: str | None, tolerance: float = 0
-) -> list[dict[str, Any]]:
-    """Return a GeoJSON Feature for each mask, in the masks' order.
+    masks: Iterable[ObjectMask], sam_model: str | None, tolerance: float = 0
+) -> Iterator[dict[str, Any]]:
+    """Yield a GeoJSON Feature for each mask, in the masks' order.
 
     An empty mask has no Feature and no `object_idx`.
 
@@ -41,18 +41,19 @@ def features(
         tolerance: pixels by which an outline may differ from its mask to have fewer vertices.
             0: exact outlines.
     """
-    made: list[dict[str, Any]] = []
+    object_idx = 0
     for mask in masks:
         geometry = mask_to_geometry(mask.mask, mask.box.origin)
         if geometry is None:
             continue
         properties = {
-            "object_idx": len(made),
+            "object_idx": object_idx,
             "label": "object",
             "quality": float(mask.predicted_iou),
             "sam_model": sam_model,
             **mask.properties(),
         }
         geometry = simplify(geometry, tolerance)
-        made.append({"type": "Feature", "geometry": geometry, "properties": properties})
-    return made
+        yield {"type": "Feature", "geometry": geometry, "properties": properties}
+        object_idx += 1
+        del mask, geometry  # they can be large, and the next mask is made before they are replaced

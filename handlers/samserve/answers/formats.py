@@ -1,12 +1,15 @@
 """This module writes answers in the output formats. A new format is a new line in `FORMATS`.
 
+The masks of an answer are written one after the other. So only one of them has to be in memory,
+with its outline; the pixels of all masks of a large picture would take gigabytes.
+
 A client chooses a format by `output_format`, or by media type in the `Accept` header. Without
 either it gets samapi's array of GeoJSON Features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +18,7 @@ import orjson
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from samserve.errors import NotAcceptable
+from samserve.errors import NotAcceptable, TooLarge, quoted
 from samserve.masks.mask import ObjectMask
 
 from .features import features
@@ -26,18 +29,20 @@ class Content:
     """The content of an answer, before it is written in a format.
 
     Attributes:
-        masks: the objects, in the answer's order.
+        masks: the objects, in the answer's order; they are read once.
         size: (height, width) of the image in pixels.
         sam_model: the model type.
         simplify: pixels by which an outline may differ from its mask.
         pages: the number of pages in the picture's file; the answer is about one of them.
+        max_bytes: the largest answer in bytes, or None.
     """
 
-    masks: Sequence[ObjectMask]
+    masks: Iterable[ObjectMask]
     size: tuple[int, int]
     sam_model: str
     simplify: float
     pages: int = 1
+    max_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,21 +52,47 @@ class Format:
     Attributes:
         name: its name in `output_format`.
         media_type: its name in the `Accept` header, and the answer's Content-Type.
-        to_json: turns the content into lists and dictionaries.
+        entries: yields a dictionary for each object. The answer is a list of them.
+        around: returns what stands before and behind that list.
     """
 
     name: str
     media_type: str
-    to_json: Callable[[Content], Any]
+    entries: Callable[[Content], Iterator[dict[str, Any]]]
+    around: Callable[[Content], tuple[bytes, bytes]] = lambda content: (b"", b"")
 
     def dumps(self, content: Content) -> bytes:
-        """Return the answer's bytes. NaN becomes null, because JSON has no NaN."""
-        return orjson.dumps(self.to_json(content))
+        """Return the answer's bytes. NaN becomes null, because JSON has no NaN.
+
+        Raises:
+            TooLarge: the answer has more than `content.max_bytes`.
+        """
+        before, behind = self.around(content)
+        written = map(orjson.dumps, self.entries(content))
+        return before + b"[" + b",".join(_within(written, content.max_bytes)) + b"]" + behind
 
 
 def lines(content: Content) -> bytes:
-    """Return the objects as events of a stream, one line for each Feature."""
-    return b"".join(event("feature", **feature) for feature in _features(content))
+    """Return the objects as events of a stream, one line for each Feature.
+
+    Raises:
+        TooLarge: the lines have more than `content.max_bytes`.
+    """
+    written = (event("feature", **feature) for feature in _features(content))
+    return b"".join(_within(written, content.max_bytes))
+
+
+def _within(parts: Iterable[bytes], limit: int | None) -> Iterator[bytes]:
+    """Yield these parts of an answer, as long as they have no more bytes than `limit`."""
+    size = 0
+    for part in parts:
+        size += len(part) + 1
+        if limit is not None and size > limit:
+            raise TooLarge(
+                f"The answer has more than {limit} bytes, this server's limit. Ask for fewer "
+                "objects, or for outlines with fewer vertices (simplify)."
+            )
+        yield part
 
 
 def event(kind: str, **members: Any) -> bytes:
@@ -69,37 +100,31 @@ def event(kind: str, **members: Any) -> bytes:
     return orjson.dumps({"event": kind, **members}, option=orjson.OPT_APPEND_NEWLINE)
 
 
-def _features(content: Content) -> list[dict[str, Any]]:
+def _features(content: Content) -> Iterator[dict[str, Any]]:
     return features(content.masks, content.sam_model, content.simplify)
 
 
-def _feature_collection(content: Content) -> dict[str, Any]:
+def _collection(content: Content) -> tuple[bytes, bytes]:
     # `pages` is a foreign member, which RFC 7946 allows (section 6.1).
-    return {
-        "type": "FeatureCollection",
-        "features": _features(content),
-        "pages": content.pages,
-    }
+    return b'{"type":"FeatureCollection","features":', b',"pages":%d}' % content.pages
 
 
-def _coco_rle(content: Content) -> list[dict[str, Any]]:
-    """Return segment-anything's records (`output_mode="coco_rle"`) without `crop_box`."""
-    return [
-        {
-            "segmentation": _rle(mask, content.size),
-            "area": mask.area,
-            "bbox": [int(side) for side in mask.box.xywh],
-            "predicted_iou": float(mask.predicted_iou),
-            **mask.properties(),
-        }
-        for mask in content.masks
-        if mask.area
-    ]
+def _coco_rle(content: Content) -> Iterator[dict[str, Any]]:
+    """Yield segment-anything's records (`output_mode="coco_rle"`) without `crop_box`."""
+    for mask in content.masks:
+        if mask.area:
+            yield {
+                "segmentation": _rle(mask, content.size),
+                "area": mask.area,
+                "bbox": [int(side) for side in mask.box.xywh],
+                "predicted_iou": float(mask.predicted_iou),
+                **mask.properties(),
+            }
 
 
 FORMATS = (
     Format("features", "application/json", _features),
-    Format("feature_collection", "application/geo+json", _feature_collection),
+    Format("feature_collection", "application/geo+json", _features, _collection),
     Format("coco_rle", "application/vnd.coco-rle+json", _coco_rle),
 )
 DEFAULT = FORMATS[0]
@@ -125,7 +150,8 @@ def chosen(output_format: str | None, accept: str | None) -> Format:
                 return known
         names = ", ".join(known.name for known in FORMATS)
         raise NotAcceptable(
-            f"output_format: there is no {output_format!r}; there are {names}.", "output_format"
+            f"output_format: there is no {quoted(output_format)}; there are {names}.",
+            "output_format",
         )
     ranges = _media_ranges(accept or "")
     # The default stands first and so wins a draw. A wildcard means the default, too.

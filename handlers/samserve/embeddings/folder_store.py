@@ -10,7 +10,8 @@ its payload: every process would save the same bytes under a key.
             store.save(key, payload)
 
 No error of the file system is raised: a load misses, a save does nothing, and one warning says why.
-The same warning appears again only after the operation has succeeded in between.
+The same warning appears again only after the operation has succeeded in between, and at most once a
+minute: on a full disk, some saves succeed and others do not.
 
 Entries need not survive a crash of the machine (no fsync). Other programs of the same user are not
 guarded against. Files with names that this module does not use are never touched.
@@ -21,6 +22,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import logging
+import math
 import os
 import re
 import stat
@@ -42,6 +44,7 @@ _FOLDER_LOCK = ".lock"
 _KEY_LOCKS = 64
 
 _POLL_S = 0.005  # flock has no timeout: it waits for ever or not at all
+LOG_EVERY_S = 60.0
 _SAVE_TIMEOUT_S = 2.0  # a save takes milliseconds, so a process that holds the lock longer is stuck
 
 
@@ -62,6 +65,7 @@ class FolderStore:
         self._directory = directory
         self._max_bytes = max_bytes
         self._warned: dict[str, set[str]] = {}  # operation -> reasons already logged
+        self._logged: dict[tuple[str, str], float] = {}  # (operation, reason) -> time of the log
 
     @property
     def usable(self) -> bool:
@@ -161,14 +165,19 @@ class FolderStore:
 
     @contextmanager
     def _logging_errors(self, operation: str, name: str) -> Iterator[None]:
-        """Log an error of the block once, and again only after `operation` has succeeded."""
+        """Log an error of the block once, and again only after `operation` has succeeded.
+
+        The same line is logged once a minute at most.
+        """
         try:
             yield
         except OSError as exc:
             reason = exc.strerror or str(exc)
             reasons = self._warned.setdefault(operation, set())
-            if reason not in reasons:
+            last, now = self._logged.get((operation, reason), -math.inf), time.monotonic()
+            if reason not in reasons and now - last >= LOG_EVERY_S:
                 reasons.add(reason)
+                self._logged[operation, reason] = now
                 path = self._directory / name
                 logger.warning("Stored embeddings: cannot %s %s: %s.", operation, path, reason)
             raise _Abandoned from exc

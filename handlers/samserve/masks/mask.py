@@ -1,13 +1,14 @@
 """A mask of one object: its pixels, its box and its scores. This is what callers get.
 
 A mask is kept as the crop around its object, because an image with a thousand objects would
-otherwise take a thousand times its own size.
+otherwise take a thousand times its own size. Even the crops of a large picture's masks can take
+gigabytes together. So the library's own callers get `Compact` masks, and unpack one at a time.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,9 @@ from samserve.boxes import EMPTY, Box
 
 if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
+    from typing_extensions import Self
+
+    from .full_size import CompactMask
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +70,10 @@ class ObjectMask:
         """Return what its GeoJSON Feature says beyond what every Feature says."""
         return {}
 
+    def unpacked(self) -> Self:
+        """Return the mask itself, which has its pixels already; see `Compact`."""
+        return self
+
 
 @dataclass(frozen=True, eq=False)
 class PromptMask(ObjectMask):
@@ -79,6 +87,33 @@ class PromptMask(ObjectMask):
 
     def properties(self) -> dict[str, Any]:
         return {"prompt_idx": int(self.prompt_idx)}
+
+
+class Compact(Protocol):
+    """A mask of one object that takes little memory until it is unpacked."""
+
+    def unpacked(self) -> ObjectMask:
+        """Return the mask with its pixels. It is made anew at each call."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class CompactPromptMask:
+    """A `PromptMask` whose pixels are not unpacked yet."""
+
+    compact: CompactMask = field(repr=False)
+    image_size: tuple[int, int]
+    predicted_iou: float
+    prompt_idx: int
+
+    def unpacked(self) -> PromptMask:
+        return PromptMask(
+            mask=self.compact.pixels(),
+            box=self.compact.box,
+            image_size=self.image_size,
+            predicted_iou=self.predicted_iou,
+            prompt_idx=self.prompt_idx,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +146,27 @@ class AutoMask(ObjectMask):
             "bbox": [int(side) for side in self.box.xywh],
             "point_coords": [[float(x), float(y)] for x, y in self.point_coords],
         }
+
+
+@dataclass(frozen=True, eq=False)
+class CompactAutoMask:
+    """An `AutoMask` whose pixels are not unpacked yet."""
+
+    compact: CompactMask = field(repr=False)
+    box: Box
+    image_size: tuple[int, int]
+    predicted_iou: float
+    point: tuple[float, float]
+
+    def unpacked(self) -> AutoMask:
+        return AutoMask(
+            mask=self.compact.pixels(),
+            box=self.box,
+            image_size=self.image_size,
+            predicted_iou=self.predicted_iou,
+            stability_score=float(self.compact.stability_score),
+            point_coords=[list(self.point)],
+        )
 
 
 def _bounds(mask: NDArray[np.bool_]) -> Box:

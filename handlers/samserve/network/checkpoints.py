@@ -77,11 +77,17 @@ def model_from(
         precision: the dtype of the image encoder's weights; see `serving_form`.
 
     Raises:
-        CheckpointError: the names, shapes or kinds of the tensors are not the network's.
+        CheckpointError: the names, shapes or kinds of the tensors are not the network's, or a
+            number is NaN or infinite, or a variance below zero.
     """
     model = unallocated_model(model_type)
     _refuse_other_keys(model_type, model.state_dict(), state_dict, origin)
-    model.load_state_dict(serving_form(state_dict, precision), assign=True)
+    served = serving_form(state_dict, precision)
+    senseless = [key for key, tensor in served.items() if not _has_sense(key, tensor)]
+    if senseless:
+        kind = "tensors have NaN, infinity or a negative variance"
+        raise CheckpointError(f"{origin}: {_listed(senseless, kind)}")
+    model.load_state_dict(served, assign=True)
     # TinyViT's attention copies its biases when eval() is called. The builder has called it with
     # the random biases, so call it again.
     model.eval()
@@ -275,6 +281,18 @@ def _is_loadable(actual: torch.Tensor, expected: torch.Tensor) -> bool:
         return actual.is_floating_point()
     is_integer = not (actual.is_floating_point() or actual.is_complex())
     return is_integer and actual.dtype != torch.bool
+
+
+def _has_sense(key: str, tensor: torch.Tensor) -> bool:
+    """Return whether a tensor has finite numbers, and variances no negative ones.
+
+    With one NaN in it, a network answers every prompt with NaN. Nothing is copied here.
+    """
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    least, most = torch.aminmax(tensor)  # both are NaN if any number is
+    finite = bool(torch.isfinite(least) and torch.isfinite(most))
+    return finite and not (key.endswith(".running_var") and least < 0)
 
 
 def _kind_of(tensor: torch.Tensor) -> str:

@@ -20,6 +20,9 @@ from .originals import Sam
 PROMPTS_AT_ONCE = 16
 """The number of prompts that one thread of a CPU decodes in a call; about 3 MB of memory each."""
 
+ORIGINAL_AT_ONCE = 4
+"""The same for the original decoder, in which a prompt takes up to 130 MB."""
+
 GPU_PROMPTS_AT_ONCE = 1024
 """The number of prompts that a GPU decodes in a call, if its memory is sufficient: automask's whole
 grid of points."""
@@ -93,7 +96,9 @@ class Decoder:
             points: the number of points in each prompt.
             masks: whether the prompts have a mask.
         """
-        return PROMPTS_AT_ONCE if _needs_original(points, masks) else self.prompts_at_once
+        if not needs_original(points, masks):
+            return self.prompts_at_once
+        return ORIGINAL_AT_ONCE if self._model.device.type == "cpu" else PROMPTS_AT_ONCE
 
     def prepare(self, embedding: Embedding) -> Image:
         """Compute the image's part of decoding, which is about as much work as one prompt."""
@@ -119,7 +124,7 @@ class Decoder:
             boxes: B×4 XYXY in the input frame.
             masks: B×1×256×256 logits of that frame, like `low_res_masks`.
         """
-        if _needs_original(0 if points is None else points[1].shape[1], masks is not None):
+        if needs_original(0 if points is None else points[1].shape[1], masks is not None):
             return decode_plain(
                 self._model, image.embedding, points=points, boxes=boxes, masks=masks
             )
@@ -127,7 +132,7 @@ class Decoder:
         return self._exact.decode(image.prepared, sparse.to(self._model.device))
 
 
-def _needs_original(points: int, masks: bool) -> bool:
+def needs_original(points: int, masks: bool) -> bool:
     """Return whether these prompts are decoded by the original modules.
 
     The exact decoder shares the image among prompts, but a mask prompt changes the image. And its

@@ -12,11 +12,17 @@ import struct
 from dataclasses import dataclass
 
 MAX_JPEG_SCANS = 200
-"""The largest number of scans of a JPEG that is decoded.
+"""The largest number of scans of a progressive JPEG that is decoded.
 
-Each scan of a progressive JPEG is a pass over the whole picture, and takes the sender some hundred
-bytes: 6 MB of scans would occupy a worker for an hour. Encoders write about ten scans.
+Each scan of a JPEG is a pass over the whole picture, and takes the sender ten bytes or more: 6 MB
+of scans would occupy a worker for an hour. Encoders write about ten scans.
 """
+
+MAX_SEQUENTIAL_SCANS = 10
+"""The largest number of scans of another JPEG. Encoders write at most one for each component."""
+
+MAX_SCANNED_PIXELS = 5 * 10**9
+"""The largest product of a JPEG's scans and pixels. A fast core needs three seconds for it."""
 
 _PNG_NAME = re.compile(rb"[A-Za-z]{4}")
 _PNG_START = 8  # the signature's length
@@ -24,6 +30,9 @@ _PNG_START = 8  # the signature's length
 # A JPEG decoder reads APP0 (JFIF) and APP14 (Adobe), which declare the colour space.
 _APP0, _APP14, _COMMENT = 0xE0, 0xEE, 0xFE
 _START_OF_SCAN = 0xDA
+_PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
+_MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")  # in a scan: no stuffed byte, and no restart
+_END = 0xD9
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _REFUSED_FRAMES = {0xC3: "lossless JPEG", 0xC5: "hierarchical JPEG", 0xC6: "hierarchical JPEG"}
 _REFUSED_FRAMES |= dict.fromkeys(
@@ -110,6 +119,7 @@ class JpegFrame:
         bits: the bits of a sample.
         height, width: the size in pixels.
         components: the number of colour components.
+        progressive: whether each scan refines the picture.
         refusal: the name of the kind of JPEG if that kind is not read, otherwise None.
     """
 
@@ -117,6 +127,7 @@ class JpegFrame:
     height: int
     width: int
     components: int
+    progressive: bool
     refusal: str | None
 
 
@@ -130,7 +141,8 @@ def jpeg_frame(data: bytes) -> JpegFrame | None:
             continue
         if marker in _FRAMES:
             bits, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
-            return JpegFrame(bits, height, width, components, _REFUSED_FRAMES.get(marker))
+            progressive, refusal = marker in _PROGRESSIVE, _REFUSED_FRAMES.get(marker)
+            return JpegFrame(bits, height, width, components, progressive, refusal)
         if marker == _START_OF_SCAN:
             return None
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
@@ -142,9 +154,41 @@ def is_whole_jpeg(data: bytes) -> bool:
     return data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") >= 0
 
 
-def has_too_many_scans(jpeg: bytes) -> bool:
-    """Return whether a JPEG has more than `MAX_JPEG_SCANS` scans."""
-    return jpeg.count(b"\xff\xda") > MAX_JPEG_SCANS
+def too_many_scans(jpeg: bytes) -> str | None:
+    """Return why decoding a JPEG takes too many passes over the picture; None if it does not."""
+    frame = jpeg_frame(jpeg)
+    if frame is None:
+        return None
+    most = MAX_JPEG_SCANS if frame.progressive else MAX_SEQUENTIAL_SCANS
+    kind = "progressive" if frame.progressive else "sequential"
+    by_size = MAX_SCANNED_PIXELS // max(1, frame.width * frame.height)
+    # The quick count includes other pictures behind the first one.
+    if jpeg.count(b"\xff\xda") <= min(most, by_size):
+        return None
+    scans = _scans(jpeg, min(most, by_size) + 1)
+    if scans > most:
+        return f"the JPEG has more than {most} scans, the limit of a {kind} one"
+    if scans > by_size:
+        return (
+            f"the JPEG has more than {by_size} scans; the limit is {MAX_SCANNED_PIXELS} pixels in "
+            "all scans together"
+        )
+    return None
+
+
+def _scans(jpeg: bytes, most: int) -> int:
+    """Count the scans of the first picture in a JPEG, up to `most`.
+
+    A marker within the parameters of another one is none: their lengths are followed.
+    """
+    scans, at = 0, 2
+    while scans < most and (found := _MARKER.search(jpeg, at)) is not None:
+        marker, at = jpeg[found.start() + 1], found.end()
+        if marker == _END:
+            break
+        scans += marker == _START_OF_SCAN
+        at += max(2, int.from_bytes(jpeg[at : at + 2], "big"))
+    return scans
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:

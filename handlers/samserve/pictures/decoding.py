@@ -17,6 +17,7 @@ import re
 import struct
 import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -84,6 +85,10 @@ class Decoded:
     pages: int
 
 
+Decode = Callable[[bytes, int, str, int], Decoded]
+"""A function like `decode_page`, which may decode elsewhere."""
+
+
 def decode_image(
     data: bytes, max_pixels: int, field: str = "b64img", page: int = 0
 ) -> NDArray[np.uint8]:
@@ -142,7 +147,7 @@ def decode_page(data: bytes, max_pixels: int, field: str, page: int) -> Decoded:
             if kind == "TIFF":
                 return _tiff(data, max_pixels, field, page)
             return _other(kind, data, max_pixels, field, page)
-        except SamserveError:
+        except (SamserveError, MemoryError):
             raise
         except Unreadable as exc:
             raise InvalidImage(str(exc), field) from exc
@@ -155,13 +160,39 @@ def decode_page(data: bytes, max_pixels: int, field: str, page: int) -> Decoded:
             ) from exc
 
 
+def declared_pixels(data: bytes, page: int) -> int | None:
+    """Return the number of pixels that the header declares; None if it is not found.
+
+    Nothing is decoded or checked: `decode_page` says what is wrong with a file.
+    """
+    kind = _kind(data)
+    try:
+        if kind is None:
+            return None
+        if kind == "TIFF":
+            tiff = TiffPage(data, page)
+            size: tuple[int, int] | None = tiff.size if page < tiff.pages else None
+        elif kind == "JPEG":
+            frame = containers.jpeg_frame(data)
+            size = None if frame is None else (frame.width, frame.height)
+        elif kind == "BMP":
+            # The oldest header, of 12 bytes, has sizes of 16 bits.
+            old = struct.unpack_from("<I", data, 14)[0] == 12
+            size = struct.unpack_from("<HH" if old else "<ii", data, 18)
+        else:
+            size = _declared_size(kind, data)
+    except (Unreadable, struct.error):
+        return None
+    return None if size is None else abs(size[0] * size[1])
+
+
 def _tiff(data: bytes, max_pixels: int, field: str, page: int) -> Decoded:
     tiff = TiffPage(data, page)
     check_page(page, tiff.pages)
     check_size(tiff.size, max_pixels, field)
     try:
         return Decoded(tiff.rgb(max_pixels), tiff.pages)
-    except (SamserveError, Unreadable):
+    except (SamserveError, Unreadable, MemoryError):
         raise
     except Exception as exc:  # as in `decode_page`, but this message can describe the layout
         raise Unreadable(f"the TIFF is truncated or damaged{tiff.description()}") from exc
@@ -225,9 +256,7 @@ def _refusal(image: ImageFile, data: bytes) -> str | None:
     # Pillow decodes it in Python byte by byte, before version 13 without a bound on memory.
     if image.format == "BMP" and image.tile[0][0] == "bmp_rle":
         return "run-length encoded BMP is not read"
-    if image.info.get("progressive") and containers.has_too_many_scans(data):
-        return f"the JPEG has more than {containers.MAX_JPEG_SCANS} scans"
-    return None
+    return containers.too_many_scans(data) if image.format == "JPEG" else None
 
 
 def _rgb(image: ImageFile) -> NDArray[np.uint8]:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from samserve.errors import InvalidField
 
 from .base64_text import decode_base64
-from .decoding import decode_image
+from .decoding import Decode, decode_page
 
 SIDE = 256
 _PIXELS_PER_CELL = 4  # along a side, in pixels of the network's input
@@ -30,6 +30,7 @@ def mask_input(
     input_size: tuple[int, int],
     max_pixels: int,
     field: str,
+    decode: Decode = decode_page,
 ) -> NDArray[np.float32]:
     """Return the 256×256 logits of a mask, as `SamPredictor.predict` takes them in `mask_input`.
 
@@ -40,11 +41,13 @@ def mask_input(
         input_size: (height, width) of the image resized to the network's input, in pixels.
         max_pixels: the largest number of pixels that is decoded.
         field: the name of the text's field in the request, for errors.
+        decode: decodes the file; the default does it in this process, without limits of time.
 
     Raises:
         SamserveError: the text is no image, or the mask has another size or no object.
     """
-    pixels = decode_image(decode_base64(text, field), max_pixels, field).max(axis=2)
+    decoded = decode(decode_base64(text, field), max_pixels, field, 0)
+    pixels = decoded.pixels.max(axis=2)
     brightest = int(pixels.max())
     if brightest == 0:
         raise InvalidField(f"{field}: the mask is black all over; it shows no object.", field)

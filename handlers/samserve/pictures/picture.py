@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from samserve.errors import UnknownImage
 
 from .base64_text import decode_base64
-from .decoding import Decoded, decode_page
+from .decoding import Decode, Decoded, decode_page
 from .digests import digest_of_sent, is_reference
 
 
@@ -24,14 +24,21 @@ class Picture:
         max_pixels: the largest number of pixels, width times height, that is decoded.
         field: the name of the picture's field in the request, for errors.
         page: the page of the file, from 0.
+        decode: decodes the file; the default does it in this process, without limits of time.
     """
 
     def __init__(
-        self, sent: str | bytes, max_pixels: int, field: str = "b64img", page: int = 0
+        self,
+        sent: str | bytes,
+        max_pixels: int,
+        field: str = "b64img",
+        page: int = 0,
+        decode: Decode = decode_page,
     ) -> None:
         self._sent = sent
         self.max_pixels = max_pixels
         self._field = field
+        self._decode = decode
         self.page = page
         self.decoding_s: float | None = None
         """Seconds that decoding took; None if the picture was not decoded."""
@@ -66,6 +73,6 @@ class Picture:
             if is_reference(data):
                 raise UnknownImage("This picture is not remembered: send it in full.", self._field)
             data = decode_base64(data, self._field)
-        decoded = decode_page(data, self.max_pixels, self._field, self.page)
+        decoded = self._decode(data, self.max_pixels, self._field, self.page)
         self.decoding_s = time.perf_counter() - start
         return decoded

@@ -42,7 +42,7 @@ _METAMORPH_PLANES = 33629
 _LERC_PARAMETERS = 50674
 
 _MAX_SEGMENTS = 2**17
-"""The largest number of strips or tiles of a page. Each takes some microseconds, even if small."""
+"""The largest number of strips or tiles of a page. Each takes 10 microseconds or more."""
 
 _MAX_OVERLAP, _SMALL = 2, 1024
 """Bounds on segments that share bytes: together they may be `_MAX_OVERLAP` times as long as the

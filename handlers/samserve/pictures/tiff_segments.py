@@ -25,10 +25,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .containers import (
-    MAX_JPEG_SCANS,
-    has_too_many_scans,
     is_whole_jpeg,
     jpeg_frame,
+    too_many_scans,
     webp_size,
 )
 from .tiff_directory import ByteOrder, Unreadable
@@ -226,8 +225,9 @@ def _jpeg(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]:
         raise ValueError("the JPEG tables have a picture")
     if not is_whole_jpeg(data):
         raise ValueError("the JPEG stream has no end mark")
-    if has_too_many_scans(data):
-        raise Unreadable(f"the TIFF has a JPEG with more than {MAX_JPEG_SCANS} scans")
+    refusal = too_many_scans(data)
+    if refusal is not None:
+        raise Unreadable(f"in the TIFF, {refusal}")
     stored: str | None = None
     output = "YCBCR"
     if coding.samples == 1:

@@ -89,8 +89,9 @@ def wide_jpeg(data: bytes, max_pixels: int, field: str) -> NDArray[np.uint8] | N
         )
     if not containers.is_whole_jpeg(data):
         raise ValueError("the JPEG has no end mark")
-    if containers.has_too_many_scans(data):
-        raise Unreadable(f"the JPEG has more than {containers.MAX_JPEG_SCANS} scans")
+    refusal = containers.too_many_scans(data)
+    if refusal is not None:
+        raise Unreadable(refusal)
     values = np.asarray(imagecodecs.jpeg8_decode(data))
     if values.ndim == 2:
         return eight_bit.grey_as_rgb(eight_bit.stretch(values))

@@ -30,6 +30,19 @@ class Limits(_Settings):
     max_image_pixels: int = Field(gt=0)
     max_points: int = Field(gt=0)
     max_automask_s: float = Field(gt=0)
+    max_decode_s: float = Field(gt=0)
+    max_mask_pixels: int = Field(gt=0)
+    max_answer_bytes: int = Field(gt=0)
+
+
+class LightWork(_Settings):
+    """The work that the prompt lane takes. What is heavier is for the automask lane."""
+
+    max_image_pixels: int = Field(gt=0)
+    decode_s: float = Field(gt=0)
+    batch_decode_s: float = Field(gt=0)
+    masks_s: float = Field(gt=0)
+    batch_masks_s: float = Field(gt=0)
 
 
 class LaneSettings(_Settings):
@@ -53,6 +66,7 @@ class ModelSettings(_Settings):
     gpu_compile: bool
     defaults: Defaults = "segment-anything"  # set by the environment only: SAMSERVE_DEFAULTS
     limits: Limits
+    light: LightWork
     embedding_cache: CacheSettings
     prompt: LaneSettings
     automask: LaneSettings

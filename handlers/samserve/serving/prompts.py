@@ -5,24 +5,37 @@ from __future__ import annotations
 import numpy as np
 
 from samserve.network.encoder import Embedding
+from samserve.pictures.decoding import Decode
 from samserve.pictures.drawn_masks import mask_input
 from samserve.prompts import Prompt, check_inside
 
+from .budgets import check_masks
+from .model_settings import Limits
 from .requests import PromptRequest
 
 
-def prompts_of(request: PromptRequest, embedding: Embedding, max_pixels: int) -> list[Prompt]:
+def prompts_of(
+    request: PromptRequest,
+    embedding: Embedding,
+    limits: Limits,
+    decode: Decode,
+    mask_field: str = "b64mask",
+) -> list[Prompt]:
     """Return the request's prompts in its order.
 
     Args:
         embedding: the embedding of the request's image.
-        max_pixels: a drawn mask with more pixels is refused.
+        limits: what the request may ask for.
+        decode: decodes drawn masks.
+        mask_field: the name under which the client sent the mask of a single prompt.
 
     Raises:
         SamserveError: there is no prompt, a contradictory one, or one that does not fit the image.
     """
     prompts = []
-    for path, fields in request.each_prompt():
+    named = request.each_prompt()
+    check_masks(len(named), request.multimask_output, embedding.original_size, limits)
+    for path, fields in named:
         box = None if fields.bbox is None else np.array(fields.bbox, np.float64)
         coords = None if fields.point_coords is None else np.array(fields.point_coords, np.float64)
         labels, several = fields.point_labels, request.multimask_output
@@ -33,8 +46,9 @@ def prompts_of(request: PromptRequest, embedding: Embedding, max_pixels: int) ->
                 fields.b64mask,
                 embedding.original_size,
                 embedding.input_size,
-                max_pixels,
-                f"{path}b64mask",
+                limits.max_image_pixels,
+                f"{path}b64mask" if path else mask_field,
+                decode,
             )
         prompts.append(Prompt(box, coords, labels, logits, several))
     return prompts

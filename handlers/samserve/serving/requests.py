@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 
-from samserve.errors import InvalidField, InvalidRequest, NotFound
+from samserve.errors import InvalidField, InvalidRequest, NotFound, quoted
 from samserve.model_types import DEFAULT_WEIGHTS, is_default_address
 from samserve.parameters import AutomaskParameters, Integer, Model, OutputType, first_error
 
@@ -226,13 +226,13 @@ class SegmentRequest(RoutedRequest):
             NotFound: the message names the model type or the weights that are loaded.
         """
         if "type" in self.model_fields_set and self.type != model_type:
-            raise NotFound(f"{self.type} is not served here; {model_type} is.", "type")
+            raise NotFound(f"{quoted(self.type)} is not served here; {model_type} is.", "type")
         wanted = self.checkpoint_url
         if wanted is None or wanted in (weights["name"], weights["url"]):
             return
         if weights["name"] != DEFAULT_WEIGHTS or not is_default_address(model_type, wanted):
             raise NotFound(
-                f"No weights {wanted!r} are registered for {model_type}; "
+                f"No weights {quoted(wanted)} are registered for {model_type}; "
                 f"{weights['name']!r} ({weights['url']}) are.",
                 "checkpoint_url",
             )

@@ -5,21 +5,27 @@ It is the only code that reads and writes TorchServe's context for a single requ
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, NamedTuple
 
 import orjson
 
 from samserve.answers import formats
-from samserve.errors import InvalidRequest, TimedOut, TooLarge, UnsupportedEncoding
+from samserve.errors import InvalidRequest, TimedOut, TooLarge, UnsupportedEncoding, quoted
 from samserve.progress import Job
+from samserve.prompts import Prompt
+from samserve.segmenter import EmbeddedPicture
 
 from . import forms, logs
-from .headers import REQUEST_ID, STAND_IN, STREAM
+from .headers import DEADLINE, MODE, REQUEST_ID, STAND_IN, STREAM
 from .lanes import Mode
 from .model_settings import ModelSettings
 from .requests import AutomaskRequest, PromptRequest
+from .timing import ServerTiming
 
 JSON = "application/json"
 
@@ -43,11 +49,13 @@ class Row:
     Attributes:
         request: the checked request; set by `read`.
         image: base64 text or the bytes of the image file, as sent; set by `read`.
+        mask_field: the name under which the client sent a drawn mask; set by `read`.
         answer: set once it is known.
     """
 
     request: PromptRequest | AutomaskRequest
     image: str | bytes
+    mask_field: str
     answer: Answer
 
     def __init__(self, index: int, content: dict[str, Any], context: Any) -> None:
@@ -98,19 +106,53 @@ class Row:
         """Set a header of the answer."""
         self._context.set_response_header(self._index, name, value)
 
+    def check_deadline(self) -> None:
+        """Refuse the request if nobody waits for its answer any more.
+
+        Raises:
+            TimedOut: its deadline has passed.
+            InvalidRequest: its deadline is not a number.
+        """
+        text = self.header(DEADLINE)
+        if text is None:
+            return
+        try:
+            deadline = float(text)
+        except ValueError:
+            deadline = math.nan
+        if not math.isfinite(deadline):
+            raise InvalidRequest(f"{DEADLINE} must be seconds since 1970, not {quoted(text)}.")
+        late = time.time() - deadline
+        if late > 0:
+            raise TimedOut(f"The deadline of the request passed {late:.1f} s ago.")
+
+    def _mode(self, lane: Mode) -> Mode:
+        """Return the mode in which a lane of this mode answers the request."""
+        mode = self.header(MODE)
+        if mode in (None, lane):
+            return lane
+        if mode != "prompt":
+            raise InvalidRequest(
+                f"{MODE} must be prompt or absent, not {quoted(str(mode))}, in a lane for {lane}s."
+            )
+        return "prompt"
+
     def read(self, mode: Mode, settings: ModelSettings, weights: Mapping[str, str]) -> None:
         """Parse and check the request, as far as that needs no image.
 
         Args:
+            mode: the lane's mode.
             weights: the `name` and `url` of the worker's weights.
 
         Raises:
             SamserveError: something is wrong with the request.
         """
+        self.check_deadline()
+        mode = self._mode(mode)
         encoding = self.header("content-encoding")
         if encoding not in (None, "identity"):
             raise UnsupportedEncoding(
-                f"Content-Encoding: {encoding} is not read here, only by the gateway."
+                f"Content-Encoding: {quoted(encoding)} is not read here, only by the gateway."
             )
         body, image = self._body(settings.limits.max_body_bytes)
         request: PromptRequest | AutomaskRequest
@@ -124,6 +166,7 @@ class Row:
             request.check_weights(settings.model_type, weights)
         formats.chosen(request.output_format, None)  # raises an error if it does not exist
         self.request, self.image = request, request.b64img if image is None else image
+        self.mask_field = "mask" if "mask" in self._content else "b64mask"
 
     def _body(self, limit: int) -> tuple[bytes | bytearray, bytes | None]:
         """Return the JSON bytes, and the image file if a form has it as a part.
@@ -170,12 +213,36 @@ class Row:
         self._context.set_response_status(status, HTTPStatus(status).phrase, self._index)
 
 
+@dataclass(frozen=True)
+class Prompted:
+    """A request for prompts, ready for the decoder.
+
+    Attributes:
+        prompts: its prompts, checked against the picture.
+        embedded: its picture. Requests on one picture have the same object.
+        timing: the steps so far.
+    """
+
+    row: Row
+    prompts: list[Prompt]
+    embedded: EmbeddedPicture
+    timing: ServerTiming
+
+
 def by_image(batch: Iterable[Row]) -> list[list[Row]]:
     """Group the rows that were read by the page of their image, in the order of the batch."""
     groups: dict[tuple[str, int], list[Row]] = {}
     for row in batch:
         if hasattr(row, "request"):
             groups.setdefault((row.request.b64img, row.request.page), []).append(row)
+    return list(groups.values())
+
+
+def by_picture(prompted: Iterable[Prompted]) -> list[list[Prompted]]:
+    """Group requests for prompts by their embedded picture, in their order."""
+    groups: dict[int, list[Prompted]] = {}
+    for request in prompted:
+        groups.setdefault(id(request.embedded), []).append(request)
     return list(groups.values())
 
 

@@ -53,7 +53,7 @@ def auto_mask(**changes: Any) -> AutoMask:
     ids=["any mask", "prompt", "automask"],
 )
 def test_what_a_feature_says(mask: ObjectMask, own: dict[str, Any]) -> None:
-    assert features([mask], "vit_t") == [
+    assert list(features([mask], "vit_t")) == [
         {"type": "Feature", "geometry": SQUARE, "properties": {**ALWAYS, **own}}
     ]
 
@@ -87,8 +87,8 @@ def test_no_numpy_number_leaks() -> None:
     )
     prompt = PromptMask(FULL, PLACE, SIZE, np.float16(0.5), np.int64(0))  # type: ignore[arg-type]
     # The standard library knows none of numpy's numbers.
-    expected = features([auto_mask(), PromptMask(FULL, PLACE, SIZE, 0.5, 0)], "vit_t")
-    assert json.loads(json.dumps(features([mask, prompt], "vit_t"))) == expected
+    expected = list(features([auto_mask(), PromptMask(FULL, PLACE, SIZE, 0.5, 0)], "vit_t"))
+    assert json.loads(json.dumps(list(features([mask, prompt], "vit_t")))) == expected
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_another_mask_is_cropped_to_the_object(
     assert np.array_equal(mask.mask, full[y0 : y0 + size[0], x0 : x0 + size[1]])
     assert mask.area == len(pixels)
     whole = ObjectMask(full, Box(0, 0, 10, 6), (6, 10), 0.5)
-    assert features([mask], "m")[0]["geometry"] == features([whole], "m")[0]["geometry"]
+    assert next(features([mask], "m"))["geometry"] == next(features([whole], "m"))["geometry"]
 
 
 def test_a_crop_does_not_hold_on_to_the_frame() -> None:

@@ -8,8 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from samserve.embeddings import folder_store
 from samserve.embeddings.folder_store import FolderStore
 from tests.support.stored_entries import MEGABYTE
+
+
+@pytest.fixture(autouse=True)
+def no_pause_between_warnings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a warning appear again within a minute."""
+    monkeypatch.setattr(folder_store, "LOG_EVERY_S", 0.0)
 
 
 @pytest.fixture

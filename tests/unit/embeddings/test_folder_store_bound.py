@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from samserve.embeddings import folder_store
 from samserve.embeddings import folder_store as store_module
 from samserve.embeddings.folder_store import FolderStore
 from tests.support.stored_entries import (
@@ -150,6 +151,7 @@ def fill_up(path: Path) -> None:
 
 def child_on_a_small_disk(disk: str) -> None:
     """Use a tmpfs with 256 pages; 90 % of them are 230."""
+    folder_store.LOG_EVERY_S = 0.0
     folder = Path(disk) / "embeddings"
     store = FolderStore(folder, 1 << 40)
     for number in range(300):
@@ -174,6 +176,7 @@ def child_on_a_small_disk(disk: str) -> None:
 
 def child_with_a_limit(folder: str) -> None:
     """Use a store in a process that cannot write files with more than 64 KiB."""
+    folder_store.LOG_EVERY_S = 0.0
     store = FolderStore(Path(folder), MEGABYTE)
     _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, hard))

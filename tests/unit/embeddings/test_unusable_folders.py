@@ -6,11 +6,15 @@ import os
 import re
 import shutil
 import stat
+import time
 from collections.abc import Callable
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 
 import pytest
 
+from samserve.embeddings import folder_store
 from samserve.embeddings.folder_store import FolderStore
 from tests.support.stored_entries import KEY, MEGABYTE, Warned
 
@@ -140,6 +144,27 @@ class TestFolder:
             use_in_vain(store)
             assert len(warned()) == 1
             folder.chmod(0o700)
+
+    def test_trouble_that_comes_and_goes_is_told_once_a_minute(
+        self, store: FolderStore, folder: Path, warned: Warned, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(folder_store, "LOG_EVERY_S", 60.0)
+        for minutes in range(3):
+            clock = repeat(time.monotonic() + 61 * minutes)
+            with monkeypatch.context() as patch:
+                patch.setattr(
+                    "samserve.embeddings.folder_store.time.monotonic", partial(next, clock)
+                )
+                self.comes_and_goes(store, folder)
+            assert len(warned()) == 1
+
+    def comes_and_goes(self, store: FolderStore, folder: Path) -> None:
+        for _ in range(5):
+            store.save(KEY, b"payload")
+            folder.chmod(0o777)
+            assert store.load(KEY) is None
+            folder.chmod(0o700)
+            assert store.load(KEY) == b"payload"
 
     def test_trouble_of_another_kind_is_told_too(
         self, store: FolderStore, folder: Path, warned: Warned

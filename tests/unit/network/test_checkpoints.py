@@ -144,6 +144,39 @@ def test_the_biases_change_what_attention_gives(
     assert not torch.allclose(biased(tokens), unbiased(tokens))
 
 
+NORM = "image_encoder.patch_embed.seq.0.bn.running_var"
+
+
+@pytest.mark.parametrize(
+    ("key", "number", "dtype"),
+    [
+        ("mask_decoder.iou_token.weight", float("nan"), torch.float32),
+        ("mask_decoder.iou_token.weight", float("inf"), torch.float16),
+        ("image_encoder.neck.0.weight", float("-inf"), torch.bfloat16),
+        ("image_encoder.neck.0.weight", 1e300, torch.float64),
+        (NORM, float("nan"), torch.float32),
+        (NORM, -1.0, torch.float32),
+    ],
+)
+def test_numbers_that_make_every_answer_nan_are_refused(
+    state_dict: dict[str, torch.Tensor], key: str, number: float, dtype: torch.dtype
+) -> None:
+    """Also a number that is too large for the type that the network computes in."""
+    changed = state_dict[key].to(dtype).clone()
+    changed.view(-1)[-1] = number
+    with pytest.raises(CheckpointError, match=f"^weights.pt: 1 tensors have NaN.*: {key}$"):
+        model_from("vit_t", {**state_dict, key: changed}, "weights.pt")
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
+def test_a_truncated_file_is_refused(checkpoint: Path, tmp_path: Path, share: float) -> None:
+    content = checkpoint.read_bytes()
+    cut = tmp_path / "vit_t.pt"
+    cut.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(CheckpointError, match=r"vit_t\.pt"):
+        load_network("vit_t", cut, CPU)
+
+
 KEY = "mask_decoder.iou_token.weight"
 
 

@@ -17,12 +17,16 @@ from samserve import prompts
 from samserve.errors import OutOfMemory, SamserveError
 from samserve.network.decoder import Decoder
 from samserve.network.devices import DeviceError, assigned, in_halves
-from samserve.network.encoder import Encoder
+from samserve.network.encoder import Embedding, Encoder
+from samserve.pictures.decoding import decode_page
+from samserve.prompts import Prompt
 from samserve.serving.prompts import prompts_of
 from samserve.serving.requests import PromptRequest
-from samserve.serving.rows import Row
+from samserve.serving.rows import Prompted, Row
+from samserve.serving.timing import ServerTiming
 from tests.support.sample_pictures import picture
 from tests.support.segmenters import segmenter_of
+from tests.support.settings import SETTINGS
 
 
 def gpus(monkeypatch: pytest.MonkeyPatch, cuda: int = 0, mps: bool = False) -> None:
@@ -136,8 +140,7 @@ def test_prompts_that_do_not_fit_together_are_halved(
     alone = segmenter_of(model)
     image = alone.model.embeddings.of_pixels(picture("coins")).image
     boxes = [{"bbox": [20 + n, 30, 70 + n, 78]} for n in range(8)]
-    request = PromptRequest.parse(_body(prompts=boxes))
-    located = prompts_of(request, image.embedding, 10**8)
+    located = _prompts(image.embedding, prompts=boxes)
     expected = prompts.predict(alone.model, image, [located])
     device = Short(monkeypatch, most=2)
     found = prompts.predict(alone.model, image, [located])
@@ -145,7 +148,7 @@ def test_prompts_that_do_not_fit_together_are_halved(
     assert 4 in device.asked
     for ours, theirs in zip(found[0], expected[0], strict=True):
         assert ours.prompt_idx == theirs.prompt_idx
-        assert np.array_equal(ours.mask, theirs.mask)
+        assert np.array_equal(ours.unpacked().mask, theirs.unpacked().mask)
 
 
 def test_the_number_that_fits_is_tried_out(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -197,13 +200,13 @@ def test_a_request_that_is_too_large_for_the_memory_fails_alone(
     large, small = Row(3, {}, context), Row(5, {}, context)
     embedding = embedded.image.embedding
     prompted = [
-        (large, prompts_of(PromptRequest.parse(_body(prompts=boxes)), embedding, 10**8)),
-        (small, prompts_of(PromptRequest.parse(_body(bbox=[20, 30, 70, 78])), embedding, 1)),
+        Prompted(row, _prompts(embedding, **fields), embedded, ServerTiming())
+        for row, fields in ((large, {"prompts": boxes}), (small, {"bbox": [20, 30, 70, 78]}))
     ]
     Short(monkeypatch, most=1)
-    [(answered, [mask])] = handler.predict(prompted, embedded)
-    assert answered is small
-    assert mask.area > 1000
+    [(answered, [mask])] = handler.predict(prompted)
+    assert answered.row is small
+    assert mask.unpacked().area > 1000
     assert large.answer.status == 503
     assert json.loads(large.answer.body)["error"]["code"] == "out_of_memory"
 
@@ -218,6 +221,11 @@ def test_memory_that_runs_out_elsewhere_gives_the_same_error(handler: Any, conte
 
 def _quick_encoder(model: Any) -> Encoder:
     return Encoder(model, lambda pixels: torch.zeros(1, 256, 64, 64))
+
+
+def _prompts(embedding: Embedding, **fields: Any) -> list[Prompt]:
+    request = PromptRequest.parse(_body(**fields))
+    return prompts_of(request, embedding, SETTINGS.limits, decode_page)
 
 
 def _body(**fields: Any) -> bytes:
