@@ -17,8 +17,8 @@ The gateway segments nothing and keeps no picture; the workers do.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -95,6 +95,22 @@ def create_app(settings: Settings) -> ASGIApp:
             await retries.close()
             await counters.close()
 
+    app = _without_routes(lifespan)
+    SegmentRoutes(forwarder).add_to(app)
+    StatusRoutes(registration, jobs, keyring).add_to(app)
+    WeightsRoutes(weights, registration, keyring).add_to(app)
+    HealthRoutes(readiness, metrics, keyring, queues).add_to(app)
+    paths = {route.path for route in app.routes if isinstance(route, Route)}
+    budget = BodyBudget(settings.body_budget())
+    metrics.bodies_bytes.set_function(lambda: budget.held)
+    inner: ASGIApp = WithShare(app, budget, lambda scope: client_of(scope).name)
+    inner = Access(inner, keyring, shares, queues, settings.max_body_bytes)
+    request_log = RequestLog(_for_browsers(inner, settings), metrics, paths)
+    return KeyPaths(Paths(request_log, paths))
+
+
+def _without_routes(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[Any]]) -> FastAPI:
+    """Return an application whose errors and pages are ready, and whose routes are missing."""
     app = FastAPIOffline(
         redoc_url=None,
         title="samserve",
@@ -105,21 +121,15 @@ def create_app(settings: Settings) -> ASGIApp:
     )
     app.openapi = lambda: openapi.openapi(app)  # type: ignore[method-assign]
     refusals.add_to(app)
-    SegmentRoutes(forwarder).add_to(app)
-    StatusRoutes(registration, jobs, keyring).add_to(app)
-    WeightsRoutes(weights, registration, keyring).add_to(app)
-    HealthRoutes(readiness, metrics, keyring, queues).add_to(app)
-    paths = {route.path for route in app.routes if isinstance(route, Route)}
-    budget = BodyBudget(settings.body_budget())
-    metrics.bodies_bytes.set_function(lambda: budget.held)
-    inner: ASGIApp = WithShare(app, budget, lambda scope: client_of(scope).name)
-    inner = Access(inner, keyring, shares, queues, settings.max_body_bytes)
-    inner = HeadAsGet(inner, but=[CANCEL_PATH])
+    return app
+
+
+def _for_browsers(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """Return an application whose answers tell a browser what it may do with them."""
+    app = HeadAsGet(app, but=[CANCEL_PATH])
     if settings.cors_origins:
-        inner = _for_pages_of(settings.cors_origins.split(), inner)
-    inner = SecurityHeaders(inner, tls=settings.tls_certificate is not None)
-    request_log = RequestLog(inner, metrics, paths)
-    return KeyPaths(Paths(request_log, paths))
+        app = _for_pages_of(settings.cors_origins.split(), app)
+    return SecurityHeaders(app, tls=settings.tls_certificate is not None)
 
 
 def _for_pages_of(origins: list[str], app: ASGIApp) -> ASGIApp:

@@ -10,7 +10,6 @@ queue full, worker gone) are put into the one error shape.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack

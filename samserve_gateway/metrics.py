@@ -81,6 +81,10 @@ class Metrics:
             "Requests that were lost on the way to a worker, and sent again.",
             registry=registry,
         )
+        self._add_connections(registry, prefix)
+        self._add_lanes(registry, prefix)
+
+    def _add_connections(self, registry: CollectorRegistry, prefix: str) -> None:
         self.connections = Gauge(f"{prefix}connections", "Open connections.", registry=registry)
         self.bodies_bytes = Gauge(
             f"{prefix}bodies_bytes", "Bytes of the requests' bodies in memory.", registry=registry
@@ -92,6 +96,8 @@ class Metrics:
             ["reason"],
             registry=registry,
         )
+
+    def _add_lanes(self, registry: CollectorRegistry, prefix: str) -> None:
         self._waiting = Gauge(
             f"{prefix}waiting",
             "Requests that wait in the lane's queue.",
