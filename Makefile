@@ -12,7 +12,7 @@ export SAMSERVE_MODELS ?= $(MODELS)
 export SAMSERVE_TORCH ?= $(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup weights archive serve demo scale test test-quick lint bench bench-gpu lock clean
+.PHONY: help setup weights archive serve demo scale test test-quick lint bench bench-gpu attack fuzz overload soak lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 — /p' Makefile
@@ -50,6 +50,12 @@ lint: setup-dev ## ruff, strict mypy, and the layers of the packages
 
 bench: setup-dev archive ## measure against the reference, into docs/benchmarks.md; FLAGS=--help
 	@exec $(PY) -m bench $(FLAGS)
+
+attack fuzz overload: setup-dev archive ## hostile, random, too many requests, into docs/reliability.md; FLAGS=--help
+	@exec $(PY) -m tests.reliability $@ $(FLAGS)
+
+soak: setup-dev archive ## half an hour of mixed traffic, into docs/reliability.md
+	@exec $(PY) -m tests.reliability soak --seconds 1800 $(FLAGS)
 
 bench-gpu: setup-dev ## measure all types on a CUDA GPU, against the reference; FLAGS=--help
 	@exec $(PY) -m bench.gpu $(FLAGS)

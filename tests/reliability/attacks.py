@@ -1,0 +1,104 @@
+"""One request each that takes as much as it can: its name, and its bytes.
+
+The first eight are those with which one client once stopped this server for everybody.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from tests.support import hostile_pictures
+from tests.support.picture_files import chunk
+
+N = 63_000_000
+BOUNDARY = b"b" * 31
+FORM = b"multipart/form-data; boundary=" + BOUNDARY
+JSON = b"application/json"
+HEAD = b"POST %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+
+
+def request(
+    body: bytes, path: str = "/sam/", content_type: bytes = JSON, *headers: bytes
+) -> list[bytes]:
+    """Return the bytes of a POST request."""
+    lines = [b"Content-Type: " + content_type, b"Content-Length: %d" % len(body), *headers]
+    return [HEAD % path.encode(), *(line + b"\r\n" for line in lines), b"\r\n", body]
+
+
+def segment(picture: bytes, path: str = "/sam/", **fields: Any) -> list[bytes]:
+    """Return a request to segment a picture: by a box in its middle, unless a field says more."""
+    prompt = {} if fields else {"bbox": [10, 10, 90, 90]}
+    text = base64.b64encode(picture).decode()
+    return request(json.dumps({"type": "vit_t", "b64img": text, **prompt, **fields}).encode(), path)
+
+
+def form(*parts: bytes) -> list[bytes]:
+    return request(b"".join([*parts, b"--%s--\r\n" % BOUNDARY]), "/sam/", FORM)
+
+
+def part(name: bytes, content: bytes) -> bytes:
+    head = b'Content-Disposition: form-data; name="%s"' % name
+    return b"--%s\r\n%s\r\n\r\n%s\r\n" % (BOUNDARY, head, content)
+
+
+def striped_png(side: int) -> bytes:
+    """Return a small PNG of many pixels, whose masks are large."""
+    rows = zlib.compressobj(1)
+    dark, light = bytes(side), bytes([255]) * side
+    content = b"".join(
+        rows.compress(b"\0" + (light if side // 4 < y < side * 3 // 4 else dark))
+        for y in range(side)
+    )
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0))
+    data = chunk(b"IDAT", content + rows.flush())
+    return b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b"")
+
+
+def _many_boxes(count: int, masks: int) -> list[bytes]:
+    side = hostile_pictures.SIDE
+    box = [side // 5, side // 5, side - 9, side - 9]
+    picture = striped_png(side)
+    return segment(picture, prompts=[{"bbox": box}] * count, multimask_output=masks > 1)
+
+
+ATTACKS: dict[str, Callable[[], Iterable[bytes]]] = {
+    "63 MB of nested lists in an unknown field": lambda: request(
+        b'{"type": "vit_t", "x": ' + b"[" * (N // 2) + b"]" * (N // 2) + b"}"
+    ),
+    "63 MB of nearly-boundaries in a form": lambda: form(
+        part(b"image", (b"\r\n--" + BOUNDARY[:-1]) * (N // 34))
+    ),
+    "a header of 100 MB": lambda: [HEAD % b"/sam/", b"A: ", *[b"a" * 2**20] * 100, b"\r\n\r\n"],
+    "6.5 million headers": lambda: [HEAD % b"/sam/", *[b"abc: d\r\n" * 2**17] * 50, b"\r\n"],
+    "10,000x10,000, 16 boxes, three masks each": lambda: _many_boxes(16, 3),
+    "10,000x10,000, 32 boxes": lambda: _many_boxes(32, 1),
+    "a sequential JPEG of 3,000 scans": lambda: segment(hostile_pictures.sequential_jpeg()),
+    "a progressive JPEG of 199 scans": lambda: segment(hostile_pictures.progressive_jpeg()),
+    "a TIFF of many strips at one offset": lambda: segment(hostile_pictures.many_strips()),
+    # Their siblings, and others.
+    "a TIFF of many tiles at one offset": lambda: segment(hostile_pictures.many_tiles()),
+    "an interlaced PNG in chunks of 8 bytes": lambda: segment(hostile_pictures.interlaced_png()),
+    "a lossless WebP of 100 MP": lambda: segment(hostile_pictures.lossless_webp()),
+    "a TIFF of floats": lambda: segment(hostile_pictures.predicted_tiff()),
+    "10,000x10,000, 16 boxes, within the limit": lambda: _many_boxes(16, 1),
+    "an automask of 100 MP with 262,144 points": lambda: segment(
+        striped_png(10_000), "/sam/automask/", points_per_side=512, timeout_s=10
+    ),
+    "63 MB of numbers": lambda: request(b'{"type": "vit_t", "x": [' + b"1," * (N // 2) + b"1]}"),
+    "63 MB of base64 that is no picture": lambda: request(
+        b'{"type": "vit_t", "bbox": [1, 1, 2, 2], "b64img": "' + b"abcd" * (N // 4) + b'"}'
+    ),
+    "63 MB of escapes": lambda: request(
+        b'{"type": "vit_t", "b64img": "' + b"\\u00e9" * (N // 6) + b'"}'
+    ),
+    "chunks of one byte": lambda: [
+        HEAD % b"/sam/" + b"Transfer-Encoding: chunked\r\n\r\n",
+        *[b"1\r\n \r\n" * 2**17] * 80,
+    ],
+}
+"""The requests by name. Each is made anew, because some are large."""
