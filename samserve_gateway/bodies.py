@@ -37,6 +37,10 @@ after it has sent its body. Beyond that, the connection is closed."""
 WORTHWHILE_BYTES = 2**15
 """A smaller body is forwarded unchanged: replacing its picture would cost as much as it saves."""
 
+MAX_ABRIDGED_BYTES = 2**22
+"""A body with more bytes beside its picture is forwarded unchanged: it would be written again on
+the event loop."""
+
 INLINE_BYTES = 2**16
 """A smaller body is parsed on the event loop. That takes less time than passing it to a thread."""
 
@@ -95,8 +99,12 @@ class Body:
     @property
     def worth_abridging(self) -> bool:
         """Whether sending the digest in the picture's place saves anything."""
-        large = self.image is not None or len(self.json) >= WORTHWHILE_BYTES
-        return large and self.reference is not None
+        if self.image is not None:
+            return True
+        _, reference, picture_size = self._parsed
+        rest = len(self.json) - picture_size
+        large = len(self.json) >= WORTHWHILE_BYTES and rest <= MAX_ABRIDGED_BYTES
+        return large and reference is not None
 
     def abridged(self) -> bytes:
         """Return the JSON with the digest in the picture's place."""
@@ -111,19 +119,23 @@ class Body:
         return self._parsed[0]
 
     @cached_property
-    def _parsed(self) -> tuple[dict[str, Any] | None, str | None]:
-        """`_fields` and `reference`. The picture's text is not kept: the JSON has it already."""
+    def _parsed(self) -> tuple[dict[str, Any] | None, str | None, int]:
+        """`_fields`, `reference`, and the length of the picture's text.
+
+        The text itself is not kept: the JSON has it already.
+        """
         reference = None if self.image is None else reference_to(self.image)
         check_size(self.json)
         try:
             fields = from_json(self.json, allow_inf_nan=False)  # the fastest for a megabyte
         except ValueError:
-            return None, reference
+            return None, reference, 0
         if not isinstance(fields, dict):
-            return None, reference
+            return None, reference, 0
+        size = 0
         if self.image is None and isinstance(text := fields.pop("b64img", None), str):
-            reference = reference_to(text)
-        return fields, reference
+            reference, size = reference_to(text), len(text)
+        return fields, reference, size
 
 
 async def read_body(request: Request, limit: int) -> tuple[Body, RoutedRequest]:
@@ -208,9 +220,9 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        if message["body"]:
+        if message.get("body"):
             yield message["body"]
-        if not message["more_body"]:
+        if not message.get("more_body", False):
             return
         if SLOW in request.scope.get("state", {}):
             raise SlowBody(request.scope["state"][SLOW])

@@ -108,15 +108,24 @@ class BodyBudget:
         self._of_clients[client] -= size
         if not self._of_clients[client]:
             del self._of_clients[client]
-        if self._highest >= TRIM_BYTES and self._held < self._highest // 4 and not self._trimming:
-            self._highest = self._held
-            self._trimming = True
-            asyncio.get_running_loop().call_later(TRIM_DELAY_S, self._begin_trim)
+        self._consider_trim()
+
+    def _consider_trim(self) -> None:
+        """Return memory soon, if the bodies had much of it and have little now."""
+        if self._trimming or self._highest < TRIM_BYTES or self._held > self._highest // 4:
+            return
+        self._trimming = True
+        asyncio.get_running_loop().call_later(TRIM_DELAY_S, self._begin_trim)
 
     def _begin_trim(self) -> None:
+        self._highest = self._held
         # In a thread: for a gigabyte it takes tens of milliseconds.
         done = asyncio.get_running_loop().run_in_executor(None, self._trim)
-        done.add_done_callback(lambda _: setattr(self, "_trimming", False))
+        done.add_done_callback(self._end_trim)
+
+    def _end_trim(self, done: asyncio.Future[None]) -> None:
+        self._trimming = False
+        self._consider_trim()  # large bodies may have ended meanwhile
 
 
 class WithShare:

@@ -130,6 +130,7 @@ class Connection(h11.Connection):
             _check_head(self.trailing_data[0])
         event = super().next_event()
         if isinstance(event, h11.Request):
+            # What came together with the head counts only as data, never as framing.
             self._received_of_body = self._data_of_body = 0
             self.is_chunked = any(name == b"transfer-encoding" for name, _ in event.headers)
             return _without_offers(event)
@@ -295,11 +296,11 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
             ]
             if status == 503:
                 headers.append(("Retry-After", "1"))
+            self._connections.record_refusal(request_id, status, code, len(body))
             reason = HTTPStatus(status).phrase
             response = h11.Response(status_code=status, headers=headers, reason=reason)
             for event in (response, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
-            self._connections.record_refusal(request_id, status, code, len(body))
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()

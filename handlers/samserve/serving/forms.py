@@ -27,6 +27,11 @@ FILES = ("image", "mask")
 _FIELDS = {**PromptRequest.model_fields, **AutomaskRequest.model_fields}
 _TEXTS = {"type", "b64img", "b64mask", "checkpoint_url", "output_type", "output_format"}
 
+_BASE64 = {"b64img", "b64mask"}
+
+MAX_TEXT_BYTES = 2**14
+"""Most bytes of a text that is not base64."""
+
 
 def to_json(parts: Mapping[str, bytes | bytearray]) -> tuple[bytes, bytes | None]:
     """Return the same request as a JSON body, and the image's file.
@@ -77,10 +82,10 @@ def _request_part(value: bytes | bytearray | None) -> dict[str, Any]:
 def _value(name: str, value: bytes | bytearray) -> Any:
     try:
         utf8 = to_utf8(value)
+        _check_part(name, utf8)
         text = utf8.decode()
         if name in _TEXTS:
             return text
-        check_size(utf8, name)
         # The requests library of Python, and R, write True and False.
         return from_json({"True": "true", "False": "false"}.get(text, text), allow_inf_nan=False)
     except UnicodeDecodeError as exc:
@@ -91,6 +96,17 @@ def _value(name: str, value: bytes | bytearray) -> Any:
             "true or false in lower case.",
             name,
         ) from exc
+
+
+def _check_part(name: str, utf8: bytes | bytearray) -> None:
+    """Refuse a part that would cost much time or memory, and that no request needs."""
+    if name in _BASE64:
+        if not utf8.isascii():
+            raise InvalidField(f"{name} is not base64: it has characters beyond ASCII.", name)
+    elif name not in _TEXTS:
+        check_size(utf8, name)
+    elif len(utf8) > MAX_TEXT_BYTES:
+        raise InvalidField(f"{name} has {len(utf8)} bytes; at most {MAX_TEXT_BYTES}.", name)
 
 
 def _put(fields: dict[str, Any], name: str, value: Any, part: str) -> None:

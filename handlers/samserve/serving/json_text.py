@@ -9,8 +9,9 @@ may declare Latin-1. Integers have any size in Python and 64 bits in orjson.
 from __future__ import annotations
 
 import codecs
+import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -71,18 +72,16 @@ def to_utf8(content: bytes | bytearray, charset: str | None = None) -> bytes | b
         encoding = _SINGLE_BYTE[named]
     elif encoding == "utf-8-sig":
         return content[3:]
+    # Its value is not copied, unlike that of a list of slices.
+    text = io.BytesIO()
+    decoder = codecs.getincrementaldecoder(encoding)()
     try:
-        return b"".join(_recoded(content, encoding))
+        for start in range(0, len(content), _SLICE):
+            text.write(decoder.decode(bytes(content[start : start + _SLICE])).encode())
+        text.write(decoder.decode(b"", final=True).encode())
     except UnicodeDecodeError as exc:
         raise InvalidRequest(f"The text is not {encoding.upper()}: {exc.reason}.") from exc
-
-
-def _recoded(content: bytes | bytearray, encoding: str) -> Iterator[bytes]:
-    """Yield the text in UTF-8, a slice at a time."""
-    decoder = codecs.getincrementaldecoder(encoding)()
-    for start in range(0, len(content), _SLICE):
-        yield decoder.decode(bytes(content[start : start + _SLICE])).encode()
-    yield decoder.decode(b"", final=True).encode()
+    return text.getvalue()
 
 
 def check_size(text: bytes | bytearray, field: str | None = None) -> None:

@@ -18,7 +18,7 @@ from samserve_gateway import connections, protocol
 from samserve_gateway.connections import Connections
 from tests.support import torchserve
 from tests.support.metrics import value_of
-from tests.support.torchserve import Gateway, answer
+from tests.support.torchserve import Gateway, answer, cut
 from tests.support.waiting import wait_for
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -227,3 +227,25 @@ def test_an_answer_that_is_read_slowly_but_well(impatient: Gateway) -> None:
             time.sleep(0.01)
         assert time.monotonic() - start > 2 * protocol.ANSWER_WINDOW_S
     assert closed(impatient, "slow_answer") == 0
+
+
+@pytest.mark.parametrize("offer", [b"", b"Connection: Upgrade\r\nUpgrade: h2c\r\n"])
+@pytest.mark.parametrize("path", [b"/sam/", b"/sam/automask/", b"/sam/automask/?stream=1"])
+def test_what_follows_a_request_waits_for_its_answer(
+    gateway: Gateway, path: bytes, offer: bytes
+) -> None:
+    end = threading.Event()
+    lane = "vit_t-automask" if b"automask" in path else "vit_t"
+    gateway.torchserve.script(lane, cut(end))
+    body = b'{"type": "vit_t", "bbox": [1, 2, 3, 4], "b64img": "QUJD"}'
+    head = POST.replace(b"100", b"%d" % len(body)).replace(b"/sam/", path)
+    try:
+        with connect(gateway.port) as connection:
+            connection.sendall(head.replace(b"\r\n\r\n", b"\r\n" + offer + b"\r\n") + body)
+            wait_for(lambda: gateway.torchserve.received)
+            connection.settimeout(0.5)
+            with pytest.raises(TimeoutError):  # the sockets hold a few megabytes
+                connection.sendall(b"A: " + b"a" * 100 * 2**20)
+            assert gateway.get("/healthz").status == 200
+    finally:
+        end.set()

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from samserve_gateway.bodies import WORTHWHILE_BYTES, Body
+from samserve_gateway.bodies import MAX_ABRIDGED_BYTES, WORTHWHILE_BYTES, Body
 from samserve_gateway.known_pictures import KnownPictures
 
 LARGE = "A" * WORTHWHILE_BYTES
@@ -76,3 +76,11 @@ def test_every_outcome_is_counted() -> None:
     assert outcomes == ["full", "known"]
     sent(pictures, "vit_t", picture)
     assert outcomes == ["full", "known", "known", "forgotten"]
+
+
+def test_a_body_that_is_large_without_its_picture_is_sent_as_it_is() -> None:
+    pictures, large = KnownPictures(), body(other="a" * MAX_ABRIDGED_BYTES)
+    pictures.remember("vit_t", body())
+    assert sent(pictures, "vit_t", large) == [large.json]
+    small = body(other="a" * (MAX_ABRIDGED_BYTES // 2))
+    assert sent(pictures, "vit_t", small) == [small.abridged(), small.json]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
+from http.client import HTTPResponse
 from typing import Any
 
 import pytest
@@ -100,3 +102,33 @@ def test_the_line_of_a_request(gateway: Gateway, caplog: pytest.LogCaptureFixtur
     assert (failed_level, failed["status"]) == (logging.WARNING, 503)
     # Not to be ready yet is no failure.
     assert (ready_level, ready["status"]) == (logging.INFO, 503)
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        (b"nonsense\r\n\r\n", 400),
+        (b"GET /" + b"a" * 10_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+        (b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A: b\r\n" * 200 + b"\r\n", 431),
+    ],
+)
+def test_what_is_no_request_is_recorded_too(
+    gateway: Gateway, caplog: pytest.LogCaptureFixture, sent: bytes, status: int
+) -> None:
+    with (
+        caplog.at_level(logging.INFO),
+        socket.create_connection(("127.0.0.1", gateway.port), timeout=30) as connection,
+    ):
+        connection.sendall(sent)
+        response = HTTPResponse(connection)
+        response.begin()
+        assert response.read()
+        assert response.status == status
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
+        request_id = response.headers["X-Request-Id"]
+    assert re.fullmatch("[0-9a-f]{32}", request_id or "")
+    [line] = [record.fields for record in caplog.records if record.msg == "Refused."]  # type: ignore[attr-defined]
+    assert (line["request_id"], line["status"]) == (request_id, status)
+    page = gateway.metrics()
+    name = "samserve_gateway_requests_total"
+    assert value_of(page, name, route="other", status=str(status)) == 1

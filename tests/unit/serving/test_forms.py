@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from samserve.errors import InvalidField, InvalidRequest
-from samserve.serving.forms import to_json
+from samserve.serving.forms import MAX_TEXT_BYTES, to_json
 
 FILE = b"\x89PNG and so on"
 REFERENCE = "sha256:" + hashlib.sha256(FILE).hexdigest()
@@ -112,3 +112,20 @@ def test_contradictions_and_nonsense(parts: dict[str, bytes], field: str) -> Non
 def test_a_request_part_that_is_none(request_part: bytes) -> None:
     with pytest.raises(InvalidRequest, match="request"):
         read(image=FILE, request=request_part)
+
+
+@pytest.mark.parametrize("name", ["type", "checkpoint_url", "output_type", "output_format"])
+def test_a_long_text_is_refused(name: str) -> None:
+    assert read(image=FILE, **{name: b"a" * MAX_TEXT_BYTES})
+    with pytest.raises(InvalidField, match=str(MAX_TEXT_BYTES)) as refused:
+        read(image=FILE, **{name: b"a" * (MAX_TEXT_BYTES + 1)})
+    assert refused.value.field == name
+
+
+@pytest.mark.parametrize("name", ["b64img", "b64mask"])
+@pytest.mark.parametrize("text", ["ä".encode(), b"\xff", "QUJD\N{SNOWMAN}".encode()])
+def test_base64_is_ascii(name: str, text: bytes) -> None:
+    assert read(**{"b64img": b"QUJD", name: b"QUJD" * 100_000})
+    with pytest.raises(InvalidField, match=f"{name} is not base64") as refused:
+        read(**{"b64img": b"QUJD", name: text})
+    assert refused.value.field == name
