@@ -21,7 +21,7 @@ from .queues import LaneQueues
 from .refusals import refusal
 from .shares import Shares
 
-HOLD_S = 0.03
+HOLD_S = 0.02
 """How long the refusal of a full queue is held back. A client that asks again at once would
 otherwise take the processor from the workers."""
 

@@ -155,8 +155,12 @@ class Forwarder:
             await while_client_waits(request, queue.enter(client, timeout_s))
             place = await stack.enter_async_context(StreamPlace(queue, client))
             job_headers = stack.enter_context(self._jobs.job(client))
-            lane_headers = {**job_headers, headers.STREAM: "true", **_stand_in_headers(routed)}
-            lane_headers[headers.DEADLINE] = _deadline_in(timeout_s)
+            lane_headers = {
+                **job_headers,
+                headers.STREAM: "true",
+                **_stand_in_headers(routed),
+                **self._deadline(timeout_s),
+            }
 
             async def send(
                 content: bytes, content_headers: dict[str, str]
@@ -192,7 +196,7 @@ class Forwarder:
         family, body = routed.family, routed.body
         timeout_s = self._settings.prompt_timeout_s
         ends = time.monotonic() + timeout_s
-        lane_headers = {**lane_headers, headers.DEADLINE: _deadline_in(timeout_s)}
+        lane_headers = {**lane_headers, **self._deadline(timeout_s)}
 
         async def ask(mode: Mode, content: bytes, sent: dict[str, str], late: str) -> Answer:
             lane, left_s = lane_of(family, mode), max(ends - time.monotonic(), 0.001)
@@ -239,7 +243,7 @@ class Forwarder:
     ) -> Answer:
         """Return the answer to an automask."""
         client = client_of(request.scope).name
-        lane_headers = {**lane_headers, headers.DEADLINE: _deadline_in(timeout_s)}
+        lane_headers = {**lane_headers, **self._deadline(timeout_s)}
 
         async def send(content: bytes, content_headers: dict[str, str]) -> Answer:
             sent = {**lane_headers, **content_headers}
@@ -254,6 +258,15 @@ class Forwarder:
         if answer.status == 200:
             self._known_pictures.remember(routed.family, routed.body)
         return answer
+
+    def _deadline(self, timeout_s: float) -> dict[str, str]:
+        """Return the header after whose time a worker drops the request.
+
+        Without it on several machines: a worker whose clock is wrong would drop all requests.
+        """
+        if self._settings.torchserve_tokens == "off":
+            return {}
+        return {headers.DEADLINE: f"{time.time() + timeout_s:.3f}"}
 
     async def _send_picture(
         self, routed: RoutedBody, send: Callable[[bytes, dict[str, str]], Awaitable[_R]]
@@ -323,10 +336,6 @@ def _refused_by_torchserve(answer: Answer) -> Exception:
         return TorchServeError("The worker that had this request has ended. Try again.", 503)
     message = "The server could not answer this request; its log says why. Try again."
     return TorchServeError(message, answer.status, f"HTTP {answer.status}: {message_of(answer)}")
-
-
-def _deadline_in(seconds: float) -> str:
-    return f"{time.time() + seconds:.3f}"
 
 
 def _body_headers(body: Body) -> dict[str, str]:

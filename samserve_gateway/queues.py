@@ -80,8 +80,11 @@ class LaneQueue:
         """Learn the lane's workers and batch size from TorchServe's description of the lane."""
         if self.throttled:
             workers = max(1, len(ready_workers(description)))
+            at_work = workers * int(description["batchSize"])
             batches = BATCHES_INSIDE if mode_of(self._lane) == "prompt" else 1
-            self._most_inside = workers * int(description["batchSize"]) * batches
+            queue = description.get("jobQueueStatus", {})
+            room = queue.get("remainingCapacity", math.inf) + queue.get("pendingRequests", 0)
+            self._most_inside = min(at_work * batches, at_work + room)
             self._admit()
 
     async def run(

@@ -28,6 +28,13 @@ PROMPT = {"type": "vit_t", "bbox": [1, 2, 3, 4], "b64img": PICTURE}
 HEAVY = Heavy("This takes more work than the prompt lane does for one request.").body()
 
 
+def limited(tmp_path: Path, **settings: object) -> dict[str, object]:
+    """Return the settings of a gateway in front of one TorchServe, with its tokens."""
+    key_file = tmp_path / "key_file.json"
+    key_file.write_text(json.dumps({k: {"key": k} for k in ("inference", "management", "API")}))
+    return {"torchserve_tokens": "on", "key_file": key_file, **settings}
+
+
 def sent(gateway: Gateway) -> list[tuple[str, str | None, bool]]:
     """Return the lane of each request, its mode, and whether it had the picture."""
     return [
@@ -104,7 +111,8 @@ def test_a_421_never_reaches_a_client(
 
 
 def test_a_workers_deadline_is_the_clients(tmp_path: Path) -> None:
-    with torchserve.gateway(prompt_timeout_s=100, automask_timeout_s=1000) as gateway:
+    times = {"prompt_timeout_s": 100, "automask_timeout_s": 1000}
+    with torchserve.gateway(**limited(tmp_path, **times)) as gateway:
         gateway.torchserve.script("vit_t", answer(HEAVY, 421))
         before = time.time()
         assert gateway.post("/sam/", PROMPT).status == 200
@@ -119,14 +127,11 @@ def test_a_workers_deadline_is_the_clients(tmp_path: Path) -> None:
             assert before + 999 <= deadline <= time.time() + 1000
 
 
-# In the queue
-
-
-def limited(tmp_path: Path, **settings: object) -> dict[str, object]:
-    """Return the settings of a gateway in front of one TorchServe, with its tokens."""
-    key_file = tmp_path / "key_file.json"
-    key_file.write_text(json.dumps({k: {"key": k} for k in ("inference", "management", "API")}))
-    return {"torchserve_tokens": "on", "key_file": key_file, **settings}
+def test_on_several_machines_there_is_no_deadline(gateway: Gateway) -> None:
+    """The clocks of the machines may differ."""
+    for path in ("/sam/", "/sam/automask/", "/sam/automask/?stream=1"):
+        assert gateway.post(path, PROMPT).status == 200
+    assert not any("x-deadline" in received.headers for received in gateway.torchserve.received)
 
 
 def test_a_heavy_prompt_waits_no_longer_than_a_prompt_may(tmp_path: Path) -> None:

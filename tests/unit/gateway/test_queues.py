@@ -222,6 +222,13 @@ def test_how_much_torchserve_gets(lane: str, workers: int, batch_size: int, insi
     run(work())
 
 
+def test_torchserve_gets_no_more_than_its_own_queue_takes() -> None:
+    queue = LaneQueue("vit_t", 100, throttled=True)
+    status = {"remainingCapacity": 7, "pendingRequests": 3}
+    queue.resize({**description(40, 4), "jobQueueStatus": status})
+    assert queue._most_inside == 170
+
+
 def test_a_queue_that_cannot_be_emptied_in_time_refuses_early() -> None:
     async def work() -> None:
         lane = Lane("vit_t")
