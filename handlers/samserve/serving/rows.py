@@ -218,12 +218,14 @@ class Prompted:
     """A request for prompts, ready for the decoder.
 
     Attributes:
+        seconds: an estimate of the time that its masks take.
         prompts: its prompts, checked against the picture.
         embedded: its picture. Requests on one picture have the same object.
         timing: the steps so far.
     """
 
     row: Row
+    seconds: float
     prompts: list[Prompt]
     embedded: EmbeddedPicture
     timing: ServerTiming
