@@ -163,7 +163,7 @@ class SamHandler:
                 else:
                     budgets.check_light(request, embedded.size, self.light)
                     seconds = budgets.seconds_of_masks(request, embedded.size)
-                    prompts = prompts_of(request, embedding, limits, decode, row.mask_field)
+                    prompts = prompts_of(request, embedding, limits, decode)
                     prompted.append(Prompted(row, seconds, prompts, embedded, timing))
         return prompted
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -16,6 +17,7 @@ from samserve.errors import TooLarge
 from samserve.pictures.decoder_process import DecoderProcess
 from samserve.serving import budgets
 from samserve.serving.budgets import check_masks, seconds_of_masks
+from samserve.serving.forms import to_json
 from samserve.serving.requests import PromptRequest
 from tests.support.handlers import answers, handler_of
 from tests.support.hostile_pictures import interlaced_png, progressive_jpeg
@@ -239,3 +241,24 @@ def test_a_broken_picture_is_named_by_its_field(prompt_lane: Any, field: str) ->
     [answer] = answers(prompt_lane, [{**CLICK, field: base64_of(b"GIF89a")}])
     assert answer.status == 422
     assert answer.body["error"]["field"] == field
+
+
+def test_a_broken_mask_of_a_form_is_named_by_its_part(prompt_lane: Any) -> None:
+    """The gateway sends the form as JSON, so the part's name has to come along."""
+    parts = {"image": pybase64.b64decode(COINS), "bbox": json.dumps(BOX).encode()}
+    for mask in (b"GIF89a", pybase64.b64decode(COINS)[:-99]):
+        body, _ = to_json({**parts, "mask": mask})
+        [answer] = answers(prompt_lane, [{**json.loads(body), "b64img": COINS}])
+        assert answer.status == 422
+        assert answer.body["error"]["field"] == "mask"
+    body, _ = to_json({**parts, "mask": pybase64.b64decode(COINS)})
+    [answer] = answers(prompt_lane, [{**json.loads(body), "b64img": COINS}])
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize("field", ["type", "checkpoint_url", "output_format"])
+def test_an_error_repeats_little_of_what_was_sent(prompt_lane: Any, field: str) -> None:
+    [answer] = answers(prompt_lane, [{**CLICK, field: "x" * 100_000}])
+    assert 400 <= answer.status < 500
+    assert "x" * 100 in answer.message
+    assert len(answer.message) < 400
