@@ -161,8 +161,10 @@ class SamHandler:
                 if isinstance(request, AutomaskRequest):
                     row.answer = self.find_objects(row, request, embedded, timing.copy())
                 else:
-                    prompts = prompts_of(request, embedding, limits, decode, row.mask_field)
-                    prompted.append(Prompted(row, prompts, embedded, timing))
+                    budgets.check_light(request, embedded.size, self.light)
+                    seconds = budgets.seconds_of_masks(request, embedded.size)
+                    prompts = prompts_of(request, embedding, limits, decode)
+                    prompted.append(Prompted(row, seconds, prompts, embedded, timing))
         return prompted
 
     def light_enough(self, prompted: Sequence[Prompted]) -> list[Prompted]:
@@ -170,11 +172,7 @@ class SamHandler:
         if self.light is None:
             return list(prompted)
         light = []
-        for request, refusal in budgets.light_ones(
-            prompted,
-            lambda request: budgets.seconds_of_masks(request.prompts, request.embedded.size),
-            self.light,
-        ):
+        for request, refusal in budgets.light_ones(prompted, lambda p: p.seconds, self.light):
             with self.errors_as_answers([request.row]):
                 if refusal is not None:
                     raise refusal

@@ -8,17 +8,17 @@ nothing or little done. The gateway then sends it to the automask lane.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from samserve.errors import Heavy, InvalidImage, TooLarge
 from samserve.network.decoder import needs_original
 from samserve.pictures.decoder_process import DecoderProcess, OutOfTime, TooHeavy
 from samserve.pictures.decoding import Decoded
-from samserve.prompts import Prompt
 
 from .headers import MODE
 from .model_settings import LightWork, Limits
+from .requests import PromptRequest
 
 WHERE_HEAVY_GOES = f"Send it to the automask lane, with the header `{MODE}: prompt`."
 
@@ -116,26 +116,40 @@ PROMPT_S = 0.008
 ORIGINAL_S, POINT_S = 0.08, 0.0006
 """Seconds that a mask prompt, or many points, take in addition: each of them, and each point."""
 
-PIXEL_S = 5e-9
+PIXEL_S = 4e-9
 """Seconds of unpacking and outlining a mask that fills the picture, for each of its pixels."""
 
 
-def seconds_of_masks(prompts: Sequence[Prompt], size: tuple[int, int]) -> float:
-    """Estimate the seconds that the masks of these prompts take, with their outlines.
+def seconds_of_masks(request: PromptRequest, size: tuple[int, int]) -> float:
+    """Estimate the seconds that the masks of a request take, with their outlines.
 
     It is an upper estimate: a mask may be much smaller than the picture.
 
     Args:
         size: (height, width) of the image in pixels.
     """
-    pixels_s = size[0] * size[1] * PIXEL_S
+    masks_s = size[0] * size[1] * PIXEL_S * (3 if request.multimask_output else 1)
     seconds = 0.0
-    for prompt in prompts:
-        _, points, has_mask = prompt.kind
-        seconds += PROMPT_S + pixels_s * (3 if prompt.multimask_output else 1)
-        if needs_original(points, has_mask):
+    for _, prompt in request.each_prompt():
+        points = len(prompt.point_coords or ())
+        seconds += PROMPT_S + masks_s
+        if needs_original(points, prompt.b64mask is not None):
             seconds += ORIGINAL_S + points * POINT_S
     return seconds
+
+
+def check_light(request: PromptRequest, size: tuple[int, int], light: LightWork | None) -> None:
+    """Check the masks of a request alone, before its drawn masks are decoded.
+
+    Args:
+        size: (height, width) of the image in pixels.
+        light: what the prompt lane takes; None in the automask lane.
+
+    Raises:
+        Heavy: they take longer than the prompt lane allows a request.
+    """
+    if light is not None and (needed_s := seconds_of_masks(request, size)) > light.masks_s:
+        raise _heavy_masks(needed_s, light)
 
 
 def light_ones(
@@ -150,14 +164,15 @@ def light_ones(
     for needed_s, request in sorted(
         ((seconds(request), request) for request in requests), key=lambda pair: pair[0]
     ):
-        if needed_s <= min(left_s, light.masks_s):
+        if needed_s <= left_s:
             left_s -= needed_s
             yield request, None
             continue
-        yield (
-            request,
-            Heavy(
-                f"The masks take about {needed_s:.1f} s; the prompt lane takes requests of "
-                f"{light.masks_s:g} s, and {light.batch_masks_s:g} s together. " + WHERE_HEAVY_GOES
-            ),
-        )
+        yield request, _heavy_masks(needed_s, light)
+
+
+def _heavy_masks(needed_s: float, light: LightWork) -> Heavy:
+    return Heavy(
+        f"The masks take about {needed_s:.1f} s; the prompt lane takes requests of "
+        f"{light.masks_s:g} s, and {light.batch_masks_s:g} s together. " + WHERE_HEAVY_GOES
+    )

@@ -24,6 +24,9 @@ from .requests import AutomaskRequest, PromptRequest
 FILES = ("image", "mask")
 """The parts that are files; all other parts are text."""
 
+MASK_PART = "data:application/octet-stream;name=mask;base64,"
+"""The beginning of a `b64mask` that a form had as its part `mask`. Errors then name that part."""
+
 _FIELDS = {**PromptRequest.model_fields, **AutomaskRequest.model_fields}
 _TEXTS = {"type", "b64img", "b64mask", "checkpoint_url", "output_type", "output_format"}
 
@@ -53,7 +56,8 @@ def to_json(parts: Mapping[str, bytes | bytearray]) -> tuple[bytes, bytes | None
         if name in _FIELDS:
             _put(fields, name, _value(name, value), name)
     if "mask" in parts:
-        _put(fields, "b64mask", pybase64.b64encode(parts["mask"]).decode(), "mask")
+        mask = MASK_PART + pybase64.b64encode(parts["mask"]).decode()
+        _put(fields, "b64mask", mask, "mask")
     image = None
     if "image" not in parts and "b64img" not in fields:
         raise InvalidField("Send the picture as the file part image, or as b64img.", "image")

@@ -10,6 +10,7 @@ from samserve.pictures.drawn_masks import mask_input
 from samserve.prompts import Prompt, check_inside
 
 from .budgets import check_masks
+from .forms import MASK_PART
 from .model_settings import Limits
 from .requests import PromptRequest
 
@@ -19,7 +20,6 @@ def prompts_of(
     embedding: Embedding,
     limits: Limits,
     decode: Decode,
-    mask_field: str = "b64mask",
 ) -> list[Prompt]:
     """Return the request's prompts in its order.
 
@@ -27,7 +27,6 @@ def prompts_of(
         embedding: the embedding of the request's image.
         limits: what the request may ask for.
         decode: decodes drawn masks.
-        mask_field: the name under which the client sent the mask of a single prompt.
 
     Raises:
         SamserveError: there is no prompt, a contradictory one, or one that does not fit the image.
@@ -47,7 +46,7 @@ def prompts_of(
                 embedding.original_size,
                 embedding.input_size,
                 limits.max_image_pixels,
-                f"{path}b64mask" if path else mask_field,
+                "mask" if fields.b64mask.startswith(MASK_PART) else f"{path}b64mask",
                 decode,
             )
         prompts.append(Prompt(box, coords, labels, logits, several))

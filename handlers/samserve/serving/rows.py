@@ -49,13 +49,11 @@ class Row:
     Attributes:
         request: the checked request; set by `read`.
         image: base64 text or the bytes of the image file, as sent; set by `read`.
-        mask_field: the name under which the client sent a drawn mask; set by `read`.
         answer: set once it is known.
     """
 
     request: PromptRequest | AutomaskRequest
     image: str | bytes
-    mask_field: str
     answer: Answer
 
     def __init__(self, index: int, content: dict[str, Any], context: Any) -> None:
@@ -166,7 +164,6 @@ class Row:
             request.check_weights(settings.model_type, weights)
         formats.chosen(request.output_format, None)  # raises an error if it does not exist
         self.request, self.image = request, request.b64img if image is None else image
-        self.mask_field = "mask" if "mask" in self._content else "b64mask"
 
     def _body(self, limit: int) -> tuple[bytes | bytearray, bytes | None]:
         """Return the JSON bytes, and the image file if a form has it as a part.
@@ -218,12 +215,14 @@ class Prompted:
     """A request for prompts, ready for the decoder.
 
     Attributes:
+        seconds: an estimate of the time that its masks take.
         prompts: its prompts, checked against the picture.
         embedded: its picture. Requests on one picture have the same object.
         timing: the steps so far.
     """
 
     row: Row
+    seconds: float
     prompts: list[Prompt]
     embedded: EmbeddedPicture
     timing: ServerTiming

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -14,9 +15,10 @@ import pytest
 
 from samserve.errors import TooLarge
 from samserve.pictures.decoder_process import DecoderProcess
-from samserve.prompts import Prompt
 from samserve.serving import budgets
 from samserve.serving.budgets import check_masks, seconds_of_masks
+from samserve.serving.forms import to_json
+from samserve.serving.requests import PromptRequest
 from tests.support.handlers import answers, handler_of
 from tests.support.hostile_pictures import interlaced_png, progressive_jpeg
 from tests.support.sample_pictures import base64_png, picture
@@ -137,23 +139,34 @@ def test_heavy_masks_leave_the_batch_to_the_clicks(
     assert (len(got[1].body), len(got[2].body)) == (60, 1)
 
 
+def asked(**fields: Any) -> PromptRequest:
+    return PromptRequest.model_validate({"b64img": "", **fields})
+
+
 def test_the_estimate_grows_with_all_that_takes_time() -> None:
-    size = (1000, 1000)
-    box = Prompt(np.array([1.0, 2, 3, 4]))
-    points = Prompt(None, np.zeros((256, 2)), [1] * 256)
-    drawn = Prompt(mask_input=np.zeros((256, 256), np.float32))
-    three = Prompt(np.array([1.0, 2, 3, 4]), multimask_output=True)
-    one = seconds_of_masks([box], size)
+    size, box = (1000, 1000), {"bbox": BOX}
+    one = seconds_of_masks(asked(**box), size)
     assert one == pytest.approx(budgets.PROMPT_S + 1e6 * budgets.PIXEL_S)
-    assert seconds_of_masks([box] * 7, size) == pytest.approx(7 * one)
-    assert seconds_of_masks([box], (10_000, 10_000)) > 10 * one
-    for dearer in (points, drawn, three):
-        assert seconds_of_masks([dearer], size) > one
+    assert seconds_of_masks(asked(prompts=[box] * 7), size) == pytest.approx(7 * one)
+    assert seconds_of_masks(asked(**box), (10_000, 10_000)) > 10 * one
+    many = [{"point_coords": [(1.0, 2.0)] * n, "point_labels": [1] * n} for n in (1, 25, 256)]
+    few_s, some_s, most_s = (seconds_of_masks(asked(**points), size) for points in many)
+    assert one == few_s < some_s < most_s
+    assert seconds_of_masks(asked(b64mask="x"), size) > one
+    assert seconds_of_masks(asked(**box, multimask_output=True), size) > one
 
 
-def test_a_click_on_the_largest_picture_is_light() -> None:
-    box = Prompt(np.array([1.0, 2, 3, 4]))
-    assert seconds_of_masks([box], (10_000, 10_000)) <= LIGHT.masks_s
+def test_two_clicks_on_the_largest_picture_are_light_together() -> None:
+    seconds = seconds_of_masks(asked(bbox=BOX), (10_000, 10_000))
+    assert 2 * seconds <= LIGHT.batch_masks_s
+    assert seconds <= LIGHT.masks_s
+
+
+def test_drawn_masks_that_are_too_many_are_not_decoded(prompt_lane: Any) -> None:
+    """Their pictures are broken, and nobody notices."""
+    drawn = [{"b64mask": base64_of(b"GIF89a")}] * 64
+    [answer] = answers(prompt_lane, [{**CLICK, "bbox": None, "prompts": drawn}])
+    assert (answer.status, answer.code) == (421, "heavy")
 
 
 def test_pixels_times_masks_have_a_limit() -> None:
@@ -178,8 +191,8 @@ def test_too_many_masks_are_refused_before_they_are_made(automask_lane: Any) -> 
 @pytest.mark.parametrize("form", ["features", "feature_collection", "coco_rle"])
 def test_an_answer_has_a_limit(prompt_lane: Any, form: str) -> None:
     handler = with_settings(prompt_lane, limits={"max_answer_bytes": 2000})
-    asked = {**CLICK, "bbox": None, "output_format": form, "prompts": [{"bbox": BOX}] * 40}
-    one, other = answers(handler, [asked, {**CLICK, "simplify": 5}])
+    many = {**CLICK, "bbox": None, "output_format": form, "prompts": [{"bbox": BOX}] * 40}
+    one, other = answers(handler, [many, {**CLICK, "simplify": 5}])
     assert (one.status, one.code) == (413, "too_large")
     assert "2000 bytes" in one.message
     assert other.status == 200
@@ -228,3 +241,24 @@ def test_a_broken_picture_is_named_by_its_field(prompt_lane: Any, field: str) ->
     [answer] = answers(prompt_lane, [{**CLICK, field: base64_of(b"GIF89a")}])
     assert answer.status == 422
     assert answer.body["error"]["field"] == field
+
+
+def test_a_broken_mask_of_a_form_is_named_by_its_part(prompt_lane: Any) -> None:
+    """The gateway sends the form as JSON, so the part's name has to come along."""
+    parts = {"image": pybase64.b64decode(COINS), "bbox": json.dumps(BOX).encode()}
+    for mask in (b"GIF89a", pybase64.b64decode(COINS)[:-99]):
+        body, _ = to_json({**parts, "mask": mask})
+        [answer] = answers(prompt_lane, [{**json.loads(body), "b64img": COINS}])
+        assert answer.status == 422
+        assert answer.body["error"]["field"] == "mask"
+    body, _ = to_json({**parts, "mask": pybase64.b64decode(COINS)})
+    [answer] = answers(prompt_lane, [{**json.loads(body), "b64img": COINS}])
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize("field", ["type", "checkpoint_url", "output_format"])
+def test_an_error_repeats_little_of_what_was_sent(prompt_lane: Any, field: str) -> None:
+    [answer] = answers(prompt_lane, [{**CLICK, field: "x" * 100_000}])
+    assert 400 <= answer.status < 500
+    assert "x" * 100 in answer.message
+    assert len(answer.message) < 400

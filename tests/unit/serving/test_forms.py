@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pytest
 
 from samserve.errors import InvalidField, InvalidRequest
+from samserve.pictures.base64_text import decode_base64
 from samserve.serving.forms import MAX_TEXT_BYTES, to_json
 
 FILE = b"\x89PNG and so on"
@@ -75,7 +75,7 @@ def test_a_box_without_brackets_is_told_how_to_write_it() -> None:
 
 def test_a_mask_is_a_file_too() -> None:
     asked, _ = read(image=FILE, mask=b"mask")
-    assert base64.b64decode(asked["b64mask"]) == b"mask"
+    assert decode_base64(asked["b64mask"], "b64mask") == b"mask"
 
 
 def test_base64_is_welcome_in_a_form() -> None:
