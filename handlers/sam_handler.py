@@ -40,7 +40,7 @@ from samserve.network import devices
 from samserve.pictures.picture import Picture
 from samserve.progress import Job
 from samserve.prompts import Prompt
-from samserve.serving import logs, rows
+from samserve.serving import logs, parents, rows
 from samserve.serving.headers import IMAGE_PAGES, JOB
 from samserve.serving.jobs import JobFolder, JobProgress, is_job_id
 from samserve.serving.lanes import mode_of
@@ -66,6 +66,7 @@ class SamHandler:
         for handler in logging.getLogger().handlers:
             # TorchServe reads the metrics from the lines of its worker's log.
             handler.setFormatter(logs.JsonFormatter(verbatim="[METRICS]", lane=context.model_name))
+        parents.end_with_parent()
         self.metrics = WorkerMetrics(context.model_name, _emit_to_torchserve())
         properties = context.system_properties
         model_dir = Path(properties["model_dir"])
