@@ -13,9 +13,9 @@ from pathlib import Path
 import psutil
 
 from samserve import places
+from samserve.serving import parents
 from samserve_gateway.settings import ADMIN_TOKEN
 
-from . import child as child_script
 from .configuration import read_properties, threads_per_worker
 from .console_logs import rotate
 from .errors import ServerError
@@ -80,7 +80,7 @@ class Guard:
 
     def tell(self, what: str, session: int) -> None:
         """Tell it that a session has begun (`session`) or has ended (`gone`)."""
-        # Without the guard, the kernel still kills our direct children when we end (`child.py`).
+        # Without the guard, the kernel still kills our direct children when we end (`parents.py`).
         with contextlib.suppress(BrokenPipeError):
             print(what, session, file=self._process.stdin, flush=True)
 
@@ -222,7 +222,7 @@ def _spawn(
         environ: variables in addition to the launcher's, without the administrator's token.
         name: its output goes to `logs/<name>-console.log`. None: to the launcher's output.
     """
-    wrapper = [sys.executable, "-I", "-S", child_script.__file__, str(os.getpid())]
+    wrapper = [sys.executable, "-I", "-S", parents.__file__, str(os.getpid())]
     with contextlib.ExitStack() as opened:
         output = None
         if name is not None:

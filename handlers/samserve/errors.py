@@ -15,6 +15,7 @@
     ├── Unreachable         502  the weights could not be downloaded completely
     ├── Cancelled           503  the client has disconnected
     ├── OutOfMemory         503  the device ran out of memory
+    ├── NoRoom              507  weights need more disk or memory than there is, or are too many
     ├── TimedOut            504  the work took longer than the request allows
     └── InvalidField        422  the value of a field is wrong
         ├── InvalidImage    422  the bytes are not an image, or not a supported one
@@ -103,6 +104,11 @@ class HeaderTooLarge(SamserveError):
     code = "header_too_large"
 
 
+class NoRoom(SamserveError):
+    status = 507
+    code = "insufficient_storage"
+
+
 class Unreachable(SamserveError):
     status = 502
     code = "unreachable"
@@ -134,6 +140,11 @@ class InvalidImage(InvalidField):
 
 class InvalidWeights(InvalidField):
     code = "invalid_weights"
+
+
+def quoted(value: str) -> str:
+    """Return a text that the client sent in quotes, cut after 100 characters."""
+    return repr(value) if len(value) <= 100 else f"{value[:100]!r}…"
 
 
 def error_body(code: str, message: str, field: str | None = None) -> dict[str, Any]:

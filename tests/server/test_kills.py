@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -56,7 +57,7 @@ class Served:
         return found
 
     def worker(self, lane: str) -> psutil.Process:
-        key = __import__("json").loads(self.options.key_file.read_text())["management"]["key"]
+        key = json.loads(self.options.key_file.read_text())["management"]["key"]
         answer = loopback.get(
             f"{self.options.management_url}/models/{lane}",
             30,
@@ -74,16 +75,22 @@ class Served:
         answer: dict[str, Any] = loopback.get(f"{self.options.url}/sam/progress/", 30).json()
         return answer
 
-    def begin_automask(self) -> tuple[threading.Thread, list[Any]]:
-        """Begin an automask of minutes, and return once its worker computes."""
+    def begin_automask(self, timeout_s: float = 300) -> tuple[threading.Thread, list[Any]]:
+        """Begin an automask of minutes, and return once its worker computes.
+
+        Args:
+            timeout_s: the client leaves after so long.
+        """
         outcome: list[Any] = []
         body = {"type": "vit_t", "points_per_side": 120, "points_per_batch": 1}
         body["b64img"] = new_picture()
 
         def ask() -> None:
             try:
-                outcome.append(loopback.post(f"{self.options.url}/sam/automask/", 300, json=body))
-            except requests.ConnectionError as error:
+                outcome.append(
+                    loopback.post(f"{self.options.url}/sam/automask/", timeout_s, json=body)
+                )
+            except requests.RequestException as error:
                 outcome.append(error)
 
         thread = threading.Thread(target=ask)
@@ -149,12 +156,15 @@ def test_the_gateway_is_killed_and_comes_back(served: Served) -> None:
     assert served.find("org.pytorch.serve.ModelServer") == java
 
 
-def test_a_worker_is_killed_and_its_progress_with_it(served: Served) -> None:
-    thread, _ = served.begin_automask()
+def test_a_worker_is_killed_and_its_client_leaves(served: Served) -> None:
+    """The gateway repeats the automask at another worker, until the client leaves."""
+    thread, outcome = served.begin_automask(timeout_s=6)
     served.worker("vit_t-automask").kill()
-    wait_for(lambda: served.progress() == NOTHING or not thread.is_alive())
-    served.process.send_signal(signal.SIGTERM)
     thread.join()
+    assert isinstance(outcome[0], requests.Timeout)
+    wait_for(lambda: served.progress() == NOTHING)
+    wait_for(lambda: list(served.options.jobs_dir.iterdir()) == [])
+    served.process.send_signal(signal.SIGTERM)
     served.process.wait(60)
     assert served.left() == []
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from samserve_launcher import child
+from samserve.serving import parents
 from samserve_launcher.guard import kill_session, members_of, remove
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_for
@@ -72,10 +72,19 @@ def test_the_guard_ends_with_the_launcher(tmp_path: Path) -> None:
         assert not members_of(session)
 
 
+def ignores(pid: int, number: signal.Signals) -> bool:
+    """Return whether a process ignores a signal. One that starts does not yet."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    [mask] = [line.split()[1] for line in status.splitlines() if line.startswith("SigIgn")]
+    return bool(int(mask, 16) >> (number - 1) & 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says what a process ignores")
 def test_a_guard_ignores_the_signals_of_a_terminal(tmp_path: Path) -> None:
     with launch(tmp_path) as launcher:
         assert launcher.stdout is not None
         session, guard = map(int, launcher.stdout.readline().split())
+        wait_for(lambda: ignores(guard, signal.SIGHUP))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             os.kill(guard, number)
         launcher.kill()
@@ -91,7 +100,7 @@ def test_a_child_ends_even_without_a_guard() -> None:
         "time.sleep(99)\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", launcher, child.__file__], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", launcher, parents.__file__], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         started = psutil.Process(int(process.stdout.readline()))
@@ -101,7 +110,7 @@ def test_a_child_ends_even_without_a_guard() -> None:
 
 
 def test_a_child_whose_parent_has_ended_before_does_not_start() -> None:
-    command = [sys.executable, "-I", "-S", child.__file__, "1000000000", "/bin/echo", "runs"]
+    command = [sys.executable, "-I", "-S", parents.__file__, "1000000000", "/bin/echo", "runs"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == ("" if sys.platform == "linux" else "runs\n")
 
