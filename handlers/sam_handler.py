@@ -27,6 +27,7 @@ from ts.metrics.metric_type_enum import MetricTypes
 
 from samserve import automask, segmenter
 from samserve.answers import formats
+from samserve.archives.digests import check_loaded
 from samserve.errors import (
     Cancelled,
     InvalidRequest,
@@ -70,6 +71,7 @@ class SamHandler:
         self.metrics = WorkerMetrics(context.model_name, _emit_to_torchserve())
         properties = context.system_properties
         model_dir = Path(properties["model_dir"])
+        check_loaded(model_dir)
         self.settings = ModelSettings.from_yaml(context.model_yaml_config)
         self.mode = mode_of(context.model_name)
         lane = self.settings.automask if self.mode == "automask" else self.settings.prompt

@@ -25,6 +25,7 @@ from typing import IO, Any
 import requests
 
 from samserve.archives.build import unpack_archive
+from samserve.archives.digests import DamagedArchive
 
 from .checks import check_archives, check_ports
 from .configuration import configuration
@@ -190,7 +191,7 @@ def unpack_archives(options: Options) -> None:
         archive = options.model_store / f"{family}.mar"
         try:
             unpack_archive(archive, options.models_dir / family)
-        except (OSError, zipfile.BadZipFile, zlib.error) as exc:
+        except (DamagedArchive, OSError, zipfile.BadZipFile, zlib.error) as exc:
             shutil.rmtree(options.models_dir, ignore_errors=True)
             raise ServerError(f"{archive} cannot be unpacked: {exc}") from exc
 

@@ -48,6 +48,7 @@ from samserve.serving.lanes import REGISTERED, registered_family
 from samserve.weights.download import DownloadFailed, Pace, TooLong, download
 
 from .build import build_if_stale, unpack_archive
+from .digests import DamagedArchive
 
 REPORT_EVERY_S = 0.1
 MAX_MESSAGE = 2000  # the names in a checkpoint may have any length
@@ -207,7 +208,12 @@ def register(registration: Registration, report: Report) -> dict[str, str]:
     for path in (*derived, sidecar, weights):
         if path.exists():
             shutil.move(path, kept / path.name)
-    unpack_archive(archive, Path(registration.models_dir) / family)
+    try:
+        unpack_archive(archive, Path(registration.models_dir) / family)
+    except DamagedArchive as exc:
+        raise InvalidWeights(
+            f"{registration.shown}: a file changed during the registration: {exc}.", "url"
+        ) from exc
     shutil.move(archive, Path(registration.model_store) / archive.name)
     return described
 
