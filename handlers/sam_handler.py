@@ -27,6 +27,7 @@ from ts.metrics.metric_type_enum import MetricTypes
 
 from samserve import automask, segmenter
 from samserve.answers import formats
+from samserve.archives.digests import check_loaded
 from samserve.errors import (
     Cancelled,
     InvalidRequest,
@@ -41,7 +42,7 @@ from samserve.pictures.decoder_process import DecoderProcess
 from samserve.pictures.decoding import Decode
 from samserve.pictures.picture import Picture
 from samserve.progress import Job
-from samserve.serving import budgets, logs, rows
+from samserve.serving import budgets, logs, parents, rows
 from samserve.serving.budgets import DecodingBudget
 from samserve.serving.headers import IMAGE_PAGES, JOB
 from samserve.serving.jobs import JobFolder, JobProgress, is_job_id
@@ -69,9 +70,11 @@ class SamHandler:
         for handler in logging.getLogger().handlers:
             # TorchServe reads the metrics from the lines of its worker's log.
             handler.setFormatter(logs.JsonFormatter(verbatim="[METRICS]", lane=context.model_name))
+        parents.end_with_parent()
         self.metrics = WorkerMetrics(context.model_name, _emit_to_torchserve())
         properties = context.system_properties
         model_dir = Path(properties["model_dir"])
+        check_loaded(model_dir)
         self.settings = ModelSettings.from_yaml(context.model_yaml_config)
         self.mode = mode_of(context.model_name)
         lane = self.settings.automask if self.mode == "automask" else self.settings.prompt

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+SWEEP_EVERY_S = 60.0
+"""How often files without a job under way are looked for, and how old they may become."""
+
 
 class Jobs:
     """The automasks under way on this machine.
@@ -35,25 +39,41 @@ class Jobs:
     def __init__(self, folder: Path | None) -> None:
         self._folder = None if folder is None else JobFolder(folder)
         self._owners: dict[str, str] = {}
+        self._swept = time.monotonic()
+        if self._folder is not None:
+            self._folder.sweep((), older_than_s=0)  # of a gateway before this one
 
     @contextmanager
     def job(self, client: str = "") -> Iterator[dict[str, str]]:
-        """Yield the headers that give a request its job id. An exception cancels the job."""
-        if self._folder is None:
+        """Yield the headers that give a request its job id. The job is cancelled after the block.
+
+        If the job cannot be announced to the workers, as on a full disk, it goes without an id:
+        it has no progress, and a worker finishes it even if its client goes.
+        """
+        job_id = secrets.token_hex(16)
+        if self._folder is None or not self._begin(self._folder, job_id):
             yield {}
             return
-        job_id = secrets.token_hex(16)
         self._owners[job_id] = client
         try:
             yield {headers.JOB: job_id}
-        except BaseException:
+        finally:
+            del self._owners[job_id]
             try:
                 self._folder.cancel(job_id)
             except OSError as exc:
-                logger.warning("An automask whose client has gone could not be cancelled: %s", exc)
-            raise
-        finally:
-            del self._owners[job_id]
+                logger.warning("The files of an automask could not be removed: %s", exc)
+
+    def _begin(self, folder: JobFolder, job_id: str) -> bool:
+        try:
+            if time.monotonic() - self._swept >= SWEEP_EVERY_S:
+                self._swept = time.monotonic()
+                folder.sweep(self._owners, older_than_s=SWEEP_EVERY_S)
+            folder.begin(job_id)
+        except OSError as exc:
+            logger.warning("An automask has no progress and cannot be cancelled: %s", exc)
+            return False
+        return True
 
     def progress(self, client: str | None = None) -> dict[str, Any]:
         """Return samapi's `message` and `percent` of the oldest job; -1 percent without one.
@@ -61,8 +81,7 @@ class Jobs:
         Args:
             client: whose jobs; None: everybody's.
         """
-        own = {job_id for job_id, owner in self._owners.items() if owner == client}
-        ids = None if client is None else own
+        ids = {job_id for job_id, owner in self._owners.items() if client in (None, owner)}
         running = [] if self._folder is None else self._folder.running(ids)
         if not running:
             return {"message": "Nothing is running.", "percent": -1}

@@ -32,9 +32,11 @@ from samserve.errors import (
     Conflict,
     InvalidField,
     InvalidWeights,
+    NoRoom,
     SamserveError,
     TooLarge,
     Unreachable,
+    quoted,
 )
 from samserve.model_types import MADE_FROM_WEIGHTS, is_default_address
 from samserve.serving.lanes import (
@@ -48,6 +50,7 @@ from samserve.serving.lanes import (
 )
 from samserve.serving.requests import JsonBody
 
+from . import registration_room as room
 from .readiness import Readiness
 from .settings import ADMIN_TOKEN, Settings
 from .torchserve import TorchServe
@@ -63,7 +66,7 @@ LOAD_TIMEOUT_S = 330.0
 """Longer than the models' startupTimeout, so that TorchServe answers first."""
 
 _PROCESS_ERRORS: dict[str, type[SamserveError]] = {
-    kind.code: kind for kind in (InvalidField, InvalidWeights, TooLarge, Unreachable)
+    kind.code: kind for kind in (InvalidField, InvalidWeights, NoRoom, TooLarge, Unreachable)
 }
 
 
@@ -118,6 +121,7 @@ class Registration:
 
         Raises:
             Conflict: another registration is under way, or the name or URL is registered already.
+            NoRoom: there are too many weights, or too little memory or disk.
             SamserveError: the weights cannot be downloaded, or are not of this type.
             TorchServeError: TorchServe or a worker refuses the weights.
         """
@@ -129,9 +133,9 @@ class Registration:
         try:
             await asyncio.wait({self._work})
             if self._work.cancelled():
-                return f"The registration of {request.name} ({request.url}) was cancelled."
+                return f"The registration of {request.name} ({request.url[:100]}) was cancelled."
             self._work.result()
-            return f"{request.name} ({request.url}) is registered."
+            return f"{request.name} ({request.url[:100]}) is registered."
         finally:
             # If the client has gone, this coroutine was cancelled and the work still runs.
             self.cancel()
@@ -152,6 +156,8 @@ class Registration:
         family = registered_family(request.type, request.name)
         with self._alone():
             await self._check_new(request, family)
+            room.check_number(self._folder, self._settings.max_weights)
+            await room.check_memory(self._torchserve, request.type)
             incoming = Path(tempfile.mkdtemp(prefix=".incoming-", dir=self._folder))
             self._weights.joining.add(family)
             resumable = False
@@ -194,13 +200,13 @@ class Registration:
             for field, value in (("name", request.name), ("url", request.url)):
                 if value in (known["name"], known["url"]):
                     raise Conflict(
-                        f"{value!r} is registered for {request.type} already, as "
-                        f"{known['name']!r} ({known['url']}).",
+                        f"{quoted(value)} is registered for {request.type} already, as "
+                        f"{known['name']!r} ({known['url'][:100]}).",
                         field,
                     )
         if is_default_address(request.type, request.url):
             raise Conflict(
-                f"{request.url!r} is the address at which {request.type}'s own weights are "
+                f"{quoted(request.url)} is the address at which {request.type}'s own weights are "
                 "published. Requests that choose no other weights use those.",
                 "url",
             )
@@ -232,6 +238,8 @@ class Registration:
             "models_dir": str(self._settings.models_dir),
             "origins": self._settings.weights_origins.split(),
             "max_bytes": self._settings.weights_max_bytes,
+            "download_s": self._settings.weights_timeout_s,
+            "min_rate": self._settings.weights_min_rate,
         }
         process = await asyncio.create_subprocess_exec(
             *COMMAND,

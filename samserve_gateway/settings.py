@@ -118,6 +118,11 @@ class Settings(BaseModel):
         "space-separated; a redirect must lead to one of them, too",
     )
     weights_max_bytes: int = Field(4 * 2**30, gt=0, description="larger weights are refused")
+    weights_timeout_s: float = Field(3600, gt=0, description="longest time of a download")
+    weights_min_rate: float = Field(
+        10_000, ge=0, description="bytes a second of a download, at least, over a minute"
+    )
+    max_weights: int = Field(8, ge=0, description="most registered weights, of all model types")
     weights_dir: Path = Field(Path("weights"), description="folder of registered weights")
     model_store: Path = Field(Path("model_store"), description="folder of the archives")
     models_dir: Path = Field(

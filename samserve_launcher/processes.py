@@ -6,15 +6,21 @@ import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import psutil
 
 from samserve import places
+from samserve.serving import parents
 from samserve_gateway.settings import ADMIN_TOKEN, KEYS_FILE
 
 from .access import keys_file
-from .configuration import threads_per_worker
+from .configuration import read_properties, threads_per_worker
+from .console_logs import rotate
+from .errors import ServerError
+from .guard import kill_session
 from .java import java_home
 from .options import Options
 
@@ -40,6 +46,78 @@ GATEWAY_ENVIRONMENT = {
 Children = dict[str, "subprocess.Popen[bytes]"]
 """Name -> process."""
 
+GUARD_TIMEOUT_S = 30
+
+
+class Guard:
+    """The process that ends this server if the launcher is killed (`guard.py`).
+
+    It runs within a `with` block.
+
+    Args:
+        paths: what it removes then.
+        lock: the descriptor of the run folder's lock, which it holds as long as it runs.
+    """
+
+    def __init__(self, paths: Sequence[Path], lock: int) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "samserve_launcher.guard", *map(str, paths)],
+            env=_without_secrets(),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            pass_fds=(lock,),
+            start_new_session=True,
+            text=True,
+        )
+
+    def __enter__(self) -> Guard:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+        self._process.wait(GUARD_TIMEOUT_S)
+
+    def tell(self, what: str, session: int) -> None:
+        """Tell it that a session has begun (`session`) or has ended (`gone`)."""
+        # Without the guard, the kernel still kills our direct children when we end (`parents.py`).
+        with contextlib.suppress(BrokenPipeError):
+            print(what, session, file=self._process.stdin, flush=True)
+
+
+class Processes(dict[str, "subprocess.Popen[bytes]"]):
+    """The processes of a server by name. One that is started again takes the place of the first.
+
+    Args:
+        guard: learns of each process.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        super().__init__()
+        self._guard = guard
+        self._starters: dict[str, Callable[[], subprocess.Popen[bytes]]] = {}
+
+    def start(self, name: str, starter: Callable[[], subprocess.Popen[bytes]]) -> None:
+        """Start a process. It leads a session of its own.
+
+        Args:
+            starter: starts it; it is called again for every restart.
+        """
+        self._starters[name] = starter
+        self[name] = starter()
+        self._guard.tell("session", self[name].pid)
+
+    def kill(self, name: str) -> None:
+        """Kill a process and everything in its session."""
+        kill_session(self[name].pid)
+        self[name].wait()
+        self._guard.tell("gone", self[name].pid)
+
+    def restart(self, name: str) -> None:
+        """Start a process again that has been killed."""
+        self.start(name, self._starters[name])
+
 
 def stop(children: Children) -> None:
     """Terminate these processes and all their descendants; kill those that do not end."""
@@ -56,6 +134,7 @@ def stop(children: Children) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     for child in children.values():
+        kill_session(child.pid)  # the descendants of a process that had ended before
         child.wait()
 
 
@@ -75,7 +154,7 @@ def start_torchserve(
     environ = {
         "JAVA_HOME": str(java_home()),
         "TEMP": scratch,  # for Java: unpacked archives, the workers' sockets
-        "TMPDIR": scratch,  # for TorchServe's launcher: its pid file, one for each server
+        "TMPDIR": scratch,  # for the workers
         "LOG_LOCATION": logs,
         "METRICS_LOCATION": logs,
         "SAMSERVE_CACHE_DIRECTORY": os.environ.get(
@@ -85,10 +164,35 @@ def start_torchserve(
         **{f"SAMSERVE_{mode.upper()}_THREADS": str(n) for mode, n in threads.items()},
         **WORKER_ENVIRONMENT,
     }
-    command = [sys.executable, "-m", "ts.model_server", "--start", "--foreground", "--ncs"]
-    command += ["--model-store", str(options.models_dir), "--ts-config", str(config)]
-    command += ["--log-config", str(places.config_folder() / "log4j2.xml")]
+    command = torchserve_command(options, config, scratch)
     return _spawn(command, environ, options, None if alone else "torchserve")
+
+
+def torchserve_command(options: Options, config: Path, scratch: str) -> list[str]:
+    """Return the command that runs TorchServe's Java program.
+
+    `ts.model_server` runs the same one, but as a child of its own, which lives on if it is killed.
+
+    Raises:
+        ServerError: TorchServe is not installed.
+    """
+    package = find_spec("ts")
+    if package is None or package.origin is None:
+        raise ServerError("TorchServe is not installed: the module ts is missing.")
+    folder = Path(package.origin).resolve().parent
+    return [
+        str(java_home().resolve() / "bin" / "java"),
+        f"-Dmodel_server_home={folder.parent}",
+        f"-Dlog4j.configurationFile=file://{(places.config_folder() / 'log4j2.xml').resolve()}",
+        f"-Djava.io.tmpdir={scratch}",
+        *read_properties(config.read_text()).get("vmargs", "").split(),
+        *("-cp", str(folder / "frontend" / "*")),
+        "org.pytorch.serve.ModelServer",
+        *("--python", sys.executable),
+        *("-f", str(config)),
+        *("-s", str(options.models_dir)),
+        "-ncs",  # no snapshots of the configuration
+    ]
 
 
 def start_gateway(options: Options) -> subprocess.Popen[bytes]:
@@ -121,25 +225,33 @@ def _spawn(
 ) -> subprocess.Popen[bytes]:
     """Start a child process in its own session, so that Ctrl-C reaches only the launcher.
 
+    The kernel kills it when this process ends, or the thread that called this.
+
     Args:
         environ: variables in addition to the launcher's, without the administrator's token.
         name: its output goes to `logs/<name>-console.log`. None: to the launcher's output.
     """
-    inherited = {key: value for key, value in os.environ.items() if key != ADMIN_TOKEN}
+    wrapper = [sys.executable, "-I", "-S", parents.__file__, str(os.getpid())]
     with contextlib.ExitStack() as opened:
         output = None
         if name is not None:
             path = options.run_dir / "logs" / f"{name}-console.log"
-            output = opened.enter_context(path.open("wb"))
+            rotate(path, max_bytes=0)  # the output of an earlier start is kept, in a copy
+            output = opened.enter_context(path.open("ab"))
         return subprocess.Popen(
-            command,
-            env={**inherited, **environ},
+            [*wrapper, *command],
+            env={**_without_secrets(), **environ},
             cwd=options.run_dir,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=None if output is None else subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def _without_secrets() -> dict[str, str]:
+    """Return our environment without the administrator's token."""
+    return {key: value for key, value in os.environ.items() if key != ADMIN_TOKEN}
 
 
 def addresses(options: Options) -> dict[str, str]:

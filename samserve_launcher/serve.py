@@ -6,6 +6,7 @@ It first makes what is missing: it downloads the weights and builds the archives
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import sys
@@ -22,13 +23,17 @@ from samserve_gateway.torchserve import TorchServe
 from .access import access, keys_file
 from .errors import ServerError
 from .options import Options, parse_options
-from .server import check_alive, running
+from .server import running
+from .supervision import Supervisor
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
+POLL_S = 0.5
+"""The interval at which the processes are looked at."""
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Serve, and return the exit status: 0 after a signal, 1 if a process failed."""
+    """Serve, and return the exit status: 0 after a signal, 1 if a process ended too often."""
     options = parse_options(arguments)
     for number in SIGNALS:
         signal.signal(number, _interrupt)
@@ -39,9 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"starting {', '.join(options.lanes())}; logs in {options.run_dir}/logs", flush=True)
         with running(options) as children:
             print(ready_block(options, time.monotonic() - started, who), flush=True)
-            while True:
-                check_alive(options, children)
-                time.sleep(1)
+            with contextlib.closing(Supervisor(children, options.run_dir / "logs")) as supervisor:
+                while True:
+                    supervisor.check()
+                    time.sleep(POLL_S)
     except KeyboardInterrupt:
         print("stopped", flush=True)
         return 0

@@ -13,24 +13,37 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import tempfile
 import time
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import requests
 
 from samserve.archives.build import unpack_archive
+from samserve.archives.digests import DamagedArchive
 
 from .checks import check_archives, check_ports
 from .configuration import configuration
 from .errors import ServerError
+from .guard import remove
 from .loopback import LoopbackSession
 from .options import Options
-from .processes import STOP_TIMEOUT_S, Children, addresses, start_gateway, start_torchserve, stop
+from .processes import (
+    STOP_TIMEOUT_S,
+    Children,
+    Guard,
+    Processes,
+    addresses,
+    start_gateway,
+    start_torchserve,
+    stop,
+)
+from .supervision import how_it_ended
 
 START_TIMEOUT_S = 300
 LAST_LINES_S = 5.0
@@ -40,7 +53,7 @@ _EXCEPTION = re.compile(r"^((?:[\w.]+\.)?\w*(?:Error|Exception)\b.*)", re.MULTIL
 
 
 @contextlib.contextmanager
-def running(options: Options) -> Iterator[Children]:
+def running(options: Options) -> Iterator[Processes]:
     """Run a server while the block lasts, and give its two processes once it is ready.
 
     Raises:
@@ -52,7 +65,7 @@ def running(options: Options) -> Iterator[Children]:
     log_start = log.stat().st_size if log.exists() else 0
     with torchserve_running(options) as children:
         try:
-            children["gateway"] = start_gateway(options)
+            children.start("gateway", lambda: start_gateway(options))
             state.write_text(json.dumps({**addresses(options), "pid": os.getpid()}))
             wait_until_ready(options, children, log, log_start)
             yield children
@@ -61,10 +74,10 @@ def running(options: Options) -> Iterator[Children]:
 
 
 @contextlib.contextmanager
-def torchserve_running(options: Options, worker_host: str | None = None) -> Iterator[Children]:
+def torchserve_running(options: Options, worker_host: str | None = None) -> Iterator[Processes]:
     """Run TorchServe while the block lasts. It has started, but its workers may still load.
 
-    Processes that the block adds to the dictionary are stopped at the end, too.
+    Processes that the block starts are stopped at the end, too.
 
     Args:
         worker_host: see `configuration`.
@@ -76,31 +89,69 @@ def torchserve_running(options: Options, worker_host: str | None = None) -> Iter
     check_ports(options)
     options.run_root.mkdir(parents=True, exist_ok=True)
     config = options.run_dir / "config.properties"
-    children: Children = {}
     with (
-        run_dir_to_itself(options),
+        run_dir_to_itself(options) as lock,
         # A short path: it holds the workers' sockets, whose paths may have 107 bytes.
-        tempfile.TemporaryDirectory(prefix="samserve-", ignore_cleanup_errors=True) as scratch,
+        tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as scratch,
     ):
+        remove_leftovers(options)
         unpack_archives(options)
         (options.run_dir / "logs").mkdir(parents=True, exist_ok=True)
-        config.write_text(configuration(options, worker_host))
-        try:
-            alone = worker_host is not None
-            children["torchserve"] = start_torchserve(options, config, scratch, alone=alone)
-            yield children
-        finally:
-            stop(children)
-            options.key_file.unlink(missing_ok=True)
-            # The folder may be in /dev/shm, where files stay in memory until they are removed.
-            shutil.rmtree(options.cache_dir, ignore_errors=True)
-            shutil.rmtree(options.jobs_dir, ignore_errors=True)
-            shutil.rmtree(options.models_dir, ignore_errors=True)
+        scratch_note(options).write_text(scratch)
+        with Guard([*files_while_running(options), Path(scratch)], lock.fileno()) as guard:
+            children = Processes(guard)
+
+            def start() -> subprocess.Popen[bytes]:
+                # Weights may have been registered since the last start.
+                unpack_archives(options)
+                config.write_text(configuration(options, worker_host))
+                alone = worker_host is not None
+                return start_torchserve(options, config, scratch, alone=alone)
+
+            try:
+                children.start("torchserve", start)
+                yield children
+            finally:
+                stop(children)
+                for path in files_while_running(options):
+                    remove(path)
+
+
+SCRATCH = "samserve-"
+"""The beginning of the name of a server's temporary folder."""
+
+
+def scratch_note(options: Options) -> Path:
+    """Return the file that names the temporary folder of a running server."""
+    return options.run_dir / "scratch"
+
+
+def files_while_running(options: Options) -> list[Path]:
+    """Return the files and folders that a server has only while it runs.
+
+    The folder of embeddings may be in /dev/shm, where files stay in memory until they are removed.
+    """
+    state = options.run_dir / "server.json"
+    folders = [options.cache_dir, options.jobs_dir, options.models_dir]
+    return [state, options.key_file, scratch_note(options), *folders]
+
+
+def remove_leftovers(options: Options) -> None:
+    """Remove what a server on this port has left that was killed together with its guard."""
+    note = scratch_note(options)
+    if note.is_file():
+        scratch = Path(note.read_text())
+        if scratch.parent == Path(tempfile.gettempdir()) and scratch.name.startswith(SCRATCH):
+            remove(scratch)
+    for path in files_while_running(options):
+        remove(path)
 
 
 @contextlib.contextmanager
-def run_dir_to_itself(options: Options) -> Iterator[None]:
+def run_dir_to_itself(options: Options) -> Iterator[IO[str]]:
     """Wait until no other server uses the run folder, and lock it while the block lasts.
+
+    It yields the lock's file. A process that inherits its descriptor holds the lock, too.
 
     A server that stops frees its ports seconds before it removes its files. Without this lock it
     would remove the files of a server that was started on the same port meanwhile.
@@ -122,21 +173,25 @@ def run_dir_to_itself(options: Options) -> Iterator[None]:
                         "Choose another port with --port or SAMSERVE_PORT."
                     ) from exc
                 time.sleep(0.1)
-        yield
+        yield file
 
 
 def unpack_archives(options: Options) -> None:
     """Unpack each archive into a folder of `models_dir`, from which TorchServe loads it.
 
+    A folder that is there is complete: it was unpacked for an earlier start of this server's
+    TorchServe, or when its weights were registered.
+
     Raises:
         ServerError: an archive is damaged, or there is no room.
     """
-    shutil.rmtree(options.models_dir, ignore_errors=True)  # left by a server that was killed
     for family in options.families():
+        if (options.models_dir / family).is_dir():
+            continue
         archive = options.model_store / f"{family}.mar"
         try:
             unpack_archive(archive, options.models_dir / family)
-        except (OSError, zipfile.BadZipFile, zlib.error) as exc:
+        except (DamagedArchive, OSError, zipfile.BadZipFile, zlib.error) as exc:
             shutil.rmtree(options.models_dir, ignore_errors=True)
             raise ServerError(f"{archive} cannot be unpacked: {exc}") from exc
 
@@ -177,11 +232,7 @@ def check_alive(options: Options, children: Children) -> None:
     """
     for name, child in children.items():
         if child.poll() is not None:
-            path = options.run_dir / "logs" / f"{name}-console.log"
-            output = path.read_text(errors="replace")[-2000:]
-            raise ServerError(
-                f"{name} ended with status {child.returncode}; the end of its output:\n{output}"
-            )
+            raise ServerError(how_it_ended(name, child.returncode, options.run_dir / "logs"))
 
 
 def check_loading(log: Path, log_start: int) -> None:
@@ -208,7 +259,8 @@ def check_loading(log: Path, log_start: int) -> None:
 
 def _tail(log: Path, start: int) -> str:
     with log.open("rb") as file:
-        file.seek(start)
+        # The file is shorter if it was full, and a new one was begun.
+        file.seek(start if log.stat().st_size >= start else 0)
         return file.read().decode(errors="replace")
 
 
@@ -227,7 +279,5 @@ def exceptions_in(log: str) -> list[str]:
         # A line of a worker's logger, or of its standard output from before the logger is set up.
         if "lane" in entry or str(entry.get("thread")).endswith("-stdout"):
             text = f"{entry.get('message')}\n{entry.get('exception', '')}"
-            exceptions += re.findall(
-                r"^((?:[\w.]+\.)?\w*(?:Error|Exception)\b.*)", text, re.MULTILINE
-            )
+            exceptions += _EXCEPTION.findall(text)
     return exceptions

@@ -19,6 +19,7 @@
     ├── Busy                503  the queue is full, or too many bodies are in memory
     ├── Cancelled           503  the client has disconnected
     ├── OutOfMemory         503  the device ran out of memory
+    ├── NoRoom              507  weights need more disk or memory than there is, or are too many
     ├── TimedOut            504  the work took longer than the request allows
     └── InvalidField        422  the value of a field is wrong
         ├── InvalidImage    422  the bytes are not an image, or not a supported one
@@ -141,6 +142,11 @@ class Busy(TryLater):
 class HeaderTooLarge(SamserveError):
     status = 431
     code = "header_too_large"
+
+
+class NoRoom(SamserveError):
+    status = 507
+    code = "insufficient_storage"
 
 
 class Unreachable(SamserveError):

@@ -18,6 +18,7 @@ import pytest
 from samserve_launcher.configuration import configuration, read_properties, threads_per_worker
 from samserve_launcher.errors import ServerError
 from samserve_launcher.options import Options, free_ports, parse_options
+from samserve_launcher.processes import Children
 from samserve_launcher.server import check_alive, running
 from tests.support.paths import ROOT
 from tests.support.servers import port_flags
@@ -49,7 +50,7 @@ def test_sigterm_while_starting_stops_everything() -> None:
 
 def test_a_lost_process_is_told_and_the_rest_is_stopped() -> None:
     options = free_ports(Options())
-    children = {}
+    children: Children = {}
 
     def lose_the_gateway() -> None:
         with running(options) as processes:

@@ -3,8 +3,8 @@
     samserve archive vit_t
 
 An archive has the handler and this package, the model's YAML, the weights, their source
-(`weights.json`), and, if the YAML says so, the encoder and the upscaler exported for CPUs. One
-archive serves both lanes of a model type.
+(`weights.json`), the digests of all files (`digests.json`), and, if the YAML says so, the encoder
+and the upscaler exported for CPUs. One archive serves both lanes of a model type.
 
 Registered weights of the type (weights/registered/<type>.<name>.pt) get an archive each.
 
@@ -20,9 +20,11 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -35,6 +37,7 @@ from samserve.model_types import COMPILED_FILES, MODEL_TYPES, Precision, is_mapp
 from samserve.serving.lanes import REGISTERED, is_registered
 from samserve.weights.steps import step
 
+from .digests import DIGESTS, check_unpacked, digests_of
 from .settings import checked_settings, settings_file
 
 HANDLER = "sam_handler.py"
@@ -101,11 +104,15 @@ def build_if_stale(
     members |= serving_weights(model_type, weights, precision)
     if settings.cpu_runtime == "openvino":
         members |= compiled_parts(model_type, weights, members[f"{model_type}.pt"])
-    if is_up_to_date(archive, members):
-        print(f"{relative(archive)}: up to date")
-        return
-    with step(f"{relative(archive)}: building"):
-        run_archiver(archive, model_type, members, version)
+    with tempfile.TemporaryDirectory(prefix="samserve-digests-") as scratch:
+        digests = Path(scratch, DIGESTS)
+        digests.write_text(digests_of(members, {weights: _sha256_in_sidecar(weights)}))
+        members[DIGESTS] = digests
+        if is_up_to_date(archive, members):
+            print(f"{relative(archive)}: up to date")
+            return
+        with step(f"{relative(archive)}: building"):
+            run_archiver(archive, model_type, members, version)
 
 
 def members_of(model_type: str, weights: Path) -> dict[str, Path]:
@@ -257,7 +264,8 @@ def run_archiver(
     """
     with_option = {HANDLER, f"{model_type}.pt", f"{model_type}.yaml"}  # each has its option
     archive.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=".building-") as scratch:
+    _remove_unfinished(archive.parent)
+    with tempfile.TemporaryDirectory(dir=archive.parent, prefix=_UNFINISHED) as scratch:
         for name, path in members.items():
             link = Path(scratch, "main" if name in with_option else "extra", name)
             link.parent.mkdir(parents=True, exist_ok=True)
@@ -278,6 +286,18 @@ def run_archiver(
         Path(scratch, archive.name).replace(archive)
 
 
+_UNFINISHED = ".building-"
+_UNFINISHED_S = 86400.0
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what builds have left that were killed a day ago or earlier."""
+    for path in folder.glob(f"{_UNFINISHED}*"):
+        with contextlib.suppress(FileNotFoundError):  # another build removes it
+            if time.time() - path.stat().st_mtime > _UNFINISHED_S:
+                shutil.rmtree(path, ignore_errors=True)
+
+
 def unpack_archive(archive: Path, folder: Path) -> None:
     """Unpack an archive to a folder, which TorchServe loads for all lanes instead of the archive.
 
@@ -285,10 +305,12 @@ def unpack_archive(archive: Path, folder: Path) -> None:
     workers share the memory of mapped weights only if they map the same file.
 
     Raises:
+        DamagedArchive: a file is not the one that was put into the archive.
         OSError, zipfile.BadZipFile, zlib.error: the archive is damaged, or the disk is full.
     """
     with zipfile.ZipFile(archive) as mar:
         mar.extractall(folder)
+    check_unpacked(folder)
 
 
 def relative(path: Path) -> Path:

@@ -1,9 +1,11 @@
 """This module exchanges the progress and the cancellation of jobs through files.
 
 TorchServe tells a worker nothing when its client disconnects, and tells nobody how far a worker is.
-So the gateway gives each automask job an id, and gateway and worker share a folder: the worker
-writes the job's progress there, and the gateway writes that the job is cancelled. If a file is
-lost, a progress bar misses a number or a worker finishes a useless job. No answer changes.
+So the gateway gives each automask job an id, and gateway and worker share a folder. As long as
+somebody waits for the job's answer, the gateway keeps a file `<id>.awaited` there. Without that
+file the job is cancelled: its client has gone, or the gateway has ended. The worker writes the
+progress to `<id>.progress`. The gateway removes both files when it ends the job, however it ends:
+so a worker that was killed, or that never began, leaves none.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import contextlib
 import json
 import os
 import re
+import time
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,24 +50,38 @@ class JobFolder:
         self._folder = folder
 
     def write(self, job_id: str, progress: JobProgress) -> None:
-        """Write the progress of a job. An OSError is ignored: it must not fail the job."""
+        """Write the progress of a job, unless it is cancelled.
+
+        An OSError is ignored: it must not fail the job.
+        """
         path = self._path(job_id, "progress")
+        if self.is_cancelled(job_id):
+            return  # the gateway has removed the file
         unfinished = path.with_suffix(f".{os.getpid()}")
         with contextlib.suppress(OSError):
             unfinished.write_text(json.dumps(asdict(progress)))
             unfinished.replace(path)
 
-    def cancel(self, job_id: str) -> None:
-        """Ask the worker to stop this job.
+    def begin(self, job_id: str) -> None:
+        """Say that somebody waits for the answer of this job.
 
         Raises:
             OSError: the file cannot be written.
         """
-        self._path(job_id, "cancelled").touch()
+        self._path(job_id, "awaited").touch()
+
+    def cancel(self, job_id: str) -> None:
+        """Say that nobody waits for this job any more, and remove its files.
+
+        Raises:
+            OSError: a file cannot be removed.
+        """
+        for kind in ("awaited", "progress"):
+            self._path(job_id, kind).unlink(missing_ok=True)
 
     def is_cancelled(self, job_id: str) -> bool:
-        """Return whether `cancel` was called for this job."""
-        return self._path(job_id, "cancelled").exists()
+        """Return whether nobody waits for the answer of this job."""
+        return not self._path(job_id, "awaited").exists()
 
     def running(self, ids: Collection[str] | None = None) -> list[JobProgress]:
         """Return the progress of the running jobs, or of those with these ids, the oldest first."""
@@ -78,10 +95,28 @@ class JobFolder:
         return sorted(jobs, key=lambda progress: progress.started)
 
     def forget(self, job_id: str) -> None:
-        """Remove the files of a job that has ended."""
-        for kind in ("progress", "cancelled"):
-            with contextlib.suppress(OSError):
-                self._path(job_id, kind).unlink()
+        """Remove the progress of a job whose work has ended. The gateway ends the job itself."""
+        with contextlib.suppress(OSError):
+            self._path(job_id, "progress").unlink()
+
+    def sweep(self, ids: Collection[str], older_than_s: float) -> None:
+        """Remove old files of all jobs but those with these ids.
+
+        A worker that is killed while it writes leaves a file that belongs to no job under way.
+
+        Args:
+            older_than_s: the age of the files, in seconds since they were written.
+        """
+        now = time.time()
+        for path in self._folder.iterdir():
+            name, _, _ = path.name.partition(".")
+            if is_job_id(name) and name not in ids:
+                # Another process may remove it first. A clock that was set back makes files
+                # younger than 0 seconds; those go, too.
+                with contextlib.suppress(OSError):
+                    age = now - path.stat().st_mtime
+                    if age >= older_than_s or age < 0:
+                        path.unlink()
 
     def _path(self, job_id: str, kind: str) -> Path:
         if not _ID.fullmatch(job_id):

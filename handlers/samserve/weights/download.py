@@ -6,7 +6,12 @@ The caller checks that the content is the expected one.
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
+import ssl
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -23,6 +28,8 @@ TIMEOUT_S = (5, 30)
 MAX_REDIRECTS = 10
 _CHUNK_BYTES = 1 << 16
 
+logger = logging.getLogger(__name__)
+
 Progress = Callable[[int, "int | None"], None]
 """Called with the number of bytes downloaded, and the total, or None if the server does not say."""
 
@@ -35,6 +42,20 @@ class TooLong(Exception):
     """The file has more bytes than the limit. None of it is kept."""
 
 
+@dataclass(frozen=True)
+class Pace:
+    """How slow a download may be.
+
+    Attributes:
+        total_s: seconds for the whole file.
+        min_rate: bytes a second that must arrive at least, on average over `over_s` seconds.
+    """
+
+    total_s: float = math.inf
+    min_rate: float = 0.0
+    over_s: float = 60.0
+
+
 def download(
     url: str,
     part: Path,
@@ -43,6 +64,7 @@ def download(
     progress: Progress,
     check: Callable[[str], None] = lambda url: None,
     etag: Path | None = None,
+    pace: Pace | None = None,
 ) -> None:
     """Download a file to `part`, and resume the bytes that an earlier call left there.
 
@@ -55,9 +77,10 @@ def download(
             anything is sent there. It raises an exception if the address is not allowed.
         etag: the path of a file with the server's name for this version of the file, so that
             pieces of two versions are never joined. Without it, the caller must detect that.
+        pace: how slow the file may come. None: as slow as it likes.
 
     Raises:
-        DownloadFailed: the address did not answer, or the connection broke.
+        DownloadFailed: the address did not answer, the connection broke, or it was too slow.
         TooLong: the file has more than `max_bytes`.
     """
     n_have = part.stat().st_size if part.exists() else 0
@@ -81,19 +104,26 @@ def download(
                 raise DownloadFailed("the server sent another range than the requested one")
             if etag is not None and n_have == 0:
                 _keep_version(file, etag)
-            _write(file, part, n_have, max_bytes, progress)
+            _write(file, part, n_have, max_bytes, progress, pace or Pace())
     except TooLong:
         part.unlink(missing_ok=True)
         raise
     except (requests.RequestException, HTTPError) as error:
+        logger.warning("%s: the download broke off: %r", url[:200], error)
         raise DownloadFailed(_reason(error)) from error
 
 
 def _reason(error: BaseException) -> str:
-    """Return the first error of a chain: requests wraps it three times."""
+    """Return in words why a download broke off. The log has the error itself."""
     while (inner := error.__cause__ or error.__context__) is not None:
-        error = inner
-    return f"{type(error).__name__}: {error}"
+        error = inner  # requests wraps the first error three times
+    if isinstance(error, TimeoutError):
+        return "the host did not answer in time"
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the host's certificate is not valid: {error.verify_message}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # as "Connection refused"
+    return "the connection broke"
 
 
 @contextlib.contextmanager
@@ -149,8 +179,14 @@ def _keep_version(file: requests.Response, etag: Path) -> None:
 
 
 def _write(
-    file: requests.Response, part: Path, n_have: int, max_bytes: int, progress: Progress
+    file: requests.Response,
+    part: Path,
+    n_have: int,
+    max_bytes: int,
+    progress: Progress,
+    pace: Pace,
 ) -> None:
+    clock = _Clock(pace, n_have)
     length = file.headers.get("Content-Length", "")
     total = n_have + int(length) if length.isdecimal() and len(length) < 20 else None
     if total is not None and total > max_bytes:
@@ -162,4 +198,30 @@ def _write(
             n_have += output.write(chunk)
             if n_have > max_bytes:  # the server may send without end
                 raise TooLong(f"more than {max_bytes} bytes")
+            clock.check(n_have)
             progress(n_have, total)
+
+
+class _Clock:
+    """Checks the pace of a download, whose clock cannot be set back."""
+
+    def __init__(self, pace: Pace, n_have: int) -> None:
+        self._pace = pace
+        self._begun = self._counted_from = time.monotonic()
+        self._n_counted = n_have
+
+    def check(self, n_have: int) -> None:
+        """Raise DownloadFailed if the bytes have come too slowly."""
+        pace, now = self._pace, time.monotonic()
+        if now - self._begun > pace.total_s:
+            raise DownloadFailed(f"it took longer than {pace.total_s:g} s")
+        seconds = now - self._counted_from
+        if seconds < pace.over_s:
+            return
+        rate = (n_have - self._n_counted) / seconds
+        if rate < pace.min_rate:
+            raise DownloadFailed(
+                f"it sent {rate:.0f} bytes a second for {seconds:.0f} s; "
+                f"the least is {pace.min_rate:.0f}"
+            )
+        self._counted_from, self._n_counted = now, n_have

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import zipfile
@@ -235,3 +236,13 @@ def test_missing_weights_are_named(tmp_path: Path) -> None:
     assert done.returncode != 0
     assert str(tmp_path / "vit_t.pt") in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+def test_what_killed_builds_left_is_removed(archive: Path, weights_dir: Path) -> None:
+    left, young = (archive.parent / f".building-{name}" for name in ("left", "young"))
+    for folder in (left, young):
+        (folder / "main").mkdir(parents=True)
+    os.utime(left, times=(0, 0))
+    run_archiver(archive, "vit_t", members_of("vit_t", weights_dir / "vit_t.pt"))
+    assert not left.exists()
+    assert young.exists()

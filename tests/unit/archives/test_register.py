@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -18,67 +18,17 @@ import requests
 import torch
 
 from samserve.archives.register import Registration, check_weights, fetch_weights
-from samserve.errors import InvalidField, InvalidWeights, SamserveError, TooLarge, Unreachable
+from samserve.errors import (
+    InvalidField,
+    InvalidWeights,
+    TooLarge,
+    Unreachable,
+)
 from samserve_gateway.settings import Settings
 from tests.support.addresses import CONTENT, Address, serving
 from tests.support.checkpoints import Malice
+from tests.support.fetching import downloaded, fetched, parts_of, refusal_of
 from tests.support.paths import ROOT
-
-
-@pytest.fixture
-def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[Address]:
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    with serving() as address:
-        address.etag = '"first"'
-        yield address
-
-
-@pytest.fixture
-def registration(tmp_path: Path) -> Registration:
-    """A registration of `mine.pt` in the weights folder. The parent folder has a file, too."""
-    weights_dir, incoming = tmp_path / "weights", tmp_path / "incoming"
-    weights_dir.mkdir()
-    incoming.mkdir()
-    (weights_dir / "mine.pt").write_bytes(CONTENT)
-    (tmp_path / "outside.pt").write_bytes(CONTENT)
-    return Registration(
-        type="vit_t",
-        name="mine",
-        url="mine.pt",
-        incoming=str(incoming),
-        parts=str(tmp_path / "parts"),
-        weights_dir=str(weights_dir),
-        model_store=str(tmp_path),
-        models_dir=str(tmp_path / "models"),
-        origins=[],
-        max_bytes=len(CONTENT),
-    )
-
-
-def fetched(registration: Registration) -> tuple[str, bytes]:
-    """Return the kind of source, and the content."""
-    target = Path(registration.incoming, "target")
-    source = fetch_weights(registration, target, lambda message, percent: None)
-    return source, target.read_bytes()
-
-
-def refusal_of(registration: Registration) -> SamserveError:
-    with pytest.raises(SamserveError) as refused:
-        fetched(registration)
-    assert refused.value.field == "url"
-    assert os.listdir(registration.incoming) == []
-    return refused.value
-
-
-def downloaded(
-    registration: Registration, address: Address, url: str | None = None
-) -> Registration:
-    origin = address.url.removesuffix("/file")
-    return replace(registration, url=url or address.url, origins=[origin])
-
-
-def parts_of(registration: Registration) -> list[str]:
-    return sorted(os.listdir(registration.parts))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +23,8 @@ def folder(tmp_path: Path) -> JobFolder:
 
 def test_two_processes_talk_by_a_folder(tmp_path: Path) -> None:
     worker, gateway = JobFolder(tmp_path), JobFolder(tmp_path)
+    gateway.begin(ONE)
+    gateway.begin(OTHER)
     late = JobProgress("vit_t-automask", 64, 1024, started=2.0)
     early = JobProgress("vit_t-automask", 1, 9, started=1.0)
     worker.write(ONE, late)
@@ -33,10 +36,36 @@ def test_two_processes_talk_by_a_folder(tmp_path: Path) -> None:
     gateway.cancel(ONE)
     assert worker.is_cancelled(ONE)
     assert not worker.is_cancelled(OTHER)
-    worker.forget(ONE)
+    assert gateway.running({OTHER}) == gateway.running()
     worker.forget(OTHER)
     assert gateway.running() == []
+    gateway.cancel(OTHER)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_worker_that_goes_on_writes_no_progress(folder: JobFolder, tmp_path: Path) -> None:
+    """The gateway has removed the file of a job that ended; nobody would remove it again."""
+    folder.begin(ONE)
+    folder.write(ONE, JobProgress("vit_t-automask", 1, 9, started=1.0))
+    folder.cancel(ONE)
+    folder.write(ONE, JobProgress("vit_t-automask", 2, 9, started=1.0))
+    assert list((tmp_path / "jobs").iterdir()) == []
+
+
+@pytest.mark.parametrize("age_s", [60, 10_000, -10_000], ids=["old", "very old", "clock set back"])
+@pytest.mark.parametrize("kind", ["progress", "awaited", "cancelled", "4711"])
+def test_old_files_of_no_job_are_removed(tmp_path: Path, kind: str, age_s: float) -> None:
+    folder = JobFolder(tmp_path)
+    for job_id in (ONE, OTHER):
+        path = tmp_path / f"{job_id}.{kind}"
+        path.touch()
+        os.utime(path, times=(time.time() - age_s,) * 2)
+    young, foreign = tmp_path / f"{'3' * 32}.{kind}", tmp_path / "foreign.progress"
+    young.touch()
+    foreign.touch()
+    os.utime(foreign, times=(0, 0))
+    folder.sweep([OTHER], older_than_s=50)
+    assert set(tmp_path.iterdir()) == {tmp_path / f"{OTHER}.{kind}", young, foreign}
 
 
 def test_forgetting_what_never_was(folder: JobFolder) -> None:
@@ -51,7 +80,7 @@ def test_garbage_in_the_folder(tmp_path: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize("job_id", ["", "../" * 4, "1" * 31, "1" * 33, "G" * 32, "1" * 31 + "/"])
 def test_no_other_files_are_touched(folder: JobFolder, job_id: str) -> None:
-    for act in (folder.cancel, folder.is_cancelled):
+    for act in (folder.begin, folder.cancel, folder.is_cancelled):
         with pytest.raises(ValueError, match="no id of a job"):
             act(job_id)
 
