@@ -92,7 +92,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         "|---|---|--:|--:|--:|--:|--:|---|",
     ]
     lines += [
-        f"| {row['attack']} | {row['status']} | {row['seconds']:.1f} | {1000 * row['healthz_s']:.0f} "
+        f"| {row['attack']} | {row['status']} | {row['seconds']:.1f} "
+        f"| {1000 * row['healthz_s']:.0f} "
         f"| {1000 * row['click_s']:.0f} | {row['gateway']:.2f} | {row['worker']:.2f} "
         f"| {'held' if row['held'] else 'MISSED ' + '; '.join(row['failures'])} |"
         for row in rows

@@ -71,7 +71,7 @@ ATTACKS: dict[str, Callable[[], Iterable[bytes]]] = {
         b'{"type": "vit_t", "x": ' + b"[" * (N // 2) + b"]" * (N // 2) + b"}"
     ),
     "63 MB of nearly-boundaries in a form": lambda: form(
-        part(b"image", (b"\r\n--" + BOUNDARY[:-1]) * (N // 34))
+        part(b"type", b"vit_t"), part(b"image", (b"\r\n--" + BOUNDARY[:-1]) * (N // 34))
     ),
     "a header of 100 MB": lambda: [HEAD % b"/sam/", b"A: ", *[b"a" * 2**20] * 100, b"\r\n\r\n"],
     "6.5 million headers": lambda: [HEAD % b"/sam/", *[b"abc: d\r\n" * 2**17] * 50, b"\r\n"],

@@ -64,7 +64,7 @@ def run(options: Options, requests: int, seed: int = 0) -> dict[str, Any]:
         "requests": requests,
         "statuses": dict(sorted(statuses.items())),
         "wrong": wrong[:5],
-        "ended": [str(process) for process in processes.all() if not process.is_running()],
+        "ended": processes.ended(),
         "gateway_growth": (after[0] - before[0]) / 2**20,
         "files_growth": after[1] - before[1],
         "schema": schema,

@@ -59,7 +59,7 @@ def run(options: Options, seconds: float) -> dict[str, Any]:
     for thread in threads:
         thread.join()
     samples.append(now())
-    ended = [str(process) for process in processes.all() if not process.is_running()]
+    ended = processes.ended()
     return {"seconds": seconds, "samples": samples, "wrong": wrong[:5], "ended": ended}
 
 

@@ -90,19 +90,17 @@ class Processes:
         self.others: list[psutil.Process] = []
         for process in launcher.children(recursive=True):
             command = " ".join(process.cmdline())
-            if str(options.run_dir) not in _everything(process) and str(options.port) not in (
-                _everything(process)
-            ):
-                continue
             if "model_service_worker" in command:
                 self.workers.append(process)
             elif "samserve_gateway" in command:
                 self.gateway.append(process)
-            else:
+            elif "decoder_process" not in command:
                 self.others.append(process)
 
-    def all(self) -> list[psutil.Process]:
-        return [*self.gateway, *self.workers, *self.others]
+    def ended(self) -> list[str]:
+        """Return the processes that are gone. A decoder may end: its worker starts another."""
+        processes = [*self.gateway, *self.workers, *self.others]
+        return [str(process) for process in processes if not process.is_running()]
 
     def files(self) -> int:
         """Return the number of open files and sockets of all processes."""
@@ -112,14 +110,6 @@ class Processes:
     def memory(processes: list[psutil.Process]) -> int:
         """Return the most bytes of memory that one of the processes has, its children included."""
         return max((_memory(process) for process in processes), default=0)
-
-
-def _everything(process: psutil.Process) -> str:
-    """Return the command, the folder and the environment of a process as one text."""
-    try:
-        return f"{process.cmdline()} {process.cwd()} {process.environ()}"
-    except psutil.Error:
-        return ""
 
 
 def _memory(process: psutil.Process) -> int:
@@ -160,7 +150,7 @@ def watched(options: Options) -> Iterator[Seen]:
             event.set()
         for thread in threads:
             thread.join()
-    seen.ended = [str(process) for process in processes.all() if not process.is_running()]
+    seen.ended = processes.ended()
 
 
 def size_of(folder: Path) -> int:
