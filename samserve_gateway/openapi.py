@@ -160,6 +160,9 @@ AUTOMASK = _segmentation(
     [_feature(stability_score=0.98, area=1024, bbox=[16, 16, 31, 31], point_coords=[[32.0, 32.0]])],
     {**_RECORD, "stability_score": 0.98, "point_coords": [[32.0, 32.0]]},
 )
+AUTOMASK["responses"][200]["content"]["application/x-ndjson"] = {
+    "schema": {"type": "string", "description": "An event on each line, with `?stream=1`."}
+}
 VERSION: dict[str, Any] = {"summary": "Return the server's version, as plain text"}
 WEIGHTS: dict[str, Any] = {
     "summary": "List the weights that requests can choose",

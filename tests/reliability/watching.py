@@ -94,7 +94,7 @@ class Processes:
                 self.workers.append(process)
             elif "samserve_gateway" in command:
                 self.gateway.append(process)
-            elif "decoder_process" not in command:
+            elif "decoder_child" not in command:
                 self.others.append(process)
 
     def ended(self) -> list[str]:
