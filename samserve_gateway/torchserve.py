@@ -9,6 +9,7 @@ This module knows nothing of samapi; the gateway, the launcher and the benchmark
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -31,6 +32,9 @@ __all__ = ["Answer", "TorchServe", "TorchServeError", "ready_workers"]
 
 CONTROL_TIMEOUT_S = 30.0
 """Longest time for a connection, and for an answer of the management API."""
+
+SENT_AT_ONCE_BYTES = 2**20
+"""A larger body is sent in pieces, so that other requests go on meanwhile."""
 
 
 class TorchServe:
@@ -229,6 +233,10 @@ class TorchServe:
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         url = self._urls[role] + path
+        body = request.get("data")
+        if isinstance(body, bytes) and len(body) > SENT_AT_ONCE_BYTES:
+            # aiohttp would copy it at once; a file is sent piece by piece.
+            request["data"] = io.BytesIO(body)
         return await self._http.request(method, url, headers=headers, timeout=timeout, **request)
 
     async def _request_token(self, role: Role, api_key: str) -> Answer:
