@@ -82,14 +82,15 @@ class Body:
             return self.json, "application/json"
         boundary = secrets.token_hex(16)
         parts = {"request": self.json, "image": self.image}
-        written = [
-            b'--%s\r\nContent-Disposition: form-data; name="%s"; filename="%s"\r\n'
-            b"Content-Type: application/octet-stream\r\n\r\n%s\r\n"
-            % (boundary.encode(), name.encode(), name.encode(), content)
-            for name, content in parts.items()
-        ]
-        end = b"--%s--\r\n" % boundary.encode()
-        return b"".join([*written, end]), f"multipart/form-data; boundary={boundary}"
+        written: list[bytes] = []
+        for name, content in parts.items():
+            head = (
+                f'--{boundary}\r\nContent-Disposition: form-data; name="{name}"; filename="{name}"'
+                "\r\nContent-Type: application/octet-stream\r\n\r\n"
+            )
+            written += [head.encode(), content, b"\r\n"]
+        written.append(f"--{boundary}--\r\n".encode())
+        return b"".join(written), f"multipart/form-data; boundary={boundary}"
 
     @property
     def reference(self) -> str | None:

@@ -30,10 +30,11 @@ from .torchserve_answers import (
 
 __all__ = ["Answer", "TorchServe", "TorchServeError", "ready_workers"]
 
-LARGE_BYTES = 2**20
-
 CONTROL_TIMEOUT_S = 30.0
 """Longest time for a connection, and for an answer of the management API."""
+
+SENT_AT_ONCE_BYTES = 2**20
+"""A larger body is sent in pieces, so that other requests go on meanwhile."""
 
 
 class TorchServe:
@@ -232,9 +233,10 @@ class TorchServe:
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         url = self._urls[role] + path
-        if len(request.get("data", b"")) > LARGE_BYTES:
-            # Sent in parts: as one piece it would keep the event loop busy.
-            request["data"] = io.BytesIO(request["data"])
+        body = request.get("data")
+        if isinstance(body, bytes) and len(body) > SENT_AT_ONCE_BYTES:
+            # aiohttp would copy it at once; a file is sent piece by piece.
+            request["data"] = io.BytesIO(body)
         return await self._http.request(method, url, headers=headers, timeout=timeout, **request)
 
     async def _request_token(self, role: Role, api_key: str) -> Answer:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from samserve_gateway.torchserve import TorchServe, TorchServeError
+from samserve_gateway.torchserve import SENT_AT_ONCE_BYTES, TorchServe, TorchServeError
+from tests.support import torchserve
 
 LISTS: Mapping[str, list[str]] = {
     "vit_t": ["vit_t", "vit_t-automask"],
@@ -48,3 +50,20 @@ def test_a_type_that_is_down_takes_no_other_with_it() -> None:
 def test_none_at_all_is_an_error() -> None:
     with pytest.raises(TorchServeError, match="HTTP 503"):
         lanes("vit_t", "vit_b", up=())
+
+
+@pytest.mark.parametrize("size", [SENT_AT_ONCE_BYTES, SENT_AT_ONCE_BYTES + 1, 2**24])
+def test_a_large_body_arrives_whole_also_when_it_is_sent_again(tmp_path: Path, size: int) -> None:
+    body, headers = b"a" * size, {"Content-Type": "application/json", "X-Request-Id": "a"}
+
+    async def send() -> None:
+        async with torchserve.on_loop() as stand_in:
+            stand_in.tokens = {"inference": "new", "management": "m", "API": "a"}
+            stand_in.key_file = tmp_path / "key_file.json"
+            stand_in.write_key_file(inference="old")  # it is refused
+            async with TorchServe(stand_in.url, stand_in.url, stand_in.key_file) as client:
+                assert (await client.predict("vit_t", body, headers, 30)).status == 200
+            [received] = stand_in.received
+            assert received.content == body
+
+    asyncio.run(send())
