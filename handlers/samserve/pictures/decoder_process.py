@@ -81,9 +81,13 @@ class DecoderProcess:
 
     Args:
         address_space: the limit of the child's address space in bytes.
+
+    Attributes:
+        used_s: the CPU time in seconds that the last picture took, whatever became of it.
     """
 
     def __init__(self, address_space: int = ADDRESS_SPACE) -> None:
+        self.used_s = 0.0
         self._address_space = address_space
         self._lock = threading.Lock()
         self._input = _file_in_memory("samserve-picture")
@@ -116,15 +120,12 @@ class DecoderProcess:
         *,
         cpu_s: float,
         light_pixels: int | None = None,
-    ) -> tuple[Decoded, float]:
+    ) -> Decoded:
         """Decode a page of an image file, as `decoding.decode_page` does.
 
         Args:
             cpu_s: the CPU time after which the child is stopped.
             light_pixels: a picture with more pixels, by its header, is not decoded.
-
-        Returns:
-            The page, and the CPU time that it took in seconds.
 
         Raises:
             OutOfTime: it took more than `cpu_s`.
@@ -146,8 +147,9 @@ class DecoderProcess:
             }
             _write(self._input, data)
             try:
-                return self._answer(child.ask(job, cpu_s), max_pixels, field), child.used_s
+                return self._answer(child.ask(job, cpu_s), max_pixels, field)
             finally:
+                self.used_s = child.used_s
                 for fd in (self._input, self._output):
                     if os.fstat(fd).st_size > _KEPT_BYTES:
                         os.ftruncate(fd, 0)
@@ -238,13 +240,15 @@ class _Child:
         decoder = self._decoder
         deadline = time.monotonic() + _WALL_FACTOR * cpu_s
         before = used_until = _cpu_s(decoder)
+        self.used_s = 0.0
         try:
             self._channel.send(json.dumps(job).encode())
         except BrokenPipeError as exc:
             raise DecoderError("The picture decoder has ended.") from exc
         while True:
             used_until = _cpu_s(decoder, used_until)
-            left = cpu_s - (used_until - before)
+            self.used_s = used_until - before
+            left = cpu_s - self.used_s
             if left <= 0 or time.monotonic() > deadline:
                 self._stop(decoder)
                 raise OutOfTime
@@ -272,6 +276,8 @@ class _Child:
             self._channel.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return False
+        except ConnectionResetError:
+            pass  # `_receive` will say that the child has ended
         return True
 
     def _receive(self) -> dict[str, Any] | None:

@@ -54,7 +54,7 @@ class DecodingBudget:
         if cpu_s <= 0:
             raise self._refusal(field)
         try:
-            decoded, used_s = self._process.decode(
+            return self._process.decode(
                 data,
                 max_pixels,
                 field,
@@ -63,7 +63,6 @@ class DecodingBudget:
                 light_pixels=None if light is None else light.max_image_pixels,
             )
         except OutOfTime as exc:
-            self._left_s -= cpu_s
             raise self._refusal(field) from exc
         except TooHeavy as exc:
             most = 0 if light is None else light.max_image_pixels
@@ -72,8 +71,8 @@ class DecodingBudget:
                 + WHERE_HEAVY_GOES,
                 field,
             ) from exc
-        self._left_s -= used_s
-        return decoded
+        finally:
+            self._left_s -= self._process.used_s
 
     def _refusal(self, field: str) -> Heavy | InvalidImage:
         if self._light is None:

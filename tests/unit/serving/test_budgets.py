@@ -86,6 +86,17 @@ def test_decoding_of_a_batch_is_bounded_together(prompt_lane: Any) -> None:
     assert statuses == [421, 421]
 
 
+def test_a_damaged_picture_uses_up_the_time_too(prompt_lane: Any) -> None:
+    """It is refused after nearly all of it was decoded."""
+    handler = with_settings(prompt_lane, light={"decode_s": 5, "batch_decode_s": 0.1})
+    damaged = [base64_of(interlaced_png(side)[:-3000]) for side in (5000, 5001)]
+    got = answers(handler, [{**CLICK, "b64img": text} for text in damaged])
+    assert [answer.status for answer in got] == [421, 421]
+    handler = with_settings(prompt_lane, light={"decode_s": 5, "batch_decode_s": 10})
+    got = answers(handler, [{**CLICK, "b64img": text} for text in damaged])
+    assert [answer.status for answer in got] == [422, 422]
+
+
 def test_the_automask_lane_answers_what_is_too_heavy(automask_lane: Any) -> None:
     pixels = np.zeros((3000, 3000), np.uint8)
     pixels[1000:2000, 1000:2000] = 200
