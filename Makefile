@@ -12,7 +12,7 @@ export SAMSERVE_MODELS ?= $(MODELS)
 export SAMSERVE_TORCH ?= $(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup weights archive serve demo scale test test-quick lint bench bench-gpu lock sbom licenses audit clean
+.PHONY: help setup weights archive serve demo scale test test-quick lint bench bench-gpu lock sbom licenses audit pin-images clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 — /p' Makefile
@@ -72,8 +72,11 @@ sbom: setup-dev ## the bill of materials of requirements.lock, CycloneDX 1.6, in
 licenses: setup-dev ## list the licenses of all packages in docs/licenses.md
 	@$(PY) -m scripts.list_licenses
 
+pin-images: ## write the digests of the foreign images into deploy/ (needs docker and the internet)
+	@$(PYTHON) scripts/pin_images.py
+
 audit: setup-dev ## look up known faults of the pinned packages (needs the internet)
-	@.venv/bin/pip-audit --disable-pip --require-hashes -r requirements.lock
+	@.venv/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
 clean: ## remove what was built: archives, run folders, demo pictures (keeps .venv and weights)
 	@rm -rf model_store/*.mar run out
