@@ -60,6 +60,7 @@ def create_app(settings: Settings) -> ASGIApp:
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        registration.remove_leftovers()
         async with torchserve:
             yield
             await readiness.close()

@@ -21,8 +21,8 @@ HEAD = """\
 `make licenses` writes this page. It has the packages of `requirements.lock` that `.venv` has, with
 the license that each package states. samserve itself is under [Apache-2.0](../LICENSE). NVIDIA's
 packages (`nvidia-*`, `cuda-*`) are only in PyTorch's CUDA build, and are under NVIDIA's own
-licenses. segment-anything states none in its package; its repository is under Apache-2.0. TorchServe
-brings its Java libraries in its own package.
+licenses. segment-anything states none in its package; its repository is under Apache-2.0.
+TorchServe brings its Java libraries in its own package.
 
 | package | version | license |
 |---|---|---|
