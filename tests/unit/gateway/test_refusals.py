@@ -47,6 +47,12 @@ def gateway() -> Iterator[Gateway]:
         ("/sam/", b"{}" + b" " * LIMIT, {}, 413, "too_large", None),
         ("/sam/automask/?stream=maybe", GOOD, {}, 422, "invalid_field", "stream"),
         ("/sam/weights/", WEIGHTS, {}, 401, "unauthorized", None),
+        (
+            "/sam/weights/",
+            WEIGHTS,
+            {**ADMIN, "Content-Type": "application/json; charset=utf-7"},
+            *(415, "unsupported_media_type", None),
+        ),
         ("/sam/weights/", {**WEIGHTS, "name": "a.b"}, ADMIN, 422, "invalid_field", "name"),
         ("/sam/weights/", {**WEIGHTS, "type": "vit_b"}, ADMIN, 404, "not_found", "type"),
         ("/sam/weights/", {**WEIGHTS, "name": "default"}, ADMIN, 422, "invalid_field", "name"),

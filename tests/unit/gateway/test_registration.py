@@ -267,3 +267,17 @@ def test_a_lane_that_cannot_be_asked_is_in_nobodys_way(bench: Bench) -> None:
     bench.torchserve.mute = set()
     with pytest.raises(NotFound, match=r"'default' .*, 'mine' "):
         asyncio.run(choose("unknown"))
+
+
+def test_a_gateway_removes_at_its_start_what_a_killed_one_has_left(bench: Bench) -> None:
+    bench.registration.remove_leftovers()
+    assert bench.left() == set()  # there is no folder yet
+    folder = bench.weights_dir / "registered"
+    (folder / ".incoming-x").mkdir(parents=True)
+    (folder / ".incoming-x" / "vit_t.mine.pt").touch()
+    with (folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another gateway registers weights there
+        bench.registration.remove_leftovers()
+        assert (folder / ".incoming-x").exists()
+    bench.registration.remove_leftovers()
+    assert bench.left() == set()

@@ -99,7 +99,7 @@ def test_a_killed_process_is_started_again_and_the_other_goes_on(
     changed = {each for each, process in processes.items() if process.pid != before[each]}
     assert changed == {name}
     said = capsys.readouterr().err
-    assert f"{name} ended with signal SIGKILL; the end of its output:\nstarted" in said
+    assert f"{name} ended with status -9 (SIGKILL); the end of its output:\nstarted" in said
     assert "started again in 1 s (restart 1 of 5 within 600 s)" in said
     logged = [json.loads(line) for line in (tmp_path / "launcher.log").read_text().splitlines()]
     assert len(logged) == 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import http.server
 import socket
 import subprocess
@@ -74,6 +75,21 @@ def put_wheel(index: Path, name: str, version: str) -> None:
     (folder / "index.html").write_text(f"<!DOCTYPE html><html><body>{links}</body></html>")
 
 
+def hashed(lock: str, index: Path) -> str:
+    """Return the lock with the SHA-256 of each package's file in this index."""
+    lines = []
+    for line in lock.splitlines():
+        if "==" in line:
+            name, version = line.split(" ")[0].split("==")
+            [file] = (index / name).glob(f"*-{version}-*")
+            digest = hashlib.sha256(file.read_bytes()).hexdigest()
+            hashes = f" \\\n    --hash=sha256:{'0' * 64} \\\n    --hash=sha256:{digest}"
+            lines.append(line + hashes)
+        else:
+            lines.append(line)
+    return "\n".join(lines) + "\n"
+
+
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
         """The requests are not printed."""
@@ -109,8 +125,8 @@ def project(tmp_path: Path, indexes: str, monkeypatch: pytest.MonkeyPatch) -> Pa
         '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
         '[project]\nname = "samserve"\nversion = "1.0"\n'
     )
-    for lock in create_venv.LOCKS.values():
-        (root / lock).write_text(LOCK)
+    for lock in (*create_venv.LOCKS.values(), create_venv.JAVA_LOCK):
+        (root / lock).write_text(hashed(LOCK, tmp_path / "pypi"))
     venv = root / ".venv"
     for name, value in (
         ("ROOT", root),
@@ -210,12 +226,47 @@ def test_an_interrupted_set_up_of_one_build_is_not_completed_as_the_other(
 def test_a_failure_shows_the_end_of_pips_log_and_where_it_is(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (project / "requirements.lock").write_text("no-such-package==1.0\n")
+    missing = f"no-such-package==1.0 --hash=sha256:{'0' * 64}\n"
+    (project / "requirements.lock").write_text(missing)
     assert create_venv.main() == 1
     told = capsys.readouterr().err
     assert "no-such-package" in told
     assert str(project / ".venv" / "setup.log") in told
     assert len(told.splitlines()) < 25
+
+
+@pytest.mark.parametrize("torch", ["cpu", "pypi"])
+def test_a_package_that_was_replaced_on_the_index_is_refused(
+    torch: str,
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    [wheel] = (tmp_path / "pypi" / "plain").glob("*.whl")
+    with zipfile.ZipFile(wheel, "a") as file:
+        file.writestr("evil.py", "print('runs')")
+    monkeypatch.setenv("SAMSERVE_TORCH", torch)
+    assert create_venv.main() == 1
+    assert "DO NOT MATCH THE HASHES" in capsys.readouterr().err
+    assert "plain" not in installed(project)
+
+
+def test_a_package_without_a_hash_is_refused(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (project / "requirements.lock").write_text("plain==3.0\n")
+    assert create_venv.main() == 1
+    assert "Hashes are required" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lock", [*create_venv.LOCKS.values(), create_venv.JAVA_LOCK])
+def test_every_package_of_the_real_locks_has_hashes(lock: str) -> None:
+    text = (create_venv.ROOT / lock).read_text()
+    pinned = create_venv.pinned(create_venv.ROOT / lock)
+    assert pinned
+    assert all(line.endswith(" \\") for line in pinned)
+    assert text.count("--hash=sha256:") > len(pinned)
 
 
 @pytest.mark.parametrize(
