@@ -124,7 +124,7 @@ def test_a_prompt_gets_its_answer_and_torchserve_never_sees_the_key(
     assert ALICE not in str(received)
 
 
-@pytest.mark.parametrize("key", [None, ALICE])
+@pytest.mark.parametrize("key", [None, ALICE], ids=["without", "with"])
 def test_readyz_names_its_lanes_only_with_a_key(closed: Gateway, key: str | None) -> None:
     content = send(closed, "GET", "/readyz", key).json()
     assert set(content) == ({"ready"} if key is None else {"ready", "lanes"})
