@@ -1,11 +1,14 @@
 """This program decodes pictures for a worker, in a process that can be stopped.
 
-    python -m samserve.pictures.decoder_child CHANNEL INPUT OUTPUT ADDRESS_SPACE
+    python -m samserve.pictures.decoder_child CHANNEL INPUT OUTPUT ADDRESS_SPACE WORKER
 
-`decoder_process.DecoderProcess` starts it and talks to it. Its first process imports the codecs
-and decodes nothing. It forks the decoder, and forks it anew whenever the decoder has ended. So a
-picture that crashes the decoder, or is stopped, costs the next picture a fork and no start of
-Python. This process has one thread, so that it may fork.
+`decoder_process.DecoderProcess` starts it and talks to it. The arguments are three open files, a
+number of bytes, and the worker's process id.
+
+The program's first process imports the codecs and decodes nothing. It forks the decoder, and forks
+it anew whenever the decoder has ended. So a picture that crashes the decoder, or is stopped, costs
+the next picture a fork and no start of Python. The first process has one thread, so that it may
+fork.
 
 The decoder takes jobs from a channel of messages. It reads the file's bytes from one file in
 memory, and writes the pixels into another.
@@ -49,8 +52,8 @@ _PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
-    channel_fd, input_fd, output_fd, address_space = (int(text) for text in sys.argv[1:])
-    _end_with(os.getppid())
+    channel_fd, input_fd, output_fd, address_space, worker = (int(text) for text in sys.argv[1:])
+    _end_with(worker)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
     resource.setrlimit(resource.RLIMIT_FSIZE, (address_space, address_space))

@@ -192,7 +192,7 @@ class _Child:
         with theirs:
             fds = [theirs.fileno(), input_fd, output_fd]
             command = [sys.executable, "-m", "samserve.pictures.decoder_child"]
-            command += [str(number) for number in (*fds, address_space)]
+            command += [str(number) for number in (*fds, address_space, os.getpid())]
             self._process = subprocess.Popen(
                 command,
                 pass_fds=fds,
