@@ -249,6 +249,7 @@ class Registration:
         }
         process = await asyncio.create_subprocess_exec(
             *COMMAND,
+            str(os.getpid()),
             env={name: value for name, value in os.environ.items() if name != ADMIN_TOKEN},
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

@@ -1,9 +1,10 @@
 """This module registers weights: it fetches and checks them, and builds and installs their archive.
 
-    python -m samserve.archives.register < registration.json
+    python -m samserve.archives.register [PARENT] < registration.json
 
-The gateway runs it as a process. The input is one JSON object (`Registration`). The output is lines
-of JSON on stdout: `{"message", "percent"}` for progress, and one `{"registered": …}` or
+The gateway runs it as a process, with its own process id: on Linux this process then ends with the
+gateway, which nobody else would do. The input is one JSON object (`Registration`). The output is
+lines of JSON on stdout: `{"message", "percent"}` for progress, and one `{"registered": …}` or
 `{"error": …}` at the end.
 
 It works in the folder `incoming`, which the gateway clears afterwards. The gateway then tells
@@ -114,7 +115,8 @@ def main() -> None:
     events = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     os.nice(10)  # segmentation requests have priority
-    parents.die_with_parent(os.getppid())  # nobody else would end it with the gateway
+    if len(sys.argv) > 1:
+        parents.die_with_parent(int(sys.argv[1]))
 
     def send(**event: Any) -> None:
         events.write(json.dumps(event) + "\n")

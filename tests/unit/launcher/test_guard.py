@@ -8,10 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
-from samserve.serving import parents
 from samserve_launcher.guard import kill_session, members_of, remove
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_for
@@ -89,30 +87,6 @@ def test_a_guard_ignores_the_signals_of_a_terminal(tmp_path: Path) -> None:
             os.kill(guard, number)
         launcher.kill()
         wait_for(lambda: not members_of(session), 10)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills children with their parent")
-def test_a_child_ends_even_without_a_guard() -> None:
-    launcher = (
-        "import os, subprocess, sys, time\n"
-        "command = [sys.executable, '-IS', sys.argv[1], str(os.getpid()), '/bin/sleep', '99']\n"
-        "print(subprocess.Popen(command, start_new_session=True).pid, flush=True)\n"
-        "time.sleep(99)\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", launcher, parents.__file__], stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        started = psutil.Process(int(process.stdout.readline()))
-        wait_for(lambda: started.name() == "sleep")
-        process.kill()
-        wait_for(lambda: not members_of(started.pid), 10)
-
-
-def test_a_child_whose_parent_has_ended_before_does_not_start() -> None:
-    command = [sys.executable, "-I", "-S", parents.__file__, "1000000000", "/bin/echo", "runs"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.stdout == ("" if sys.platform == "linux" else "runs\n")
 
 
 def test_only_the_session_is_killed() -> None:
