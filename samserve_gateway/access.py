@@ -17,6 +17,7 @@ from samserve.serving.lanes import Mode
 
 from .access_modes import FOR_EVERYBODY
 from .keyring import Keyring, put_key_back
+from .pace import SLOW
 from .queues import LaneQueues
 from .refusals import refusal
 from .shares import Shares
@@ -93,7 +94,7 @@ async def refuse_early(
     if "transfer-encoding" in headers:
         received = 0
         more = True
-        while more and received <= max_body_bytes:
+        while more and received <= max_body_bytes and SLOW not in scope.get("state", {}):
             message = await receive()
             received += len(message.get("body", b""))
             more = message.get("more_body", False)

@@ -25,7 +25,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Scope
 
 from samserve import __version__
 from samserve.serving.headers import IMAGE_PAGES, REQUEST_ID
@@ -104,7 +104,7 @@ def create_app(settings: Settings) -> ASGIApp:
     paths = {route.path for route in app.routes if isinstance(route, Route)}
     budget = BodyBudget(settings.body_budget())
     metrics.bodies_bytes.set_function(lambda: budget.held)
-    inner: ASGIApp = WithShare(app, budget, lambda scope: client_of(scope).name)
+    inner: ASGIApp = WithShare(app, budget, _owner_of_body(keyring))
     inner = Access(inner, keyring, shares, queues, settings.max_body_bytes)
     request_log = RequestLog(_for_browsers(inner, settings), metrics, paths)
     return KeyPaths(Paths(request_log, paths))
@@ -142,6 +142,16 @@ def _for_pages_of(origins: list[str], app: ASGIApp) -> ASGIApp:
         allow_headers=["Authorization", "X-API-Key", "Content-Type", REQUEST_ID],
         expose_headers=[REQUEST_ID, IMAGE_PAGES, "Server-Timing", "Retry-After"],
     )
+
+
+def _owner_of_body(keyring: Keyring) -> Callable[[Scope], str]:
+    """Return the function that says to whom a request's body counts.
+
+    On loopback without keys, all clients have one address, so each connection counts alone.
+    """
+    if keyring.mode == "loopback":
+        return lambda scope: str(scope["client"])
+    return lambda scope: client_of(scope).name
 
 
 def _shares(settings: Settings, keyring: Keyring, counters: Counters) -> Shares:
