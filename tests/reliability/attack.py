@@ -29,13 +29,13 @@ def run(options: Options, names: Iterable[str] = ATTACKS) -> list[dict[str, Any]
     return [row_of(options, name) for name in names]
 
 
-def row_of(options: Options, name: str) -> dict[str, Any]:
-    """Send an attack again and again for `ROUNDS_S`, at least once, and measure the others."""
+def row_of(options: Options, name: str, rounds_s: float = ROUNDS_S) -> dict[str, Any]:
+    """Send an attack again and again for `rounds_s`, at least once, and measure the others."""
     pieces = list(ATTACKS[name]())
     statuses: list[str] = []
     with watched(options) as seen:
         start = time.perf_counter()
-        while not statuses or time.perf_counter() - start < ROUNDS_S:
+        while not statuses or time.perf_counter() - start < rounds_s:
             statuses.append(send(options.port, pieces))
         seconds = (time.perf_counter() - start) / len(statuses)
     failures = [*seen.clicks.failures, *seen.health.failures, *seen.ended]

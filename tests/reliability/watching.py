@@ -89,7 +89,12 @@ class Processes:
         self.workers: list[psutil.Process] = []
         self.others: list[psutil.Process] = []
         for process in launcher.children(recursive=True):
-            command = " ".join(process.cmdline())
+            try:
+                command, folder = " ".join(process.cmdline()), Path(process.cwd())
+            except psutil.NoSuchProcess:
+                continue
+            if not folder.is_relative_to(options.run_dir):
+                continue
             if "model_service_worker" in command:
                 self.workers.append(process)
             elif "samserve_gateway" in command:
