@@ -32,7 +32,8 @@ from tests.support.servers import Server
 
 HTML = b"<html><body><h1>503 Service Unavailable</h1></body></html>"
 TORCHSERVES = (
-    b'{\n  "code": 503,\n  "type": "ServiceUnavailableException",\n  "message": "full"\n}\n'
+    b'{\n  "code": 503,\n  "type": "ServiceUnavailableException",\n  "message": '
+    b'"Model \\"vit_t\\" has no worker to serve inference request. Please use scale workers"\n}\n'
 )
 UNKNOWN = UnknownImage("This picture is not remembered: send it in full.", "b64img")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import socket
 import subprocess
@@ -108,7 +109,7 @@ def test_a_disk_that_becomes_full(registration: Registration, tmp_path: Path, wh
     except (OSError, subprocess.CalledProcessError) as exc:
         pytest.skip(f"no small disk can be mounted: {exc}")
     fill = "import os, sys; from samserve.archives import register as r; from pathlib import Path\n"
-    fill += "def full(*_):\n    Path(sys.argv[1], 'filler').write_bytes(bytes(2**22))\n"
+    fill += "def full(*_):\n    Path(sys.argv[2], 'filler').write_bytes(bytes(2**22))\n"
     if where == "weights":
         fill += "r.check_room = full\n"
     else:
@@ -117,12 +118,13 @@ def test_a_disk_that_becomes_full(registration: Registration, tmp_path: Path, wh
     job = replace(registration, url="vit_t.pt", max_bytes=2**30, model_store=str(disk))
     (Path(job.weights_dir) / "registered").mkdir()
     done = subprocess.run(
-        [*prefix, sys.executable, "-c", fill, str(disk)],
+        [*prefix, sys.executable, "-c", fill, str(os.getpid()), str(disk)],
         input=json.dumps(asdict(job)),
         capture_output=True,
         text=True,
-        check=True,
+        check=False,
     )
+    assert done.returncode == 0, done.stderr
     error = json.loads(done.stdout.splitlines()[-1])["error"]
     assert error["code"] == "insufficient_storage"
     assert error["message"] == "The disk is full. Nothing of the registration is kept."

@@ -7,6 +7,7 @@ import gzip
 import json
 import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 
 import pytest
 
@@ -88,17 +89,19 @@ def held_by(gateway: Gateway) -> float:
 def test_a_body_beyond_the_budget_is_refused_until_there_is_room(
     small: Gateway, compressed: bool
 ) -> None:
-    with socket.create_connection(("127.0.0.1", small.port)) as holder:
-        holder.sendall(
-            b"POST /sam/ HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
-            % (len(BODY), BODY[:-1])
-        )
-        wait_for(lambda: held_by(small) == len(BODY) - 1)
+    with ExitStack() as opened:
+        for _ in range(2):
+            holder = opened.enter_context(socket.create_connection(("127.0.0.1", small.port)))
+            holder.sendall(
+                b"POST /sam/ HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+                % (len(BODY), BODY[:-1])
+            )
+        wait_for(lambda: held_by(small) == 2 * (len(BODY) - 1))
         headers = {"Content-Encoding": "gzip"} if compressed else {}
         content = gzip.compress(BODY) if compressed else BODY
         refused = small.post("/sam/", content, headers)
         assert (refused.status, refused.error()["code"]) == (503, "busy")
-        assert str(LIMIT) in refused.error()["message"]
+        assert str(2 * LIMIT) in refused.error()["message"]
         assert refused.headers["Retry-After"]
         assert small.post("/sam/", b"{").status == 400  # a small one finds room
     wait_for(lambda: held_by(small) == 0)
