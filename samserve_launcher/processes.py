@@ -217,7 +217,8 @@ def start_gateway(options: Options) -> subprocess.Popen[bytes]:
 def _tls(options: Options) -> dict[str, str]:
     """Return the variables with the gateway's certificate and key."""
     files = {"CERTIFICATE": options.tls_certificate, "KEY": options.tls_key}
-    return {f"SAMSERVE_TLS_{name}": str(path) for name, path in files.items() if path is not None}
+    # Absolute: the gateway runs in another folder. Links stay: a renewal changes their targets.
+    return {f"SAMSERVE_TLS_{n}": str(p.absolute()) for n, p in files.items() if p is not None}
 
 
 def _spawn(
