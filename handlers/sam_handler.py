@@ -25,7 +25,7 @@ import torch
 from ts.metrics.caching_metric import CachingMetric
 from ts.metrics.metric_type_enum import MetricTypes
 
-from samserve import automask, segmenter
+from samserve import automask, parents, segmenter
 from samserve.answers import formats
 from samserve.archives.digests import check_loaded
 from samserve.errors import (
@@ -42,7 +42,7 @@ from samserve.pictures.decoder_process import DecoderProcess
 from samserve.pictures.decoding import Decode
 from samserve.pictures.picture import Picture
 from samserve.progress import Job
-from samserve.serving import budgets, logs, parents, rows
+from samserve.serving import budgets, logs, rows
 from samserve.serving.budgets import DecodingBudget
 from samserve.serving.headers import IMAGE_PAGES, JOB
 from samserve.serving.jobs import JobFolder, JobProgress, is_job_id

@@ -7,7 +7,6 @@ request. One client may hold half of the budget, so that it cannot keep all othe
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import gc
 from collections import Counter
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from collections.abc import Callable
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from samserve.errors import Busy
+from samserve.machine import give_memory_back
 
 _SHARE = "samserve.share"
 """The key of a request's share in its ASGI scope."""
@@ -135,12 +135,10 @@ class WithShare:
         client_of: returns the name under which a request's client is counted.
     """
 
-    def __init__(
-        self, app: ASGIApp, budget: BodyBudget, client_of: Callable[[Scope], str] | None = None
-    ) -> None:
+    def __init__(self, app: ASGIApp, budget: BodyBudget, client_of: Callable[[Scope], str]) -> None:
         self._app = app
         self._budget = budget
-        self._client_of = address_of if client_of is None else client_of
+        self._client_of = client_of
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and end its share with it."""
@@ -154,11 +152,6 @@ class WithShare:
             share.give_back()
 
 
-def address_of(scope: Scope) -> str:
-    """Return the address of a request's client."""
-    return scope["client"][0] if scope.get("client") else ""
-
-
 def share_of(scope: Scope) -> Share:
     """Return a request's share of the budget."""
     share: Share = scope[_SHARE]
@@ -166,11 +159,7 @@ def share_of(scope: Scope) -> Share:
 
 
 def _trim() -> None:
-    """Return free memory to the system. Only glibc keeps it, and has a function for that."""
+    """Return the memory of bodies that have ended to the system."""
     # An exception and the frame that raised it refer to each other, and the frame to the body.
     gc.collect()
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except AttributeError:
-        return
-    trim(0)
+    give_memory_back()

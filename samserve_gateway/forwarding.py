@@ -31,7 +31,7 @@ from .heavy_pictures import HeavyPictures
 from .jobs import Jobs, while_client_waits
 from .keyring import client_of
 from .known_pictures import KnownPictures
-from .queues import LaneQueues
+from .queues import LaneQueues, too_late
 from .refusals import log_detail, torchserve_failure
 from .retries import Retries
 from .settings import Settings
@@ -132,9 +132,10 @@ class Forwarder:
         """
         routed = await self.route(request)
         lane, timeout_s = lane_of(routed.family, "automask"), self._settings.automask_timeout_s
-        with self._jobs.job(client_of(request.scope).name) as job_headers:
+        client = client_of(request.scope).name
+        with self._jobs.job(client) as job_headers:
             lane_headers = {**_lane_headers(request, routed), **job_headers}
-            work = self._predict_automask(request, lane, routed, lane_headers, timeout_s)
+            work = self._predict_automask(client, lane, routed, lane_headers, timeout_s)
             answer = await while_client_waits(request, work)
         return await self._response(request, routed.family, answer)
 
@@ -199,20 +200,8 @@ class Forwarder:
         lane_headers = {**lane_headers, **self._deadline(timeout_s)}
 
         async def ask(mode: Mode, content: bytes, sent: dict[str, str], late: str) -> Answer:
-            lane, left_s = lane_of(family, mode), max(ends - time.monotonic(), 0.001)
-            with self._retries.watched(lane):
-                return await self._queues.of(lane).run(
-                    client,
-                    left_s,
-                    lambda: self._retries.ask(
-                        lane,
-                        content,
-                        sent,
-                        max(ends - time.monotonic(), 0.001),
-                        quick=mode == "prompt",
-                    ),
-                    late=late,
-                )
+            lane, quick = lane_of(family, mode), mode == "prompt"
+            return await self._ask(client, lane, content, sent, ends, quick=quick, late=late)
 
         async def send(content: bytes, content_headers: dict[str, str]) -> Answer:
             sent = {**lane_headers, **content_headers}
@@ -228,32 +217,61 @@ class Forwarder:
             )
             return await ask("automask", content, {**sent, headers.MODE: "prompt"}, late)
 
-        answer = await self._send_picture(routed, send)
-        if answer.status == 200:
-            self._known_pictures.remember(family, body)
-        return answer
+        return await self._answer_of(routed, send)
 
     async def _predict_automask(
         self,
-        request: Request,
+        client: str,
         lane: str,
         routed: RoutedBody,
         lane_headers: dict[str, str],
         timeout_s: float,
     ) -> Answer:
         """Return the answer to an automask."""
-        client = client_of(request.scope).name
         lane_headers = {**lane_headers, **self._deadline(timeout_s)}
+        ends = time.monotonic() + timeout_s
 
         async def send(content: bytes, content_headers: dict[str, str]) -> Answer:
             sent = {**lane_headers, **content_headers}
-            with self._retries.watched(lane):
-                return await self._queues.of(lane).run(
-                    client,
-                    timeout_s,
-                    lambda: self._retries.ask(lane, content, sent, timeout_s, quick=False),
-                )
+            late = too_late(timeout_s)
+            return await self._ask(client, lane, content, sent, ends, quick=False, late=late)
 
+        return await self._answer_of(routed, send)
+
+    async def _ask(
+        self,
+        client: str,
+        lane: str,
+        content: bytes,
+        sent: dict[str, str],
+        ends: float,
+        *,
+        quick: bool,
+        late: str,
+    ) -> Answer:
+        """Wait for the client's turn in the lane's queue, and return TorchServe's answer.
+
+        Args:
+            ends: when the request's time is over, in seconds of `time.monotonic`.
+            quick: see `Retries.ask`.
+            late: see `LaneQueue.enter`.
+        """
+
+        def left_s() -> float:
+            return max(ends - time.monotonic(), 0.001)
+
+        with self._retries.watched(lane):
+            return await self._queues.of(lane).run(
+                client,
+                left_s(),
+                lambda: self._retries.ask(lane, content, sent, left_s(), quick=quick),
+                late=late,
+            )
+
+    async def _answer_of(
+        self, routed: RoutedBody, send: Callable[[bytes, dict[str, str]], Awaitable[Answer]]
+    ) -> Answer:
+        """Send the body, and remember its picture if the worker has read it."""
         answer = await self._send_picture(routed, send)
         if answer.status == 200:
             self._known_pictures.remember(routed.family, routed.body)

@@ -203,7 +203,7 @@ def add(path: Path, key: Key) -> None:
         keys = read(path)[0] if path.exists() else {}
         if any(known.name == key.name for known in keys.values()):
             raise KeysFileError(f"{path} has a key named {key.name} already.")
-        text = path.read_text() if keys or path.exists() else _HEADER
+        text = path.read_text() if path.exists() else _HEADER
         _replace(path, text + ("" if text.endswith("\n") or not text else "\n") + key.line())
 
 

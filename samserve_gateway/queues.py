@@ -134,8 +134,7 @@ class LaneQueue:
         turn: asyncio.Future[None] = loop.create_future()
         self._waiting_of.setdefault(client, deque()).append(turn)
         self._waiting += 1
-        message = late or f"The time limit of {timeout_s:g} s is over: many requests wait."
-        timer = loop.call_later(timeout_s, _fail, turn, TimedOut(message))
+        timer = loop.call_later(timeout_s, _fail, turn, TimedOut(late or too_late(timeout_s)))
         try:
             await turn
         except BaseException:
@@ -305,6 +304,11 @@ class LaneQueues:
         with contextlib.suppress(TorchServeError):
             self._lanes = await self._list_lanes()
             self._listed_at = time.monotonic()
+
+
+def too_late(timeout_s: float) -> str:
+    """Return what a client is told whose turn did not come within this time."""
+    return f"The time limit of {timeout_s:g} s is over: many requests wait."
 
 
 def _refusal_of(queue: LaneQueue) -> Busy | None:

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from samserve import places
-from samserve.serving import parents
+from samserve import parents, places
 from samserve_gateway.settings import ADMIN_TOKEN, KEYS_FILE
 
 from .access import keys_file

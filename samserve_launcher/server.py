@@ -95,14 +95,13 @@ def torchserve_running(options: Options, worker_host: str | None = None) -> Iter
         tempfile.TemporaryDirectory(prefix=SCRATCH, ignore_cleanup_errors=True) as scratch,
     ):
         remove_leftovers(options)
-        unpack_archives(options)
         (options.run_dir / "logs").mkdir(parents=True, exist_ok=True)
         scratch_note(options).write_text(scratch)
         with Guard([*files_while_running(options), Path(scratch)], lock.fileno()) as guard:
             children = Processes(guard)
 
             def start() -> subprocess.Popen[bytes]:
-                # Weights may have been registered since the last start.
+                # Before a restart, too: weights may have been registered since.
                 unpack_archives(options)
                 config.write_text(configuration(options, worker_host))
                 alone = worker_host is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 from pathlib import Path
 
@@ -56,6 +57,16 @@ def resident_memory(pid: int) -> int | None:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
     return None
+
+
+def give_memory_back() -> None:
+    """Return memory that this process has freed to the system.
+
+    Only glibc keeps freed memory, and has a function that returns it.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def memory_folder() -> Path | None:

@@ -34,6 +34,7 @@ from urllib.parse import unquote, urlsplit
 from urllib3.exceptions import LocationParseError
 from urllib3.util import Url, parse_url
 
+from samserve import parents
 from samserve.errors import (
     InvalidField,
     InvalidWeights,
@@ -44,7 +45,6 @@ from samserve.errors import (
     quoted,
 )
 from samserve.model_types import MADE_FROM_WEIGHTS, sha256_of
-from samserve.serving import parents
 from samserve.serving.lanes import REGISTERED, registered_family
 from samserve.weights.download import DownloadFailed, Pace, TooLong, download
 
@@ -52,7 +52,6 @@ from .build import build_if_stale, unpack_archive
 from .digests import DamagedArchive
 
 REPORT_EVERY_S = 0.1
-MAX_MESSAGE = 2000  # the names in a checkpoint may have any length
 
 FULL_BYTES = 2**20
 """A disk with less room is full."""
@@ -128,7 +127,6 @@ def main() -> None:
                 registration, lambda message, percent: send(message=message, percent=percent)
             )
     except SamserveError as error:
-        error.message = error.message[:MAX_MESSAGE]
         send(**error.body())
     else:
         send(registered=weights)

@@ -25,11 +25,9 @@ What bounds the decoder, whatever a picture makes of it:
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import os
 import resource
-import signal
 import socket
 import sys
 from pathlib import Path
@@ -37,6 +35,7 @@ from typing import Any
 
 import imagecodecs
 
+from samserve import parents
 from samserve.errors import SamserveError
 
 from .decoding import declared_pixels, decode_page
@@ -48,12 +47,11 @@ WORN_OUT_BYTES = 2**28
 """A decoder that has taken so much memory ends after its picture. That gives the memory back."""
 
 _LEAVE = 3  # the exit status of a decoder whose worker has closed the channel
-_PR_SET_PDEATHSIG = 1
 
 
 def main() -> None:
     channel_fd, input_fd, output_fd, address_space, worker = (int(text) for text in sys.argv[1:])
-    _end_with(worker)
+    parents.die_with_parent(worker)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (address_space, address_space))
     resource.setrlimit(resource.RLIMIT_FSIZE, (address_space, address_space))
@@ -68,7 +66,7 @@ def main() -> None:
     while True:
         decoder = os.fork()
         if decoder == 0:
-            _end_with(this)
+            parents.die_with_parent(this)
             _be_quiet()
             channel.send(json.dumps({"decoder": os.getpid()}).encode())
             _decode_all(channel, input_fd, output_fd)
@@ -77,14 +75,6 @@ def main() -> None:
         if code == _LEAVE:
             return
         channel.send(json.dumps({"ended": decoder, "status": code}).encode())
-
-
-def _end_with(parent: int) -> None:
-    """End this process when its parent ends (on Linux), or now if the parent has ended."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(_LEAVE)
 
 
 def _be_quiet() -> None:

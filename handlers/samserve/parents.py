@@ -24,7 +24,7 @@ POLL_S = 0.5
 def die_with_parent(parent: int) -> None:
     """Let the kernel kill this process when its parent ends. End at once if it has ended already.
 
-    It does nothing on systems other than Linux. The kernel also kills this process when only the
+    Other systems than Linux do not kill it later. The kernel also kills this process when only the
     thread ends that started it; so TorchServe's workers use `end_with_parent`.
 
     Args:
@@ -33,11 +33,10 @@ def die_with_parent(parent: int) -> None:
     Raises:
         OSError: the kernel refuses.
     """
-    if sys.platform != "linux":
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "PR_SET_PDEATHSIG")
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "PR_SET_PDEATHSIG")
     if os.getppid() != parent:  # it ended before the call
         os._exit(1)
 

@@ -10,7 +10,7 @@ import sys
 import psutil
 import pytest
 
-from samserve.serving import parents
+from samserve import parents
 from samserve_launcher.guard import members_of
 from tests.support.paths import ROOT
 from tests.support.waiting import wait_for
@@ -23,7 +23,7 @@ time.sleep(99)
 """
 
 SCRIPT = [sys.executable, "-IS", parents.__file__, "PARENT", sys.executable, "-c"]
-WATCHES = "from samserve.serving import parents; parents.end_with_parent()\n"
+WATCHES = "from samserve import parents; parents.end_with_parent()\n"
 SLEEPS = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(99)"
 COMPUTES = "while True: sum(range(10**6))"
 
