@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import socket
-import threading
 import time
 from collections.abc import Iterable
 from typing import Any
 
 from samserve_launcher.options import Options
+from tests.support.raw_requests import exchange
 
 from .attacks import ATTACKS
 from .watching import GIBIBYTE, watched
@@ -62,23 +61,7 @@ def row_of(options: Options, name: str, rounds_s: float = ROUNDS_S) -> dict[str,
 def send(port: int, pieces: Iterable[bytes]) -> str:
     """Send bytes while the answer is read. Return the answer's status, and its error's code."""
     with socket.create_connection(("127.0.0.1", port), timeout=300) as connection:
-
-        def send_all() -> None:
-            with contextlib.suppress(OSError):  # the gateway closes the connection
-                for piece in pieces:
-                    connection.sendall(piece)
-
-        sender = threading.Thread(target=send_all)
-        sender.start()
-        start, received = b"", 1
-        with contextlib.suppress(ConnectionError):
-            while received:
-                data = connection.recv(2**20)
-                received = len(data)
-                start = (start + data)[:4096]
-        with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)
-        sender.join()
+        start = exchange(connection, pieces)[:4096]
     status = re.match(rb"HTTP/1.1 (\d+)", start)
     code = re.search(rb'"code":"(\w+)"', start)
     return " ".join(m[1].decode() for m in (status, code) if m) or "closed"

@@ -12,22 +12,17 @@ import zlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from tests.support import hostile_pictures
+from tests.support import hostile_pictures, raw_requests
 from tests.support.picture_files import chunk
+from tests.support.raw_requests import BOUNDARY, CLOSE, JSON, form, part, post
 
 N = 63_000_000
-BOUNDARY = b"b" * 31
-FORM = b"multipart/form-data; boundary=" + BOUNDARY
-JSON = b"application/json"
-HEAD = b"POST %s HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+HEAD = raw_requests.HEAD + CLOSE + b"\r\n"
 
 
-def request(
-    body: bytes, path: str = "/sam/", content_type: bytes = JSON, *headers: bytes
-) -> list[bytes]:
-    """Return the bytes of a POST request."""
-    lines = [b"Content-Type: " + content_type, b"Content-Length: %d" % len(body), *headers]
-    return [HEAD % path.encode(), *(line + b"\r\n" for line in lines), b"\r\n", body]
+def request(body: bytes, path: str = "/sam/") -> list[bytes]:
+    """Return a request after whose answer the server hangs up."""
+    return post(body, JSON, CLOSE, path=path.encode())
 
 
 def segment(picture: bytes, path: str = "/sam/", **fields: Any) -> list[bytes]:
@@ -35,15 +30,6 @@ def segment(picture: bytes, path: str = "/sam/", **fields: Any) -> list[bytes]:
     prompt = {} if fields else {"bbox": [10, 10, 90, 90]}
     text = base64.b64encode(picture).decode()
     return request(json.dumps({"type": "vit_t", "b64img": text, **prompt, **fields}).encode(), path)
-
-
-def form(*parts: bytes) -> list[bytes]:
-    return request(b"".join([*parts, b"--%s--\r\n" % BOUNDARY]), "/sam/", FORM)
-
-
-def part(name: bytes, content: bytes) -> bytes:
-    head = b'Content-Disposition: form-data; name="%s"' % name
-    return b"--%s\r\n%s\r\n\r\n%s\r\n" % (BOUNDARY, head, content)
 
 
 def striped_png(side: int) -> bytes:
@@ -71,10 +57,12 @@ ATTACKS: dict[str, Callable[[], Iterable[bytes]]] = {
         b'{"type": "vit_t", "x": ' + b"[" * (N // 2) + b"]" * (N // 2) + b"}"
     ),
     "63 MB of nearly-boundaries in a form": lambda: form(
-        part(b"type", b"vit_t"), part(b"image", (b"\r\n--" + BOUNDARY[:-1]) * (N // 34))
+        part(b"type", b"vit_t"),
+        part(b"image", (b"\r\n--" + BOUNDARY[:-1]) * (N // 34)),
+        headers=[CLOSE],
     ),
-    "a header of 100 MB": lambda: [HEAD % b"/sam/", b"A: ", *[b"a" * 2**20] * 100, b"\r\n\r\n"],
-    "6.5 million headers": lambda: [HEAD % b"/sam/", *[b"abc: d\r\n" * 2**17] * 50, b"\r\n"],
+    "a header of 100 MB": lambda: [HEAD, b"A: ", *[b"a" * 2**20] * 100, b"\r\n\r\n"],
+    "6.5 million headers": lambda: [HEAD, *[b"abc: d\r\n" * 2**17] * 50, b"\r\n"],
     "10,000x10,000, 16 boxes, three masks each": lambda: _many_boxes(16, 3),
     "10,000x10,000, 32 boxes": lambda: _many_boxes(32, 1),
     "a sequential JPEG of 3,000 scans": lambda: segment(hostile_pictures.sequential_jpeg()),
@@ -97,7 +85,7 @@ ATTACKS: dict[str, Callable[[], Iterable[bytes]]] = {
         b'{"type": "vit_t", "b64img": "' + b"\\u00e9" * (N // 6) + b'"}'
     ),
     "chunks of one byte": lambda: [
-        HEAD % b"/sam/" + b"Transfer-Encoding: chunked\r\n\r\n",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n",
         *[b"1\r\n \r\n" * 2**17] * 80,
     ],
 }

@@ -6,7 +6,6 @@ asks for `/healthz` meanwhile. Without the bounds, the worst of them stops the g
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import re
 import threading
@@ -22,6 +21,7 @@ from tests.support.gateway_process import (
     gateway_process,
     somebody_beside,
 )
+from tests.support.raw_requests import BOUNDARY, FORM, HEAD, JSON, exchange, form, part, post
 from tests.support.waiting import wait_for
 
 SLOWEST_S = 2
@@ -35,11 +35,7 @@ pytestmark = pytest.mark.slow
 
 N = 63_000_000
 
-BOUNDARY = b"b" * 31
-FORM = b"multipart/form-data; boundary=" + BOUNDARY
-JSON = b"application/json"
 LATIN = b"application/json; charset=iso-8859-1"
-HEAD = b"POST /sam/ HTTP/1.1\r\nHost: x\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 Pieces = Sequence[bytes]
@@ -49,20 +45,6 @@ Pieces = Sequence[bytes]
 def process() -> Iterator[GatewayProcess]:
     with gateway_process() as process:
         yield process
-
-
-def post(body: bytes, content_type: bytes = JSON, *headers: bytes) -> Pieces:
-    lines = [b"Content-Type: " + content_type, b"Content-Length: %d" % len(body), *headers]
-    return [HEAD, *(line + b"\r\n" for line in lines), b"\r\n", body]
-
-
-def part(name: bytes, content: bytes, *headers: bytes) -> bytes:
-    lines = [b'Content-Disposition: form-data; name="%s"' % name, *headers]
-    return b"--%s\r\n%s\r\n\r\n%s\r\n" % (BOUNDARY, b"\r\n".join(lines), content)
-
-
-def form(*parts: bytes) -> Pieces:
-    return post(b"".join([*parts, b"--%s--\r\n" % BOUNDARY]), FORM)
 
 
 def field(value: bytes, name: bytes = b"x") -> Pieces:
@@ -161,24 +143,7 @@ def wait_until_given_back(process: GatewayProcess) -> None:
 def send(process: GatewayProcess, pieces: Pieces) -> tuple[int, bytes]:
     """Send a request while its answer is read. Return the answer's status and all its bytes."""
     with process.connect() as connection:
-
-        def send_all() -> None:
-            with contextlib.suppress(OSError):  # the gateway closes the connection
-                for piece in pieces:
-                    connection.sendall(piece)
-
-        thread = threading.Thread(target=send_all)
-        thread.start()
-        received = b""
-        with contextlib.suppress(ConnectionError):
-            while not received.endswith(b"}}"):
-                data = connection.recv(2**16)
-                if not data:
-                    break
-                received += data
-        with contextlib.suppress(OSError):
-            connection.shutdown(2)  # ends a send that nobody takes
-        thread.join()
+        received = exchange(connection, pieces, lambda answer: answer.endswith(b"}}"))
     match = re.match(rb"HTTP/1.1 (\d+)", received)
     return (int(match[1]) if match else 0), received
 
