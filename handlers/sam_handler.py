@@ -138,7 +138,9 @@ class SamHandler:
         return awaited
 
     def embed(self, same_image: Sequence[Row], decode: Decode) -> list[Prompted]:
-        """Embed the image of these requests. Answer automasks; return the requests for prompts.
+        """Embed the image of these requests, and answer the automasks among them.
+
+        It returns the requests for prompts. Their masks are made later, for the whole batch.
 
         Raises:
             SamserveError: the image cannot be read, so none of the requests can be answered.

@@ -73,10 +73,11 @@ def _new(file: Path, name: str, admin: bool) -> None:
     print(f"""\
 {key}
 
-This is {name}'s key{", an administrator's" if admin else ""}. It is shown only
-now: {file} has its hash.
+This is {name}'s key{", an administrator's" if admin else ""}. Save it now:
+it cannot be shown again, because {file} has only its hash.
 
-  header        X-API-Key: {key}
+  header        Authorization: Bearer {key}
+  or header     X-API-Key: {key}
   QuPath, URL   http://HOST:{port}/key/{key}/sam/
 
 The server wants keys if it is started with {KEYS_FILE}={file.resolve()}""")

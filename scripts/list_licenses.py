@@ -22,7 +22,7 @@ HEAD = """\
 the license that each package states. samserve itself is under [Apache-2.0](../LICENSE). NVIDIA's
 packages (`nvidia-*`, `cuda-*`) are only in PyTorch's CUDA build, and are under NVIDIA's own
 licenses. segment-anything states none in its package; its repository is under Apache-2.0.
-TorchServe brings its Java libraries in its own package.
+The package torchserve contains Java libraries, which this list does not name.
 
 | package | version | license |
 |---|---|---|

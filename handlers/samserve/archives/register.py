@@ -2,10 +2,10 @@
 
     python -m samserve.archives.register [PARENT] < registration.json
 
-The gateway runs it as a process, with its own process id: on Linux this process then ends with the
-gateway, which nobody else would do. The input is one JSON object (`Registration`). The output is
-lines of JSON on stdout: `{"message", "percent"}` for progress, and one `{"registered": …}` or
-`{"error": …}` at the end.
+The gateway starts this process and passes its own process id as PARENT. If the gateway ends, Linux
+then kills this process, which would otherwise go on. The input is one JSON object (`Registration`).
+The output is lines of JSON on stdout: `{"message", "percent"}` for progress, and one
+`{"registered": …}` or `{"error": …}` at the end.
 
 It works in the folder `incoming`, which the gateway clears afterwards. The gateway then tells
 TorchServe about the archive.

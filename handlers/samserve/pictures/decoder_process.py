@@ -1,8 +1,8 @@
 """A DecoderProcess decodes pictures in a child process, within limits of CPU time and memory.
 
-The codecs are written in C and read what strangers send. In the worker itself, a picture that
-crashes a codec would end the worker, and one that takes a minute could not be stopped. In a child,
-it costs one request. `decoder_child` is the child's side.
+The codecs are C libraries, and strangers choose the bytes that they read. In the worker itself, a
+picture that crashes a codec would end the worker, and a picture that takes a minute could not be
+stopped. In a child, such a picture costs one request. `decoder_child` is the child's side.
 
 The file's bytes and the pixels pass through two files in memory, so that nothing is pickled. The
 pixels are copied out of theirs: the child could still change or cut it.

@@ -116,7 +116,7 @@ ORIGINAL_S, POINT_S = 0.08, 0.0006
 """Seconds that a mask prompt, or many points, take in addition: each of them, and each point."""
 
 PIXEL_S = 4e-9
-"""Seconds of unpacking and outlining a mask that fills the picture, for each of its pixels."""
+"""Seconds per pixel to unpack and outline a mask that fills the picture."""
 
 
 def seconds_of_masks(request: PromptRequest, size: tuple[int, int]) -> float:
