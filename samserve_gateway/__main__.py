@@ -18,8 +18,8 @@ from samserve.serving.logs import JsonFormatter
 from .app import create_app
 from .keys import KeysFileError
 from .protocol import Protocol
-from .settings import PREFIX, Settings
-from .tls import Certificate, CertificateError
+from .settings import PREFIX, Settings, problems
+from .tls import Certificate, CertificateError, certificate_of
 from .tracebacks import RepeatedTracebacks
 
 KEEP_ALIVE_S = 75
@@ -40,12 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         settings = Settings.from_environ()
     except ValidationError as exc:
-        for error in exc.errors(include_url=False, include_input=False):
-            name = PREFIX + "_".join(map(str, error["loc"])).upper() if error["loc"] else "settings"
-            print(f"{name}: {error['msg'].removeprefix('Value error, ')}", file=sys.stderr)
+        print("\n".join(problems(exc)), file=sys.stderr)
         return 2
     try:
-        certificate = _certificate(settings)
+        certificate = certificate_of(settings)
     except CertificateError as exc:
         print(f"{PREFIX}TLS_CERTIFICATE, {PREFIX}TLS_KEY: {exc}", file=sys.stderr)
         return 2
@@ -101,12 +99,6 @@ class Server(uvicorn.Server):
             await super().main_loop()
         finally:
             watching.cancel()
-
-
-def _certificate(settings: Settings) -> Certificate | None:
-    if settings.tls_certificate is None or settings.tls_key is None:
-        return None
-    return Certificate(settings.tls_certificate, settings.tls_key)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -7,7 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationInfo, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from samserve.model_types import MODEL_TYPES
 from samserve.serving.lanes import lanes_of
@@ -187,3 +195,12 @@ class Settings(BaseModel):
     def lanes(self) -> list[str]:
         """Return the lanes of `models`."""
         return list(lanes_of(self.models.split()))
+
+
+def problems(error: ValidationError) -> list[str]:
+    """Return a line for each wrong setting: the name of its variable, and what is wrong."""
+    return [
+        f"{PREFIX}{'_'.join(map(str, one['loc'])).upper()}: "
+        + one["msg"].removeprefix("Value error, ")
+        for one in error.errors(include_url=False, include_input=False)
+    ]

@@ -7,6 +7,8 @@ import logging
 import ssl
 from pathlib import Path
 
+from .settings import Settings
+
 logger = logging.getLogger(__name__)
 
 CHECK_INTERVAL_S = 10.0
@@ -82,3 +84,14 @@ class Certificate:
             raise CertificateError(
                 f"{self._certificate} or {self._key} cannot be read: {exc.strerror}."
             ) from exc
+
+
+def certificate_of(settings: Settings) -> Certificate | None:
+    """Return the certificate that the settings name; None if they name none.
+
+    Raises:
+        CertificateError: the files cannot be used.
+    """
+    if settings.tls_certificate is None or settings.tls_key is None:
+        return None
+    return Certificate(settings.tls_certificate, settings.tls_key)

@@ -7,9 +7,12 @@ lost; they are those of some milliseconds.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from pathlib import Path
+
+from samserve.serving.logs import JsonFormatter
 
 MAX_BYTES = 10 * 2**20
 """A file with more is emptied, within a second."""
@@ -30,13 +33,27 @@ def rotate(path: Path, max_bytes: int = MAX_BYTES) -> None:
     os.truncate(path, 0)
 
 
+START = "A new process starts. It writes the lines below."
+
+
+def begin(path: Path) -> None:
+    """Begin the file of a new process. The output of the one before it is kept, in a copy."""
+    rotate(path, max_bytes=0)
+    record = logging.LogRecord(__name__, logging.INFO, __file__, 0, START, None, None)
+    path.write_text(JsonFormatter().format(record) + "\n")
+
+
 def end_of(path: Path, n_bytes: int = 2000) -> str:
-    """Return the last bytes of a file and, if it is shorter, of its newest copy before them."""
+    """Return the last bytes that the last process wrote.
+
+    They are in the file and, if it was emptied meanwhile, in its newest copy.
+    """
     end = b""
     for part in (path, _copy_of(path, 1)):
         if len(end) < n_bytes and part.exists():
             end = _end_of(part, n_bytes - len(end)) + end
-    return end.decode(errors="replace")
+    _, begun, output = end.decode(errors="replace").rpartition(START)
+    return output.partition("\n")[2] if begun else output
 
 
 def _end_of(path: Path, n_bytes: int) -> bytes:

@@ -13,11 +13,11 @@ from pathlib import Path
 import psutil
 
 from samserve import parents, places
-from samserve_gateway.settings import ADMIN_TOKEN, KEYS_FILE
+from samserve_gateway.settings import ADMIN_TOKEN
 
-from .access import keys_file
+from .access import gateway_environment
 from .configuration import read_properties, threads_per_worker
-from .console_logs import rotate
+from .console_logs import begin
 from .errors import ServerError
 from .guard import kill_session
 from .java import java_home
@@ -196,28 +196,8 @@ def torchserve_command(options: Options, config: Path, scratch: str) -> list[str
 
 def start_gateway(options: Options) -> subprocess.Popen[bytes]:
     """Start the gateway in front of this server's TorchServe."""
-    environ = {
-        "SAMSERVE_HOST": options.host,
-        "SAMSERVE_PORT": str(options.port),
-        "SAMSERVE_MODELS": options.models,
-        "SAMSERVE_JOBS_DIRECTORY": str(options.jobs_dir),
-        "SAMSERVE_WEIGHTS_DIR": str(options.weights_dir.resolve()),
-        "SAMSERVE_MODEL_STORE": str(options.model_store.resolve()),
-        "SAMSERVE_MODELS_DIR": str(options.models_dir),
-        **{name: os.environ[name] for name in [ADMIN_TOKEN] if name in os.environ},
-        **({} if keys_file() is None else {KEYS_FILE: str(keys_file())}),
-        **{f"SAMSERVE_{name.upper()}": value for name, value in addresses(options).items()},
-        **_tls(options),
-        **GATEWAY_ENVIRONMENT,
-    }
+    environ = {**gateway_environment(options), **GATEWAY_ENVIRONMENT}
     return _spawn([sys.executable, "-m", "samserve_gateway"], environ, options, "gateway")
-
-
-def _tls(options: Options) -> dict[str, str]:
-    """Return the variables with the gateway's certificate and key."""
-    files = {"CERTIFICATE": options.tls_certificate, "KEY": options.tls_key}
-    # Absolute: the gateway runs in another folder. Links stay: a renewal changes their targets.
-    return {f"SAMSERVE_TLS_{n}": str(p.absolute()) for n, p in files.items() if p is not None}
 
 
 def _spawn(
@@ -236,7 +216,7 @@ def _spawn(
         output = None
         if name is not None:
             path = options.run_dir / "logs" / f"{name}-console.log"
-            rotate(path, max_bytes=0)  # the output of an earlier start is kept, in a copy
+            begin(path)
             output = opened.enter_context(path.open("ab"))
         return subprocess.Popen(
             [*wrapper, *command],
@@ -252,12 +232,3 @@ def _spawn(
 def _without_secrets() -> dict[str, str]:
     """Return our environment without the administrator's token."""
     return {key: value for key, value in os.environ.items() if key != ADMIN_TOKEN}
-
-
-def addresses(options: Options) -> dict[str, str]:
-    """Return the addresses and the token file of this server's TorchServe."""
-    return {
-        "inference_url": options.inference_url,
-        "management_url": options.management_url,
-        "key_file": str(options.key_file),
-    }

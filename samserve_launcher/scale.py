@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,9 @@ from samserve_gateway.torchserve import TorchServe, TorchServeError, ready_worke
 from .options import Options
 
 SCALE_TIMEOUT_S = 300.0
+
+POLL_S = 0.25
+"""The interval at which a lane is looked at until its workers are ready."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -78,8 +82,28 @@ async def scale(server: dict[str, Any], lane: str | None, workers: int | None) -
     ) as torchserve:
         if lane is not None and workers is not None:
             await torchserve.scale(lane, workers, SCALE_TIMEOUT_S)
+            await _wait_for_workers(torchserve, lane, workers)
         names = await torchserve.lanes()
         return table([await torchserve.lane(name) for name in names])
+
+
+async def _wait_for_workers(torchserve: TorchServe, lane: str, workers: int) -> None:
+    """Return once so many workers of a lane are ready.
+
+    TorchServe answers a change of the number of workers when each new worker has started or ended
+    once. A worker that ended is started again, and TorchServe does not wait for that.
+
+    Raises:
+        TorchServeError: they are not ready after `SCALE_TIMEOUT_S`.
+    """
+    deadline = time.monotonic() + SCALE_TIMEOUT_S
+    while (ready := len(ready_workers(await torchserve.lane(lane)))) != workers:
+        if time.monotonic() > deadline:
+            raise TorchServeError(
+                f"{ready} of {workers} workers of {lane} are ready after {SCALE_TIMEOUT_S:.0f} s. "
+                "TorchServe's log says why the others are not."
+            )
+        await asyncio.sleep(POLL_S)
 
 
 def table(lanes: list[dict[str, Any]]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import shlex
 import signal
 import sys
 import time
@@ -90,6 +91,9 @@ def ready_block(options: Options, seconds: float, who: str) -> str:
     """
     body = json.dumps(probe.prompt(options.model_types()[0]))
     key = "" if keys_file() is None else " -H 'X-API-Key: YOUR KEY'"
+    certificate = options.tls_certificate
+    # A certificate that an authority has signed is trusted without this, too.
+    trust = "" if certificate is None else f" --cacert {shlex.quote(str(certificate.absolute()))}"
     return f"""
 samserve {__version__} is ready after {seconds:.0f} s
 
@@ -102,7 +106,7 @@ samserve {__version__} is ready after {seconds:.0f} s
   files       {options.run_dir}
 
 Try it:
-curl -s {options.url}/sam/ -H 'Content-Type: application/json'{key} -d '{body}'
+curl -sS{trust} {options.url}/sam/ -H 'Content-Type: application/json'{key} -d '{body}'
 
 Ctrl-C stops everything.
 """

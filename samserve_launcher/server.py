@@ -27,6 +27,7 @@ import requests
 from samserve.archives.build import unpack_archive
 from samserve.archives.digests import DamagedArchive
 
+from .access import addresses
 from .checks import check_archives, check_ports
 from .configuration import configuration
 from .errors import ServerError
@@ -38,7 +39,6 @@ from .processes import (
     Children,
     Guard,
     Processes,
-    addresses,
     start_gateway,
     start_torchserve,
     stop,

@@ -77,7 +77,8 @@ def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
     options = free_ports(Options(model_store=tmp_path))
     with pytest.raises(ServerError, match=r"vit_t\.mar cannot be unpacked"), running(options):
         pass
-    assert not options.run_dir.exists()
+    assert not options.models_dir.exists()
+    shutil.rmtree(options.run_dir)
 
 
 def test_a_worker_that_cannot_load_tells_why(tmp_path: Path) -> None:

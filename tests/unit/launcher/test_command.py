@@ -12,7 +12,8 @@ import pytest
 from samserve import __version__, places
 from samserve.archives import build
 from samserve_launcher import __main__ as command
-from samserve_launcher import doctor, processes
+from samserve_launcher import doctor
+from samserve_launcher.access import gateway_environment
 from samserve_launcher.checks import check_ports
 from samserve_launcher.errors import ServerError
 from samserve_launcher.options import parse_options
@@ -105,10 +106,9 @@ def test_a_certificate_may_have_a_relative_path(
     """The gateway runs in the run folder, so it gets the whole path."""
     monkeypatch.chdir(tmp_path)
     options = parse_options(["--tls-certificate", "cert.pem", "--tls-key", "key.pem"])
-    assert processes._tls(options) == {
-        "SAMSERVE_TLS_CERTIFICATE": str(tmp_path / "cert.pem"),
-        "SAMSERVE_TLS_KEY": str(tmp_path / "key.pem"),
-    }
+    environ = gateway_environment(options)
+    assert environ["SAMSERVE_TLS_CERTIFICATE"] == str(tmp_path / "cert.pem")
+    assert environ["SAMSERVE_TLS_KEY"] == str(tmp_path / "key.pem")
 
 
 def test_the_doctor_names_a_wrong_model_type(capsys: pytest.CaptureFixture[str]) -> None:

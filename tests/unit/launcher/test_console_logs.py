@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from samserve_launcher import console_logs
-from samserve_launcher.console_logs import N_KEPT, end_of, rotate
+from samserve_launcher.console_logs import N_KEPT, begin, end_of, rotate
 
 
 def test_a_small_file_stays(tmp_path: Path) -> None:
@@ -60,6 +60,21 @@ def test_the_end_of_the_output_is_found_across_a_rotation(tmp_path: Path) -> Non
     assert end_of(log) == "a long line of before\nwhy\n"
     assert end_of(log, 11) == "before\nwhy\n"
     assert end_of(log, 2) == "y\n"
+
+
+def test_the_end_is_of_the_last_process_only(tmp_path: Path) -> None:
+    log = tmp_path / "x.log"
+    log.write_text("another process ended so\n")
+    begin(log)
+    assert end_of(log) == ""
+    with log.open("a") as file:
+        file.write("why\n")
+    assert end_of(log) == "why\n"
+    rotate(log, max_bytes=1)
+    assert end_of(log) == "why\n"
+    begin(log)
+    assert end_of(log) == ""
+    assert "another process ended so" in (tmp_path / "x.log.2").read_text()
 
 
 def test_the_bound_is_the_documented_one() -> None:

@@ -89,6 +89,33 @@ def test_contradictions_are_named(environ: pytest.MonkeyPatch, tmp_path: Path) -
     environ.setenv("SAMSERVE_OPEN", "1")
     with pytest.raises(ServerError, match="Set one of them only"):
         access(Options())
-    environ.setenv("SAMSERVE_OPEN", "perhaps")
-    with pytest.raises(ServerError, match="SAMSERVE_OPEN must be 1 or 0"):
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SAMSERVE_OPEN", "perhaps"),
+        ("SAMSERVE_MAX_BODY_BYTES", "many"),
+        ("SAMSERVE_QUEUE_SIZE", "0"),
+        ("SAMSERVE_STAND_IN", "vit_x"),
+        ("SAMSERVE_CORS_ORIGINS", "example.org"),
+    ],
+)
+def test_a_wrong_setting_is_named_before_anything_starts(
+    name: str, value: str, environ: pytest.MonkeyPatch
+) -> None:
+    environ.setenv(name, value)
+    with pytest.raises(ServerError, match=f"^{name}: "):
         access(Options())
+
+
+def test_a_certificate_is_read_before_anything_starts(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    with pytest.raises(ServerError, match="set both SAMSERVE_TLS_CERTIFICATE"):
+        access(Options(tls_certificate=certificate))
+    with pytest.raises(ServerError, match=r"certificate\.pem cannot be read: No such file"):
+        access(Options(tls_certificate=certificate, tls_key=key))
+    certificate.write_text("no certificate")
+    key.write_text("no key")
+    with pytest.raises(ServerError, match="are no certificate with its key"):
+        access(Options(tls_certificate=certificate, tls_key=key))
