@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
+import sys
 
 from samserve import places
-from samserve.machine import usable_cores
+from samserve.machine import available_memory, usable_cores
 from samserve.serving.lanes import Mode, lane_of, mode_of, model_type_of
 from samserve_gateway.settings import ADMIN_TOKEN, KEYS_FILE
 
@@ -38,6 +40,9 @@ def configuration(options: Options, worker_host: str | None = None) -> str:
     """
     text = (places.config_folder() / "config.properties").read_text()
     lanes = json.loads(read_properties(text)["models"])
+    prompt_workers = options.prompt_workers
+    if prompt_workers is None and not two_prompt_workers_fit(options):
+        prompt_workers = 1
     for lane, family in options.lanes().items():
         # Registered weights get the settings of their model type.
         like = lane_of(model_type_of(lane), mode_of(lane))
@@ -48,7 +53,7 @@ def configuration(options: Options, worker_host: str | None = None) -> str:
             for version, settings in lanes[like].items()
         }
         is_prompt = mode_of(lane) == "prompt"
-        workers = options.prompt_workers if is_prompt else options.automask_workers
+        workers = prompt_workers if is_prompt else options.automask_workers
         if workers is not None:
             for version in lanes[lane].values():
                 version.update(minWorkers=workers, maxWorkers=workers)
@@ -72,8 +77,37 @@ def configuration(options: Options, worker_host: str | None = None) -> str:
     return f"{text}\n# --- From the options of this start.\n{lines}\n"
 
 
+PROCESS_BYTES = {"vit_t": 2 * 2**30}
+"""Memory of a worker process by model type, with its pictures. docs/operations.md has figures."""
+
+LARGE_PROCESS_BYTES = 4 * 2**30
+"""Memory of a worker process of the other model types, without the weights, which they share."""
+
+OTHER_BYTES = 2 * 2**30
+"""Memory of TorchServe, the gateway and the embeddings in /dev/shm."""
+
+
+def two_prompt_workers_fit(options: Options) -> bool:
+    """Return whether each prompt lane can have two workers beside one of its automask lane.
+
+    On a GPU they could not: the shares of its memory (`gpu_memory`) are for one worker of each
+    lane.
+    """
+    if sys.platform == "darwin" or shutil.which("nvidia-smi") is not None:
+        return False
+    needed = OTHER_BYTES
+    for family in options.families():
+        needed += 3 * PROCESS_BYTES.get(model_type_of(family), LARGE_PROCESS_BYTES)
+    available = available_memory()
+    return available is None or available >= needed
+
+
 def threads_per_worker(config: str) -> dict[Mode, int]:
-    """Return the threads of each worker by mode: a lane's workers together fill the cores."""
+    """Return the threads of each worker by mode.
+
+    The workers of an automask lane together have a thread for each core, and those of a prompt lane
+    two: while one of them makes the embedding of a new picture, the other is mostly idle.
+    """
     properties = read_properties(config)
     lanes = json.loads(properties["models"])
     most: dict[Mode, int] = {"prompt": 1, "automask": 1}
@@ -81,4 +115,8 @@ def threads_per_worker(config: str) -> dict[Mode, int]:
         lane = loaded.split("=")[0]
         mode = mode_of(lane)
         most[mode] = max(most[mode], *(v["minWorkers"] for v in lanes[lane].values()))
-    return {mode: max(1, usable_cores() // workers) for mode, workers in most.items()}
+    cores = usable_cores()
+    return {
+        "prompt": min(cores, max(1, 2 * cores // most["prompt"])),
+        "automask": max(1, cores // most["automask"]),
+    }

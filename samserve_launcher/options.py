@@ -115,7 +115,7 @@ _HELP = {
     "host": "address the gateway listens on; 0.0.0.0 opens it to the network, with API keys",
     "port": "the gateway's port, the only one that clients need",
     "models": "model types to load, space-separated; each needs its archive",
-    "prompt_workers": "workers of each prompt lane (default: config/config.properties)",
+    "prompt_workers": "workers of each prompt lane (default: 2; 1 on a GPU or with little memory)",
     "automask_workers": "workers of each automask lane (default: config/config.properties)",
     "inference_port": "TorchServe's inference API, on loopback",
     "management_port": "TorchServe's management API, on loopback",

@@ -145,8 +145,44 @@ def test_models_may_be_registered_only_where_there_is_an_administrator(
 
 def test_threads_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("samserve_launcher.configuration.usable_cores", lambda: 8)
-    text = configuration(replace(Options(), automask_workers=3))
-    assert threads_per_worker(text) == {"prompt": 8, "automask": 2}
+    threads = []
+    for prompt_workers in (1, 2, 3, 40):
+        options = Options(prompt_workers=prompt_workers, automask_workers=3)
+        threads.append(threads_per_worker(configuration(options)))
+    assert [each["prompt"] for each in threads] == [8, 8, 5, 1]
+    assert {each["automask"] for each in threads} == {2}
+
+
+@pytest.mark.parametrize(
+    ("available", "models", "gpu", "workers"),
+    [
+        (8 * 2**30, "vit_t", None, 2),
+        (8 * 2**30 - 1, "vit_t", None, 1),
+        (19 * 2**30, "vit_t vit_b", None, 1),
+        (20 * 2**30, "vit_t vit_b", None, 2),
+        (None, "vit_t", None, 2),
+        (None, "vit_t", "/usr/bin/nvidia-smi", 1),
+    ],
+)
+def test_prompt_lanes_have_two_workers_where_they_fit(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    available: int | None,
+    models: str,
+    gpu: str | None,
+    workers: int,
+) -> None:
+    module = "samserve_launcher.configuration"
+    monkeypatch.setattr(f"{module}.available_memory", lambda: available)
+    monkeypatch.setattr(f"{module}.shutil.which", lambda name: gpu)
+    options = Options(models=models, model_store=tmp_path)
+    for asked, given in ((None, workers), (1, 1), (3, 3)):
+        text = configuration(replace(options, prompt_workers=asked))
+        lanes = json.loads(read_properties(text)["models"])
+        for name in models.split():
+            assert lanes[name]["1.0"]["minWorkers"] == given
+            assert lanes[name]["1.0"]["maxWorkers"] == given
+            assert lanes[f"{name}-automask"]["1.0"]["minWorkers"] == 1
 
 
 def test_flags_win_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

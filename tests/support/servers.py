@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,12 @@ class Server:
 
 @contextmanager
 def running_server(options: Options) -> Iterator[Server]:
-    """Run a server within the block, and remove its run folder afterwards."""
+    """Run a server within the block, and remove its run folder afterwards.
+
+    It has one prompt worker unless the options say otherwise: tests count what a worker remembers.
+    """
+    if options.prompt_workers is None:
+        options = replace(options, prompt_workers=1)
     with running(options), LoopbackSession(300) as http:
         yield Server(options, http)
     shutil.rmtree(options.run_dir)
@@ -79,7 +84,7 @@ class RestartableServer:
         (folder / "weights").mkdir()
         shutil.copy(ROOT / "model_store" / "vit_t.mar", folder / "store")
         self.options = free_ports(
-            Options(model_store=folder / "store", weights_dir=folder / "weights")
+            Options(model_store=folder / "store", weights_dir=folder / "weights", prompt_workers=1)
         )
         self.start()
 
