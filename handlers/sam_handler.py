@@ -51,6 +51,7 @@ from samserve.serving.memory import Memory
 from samserve.serving.metrics import METRICS, Emit, WorkerMetrics
 from samserve.serving.model_settings import ModelSettings
 from samserve.serving.prompts import prompts_of
+from samserve.serving.pulse import Pulse
 from samserve.serving.requests import AutomaskRequest
 from samserve.serving.rows import JSON, Answer, Prompted, Row
 from samserve.serving.timing import ServerTiming
@@ -101,9 +102,16 @@ class SamHandler:
             )
         )
         self.memory = Memory()
+        pulses = os.environ.get("SAMSERVE_PULSE_DIRECTORY")
+        self.pulse = Pulse(Path(pulses) if pulses else None, self.settings.step_s)
 
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch. An error of one request does not touch the others."""
+        with self.pulse.working():
+            return self.answer(data, context)
+
+    def answer(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
+        """Answer a batch, as `handle` does."""
         batch = [Row(index, content, context) for index, content in enumerate(data)]
         questions = [row for row in batch if not row.asks_for_description]
         for row in batch:
@@ -147,6 +155,7 @@ class SamHandler:
         """
         if not same_image:
             return []
+        self.pulse.step()
         # One request may have only a digest and another the picture itself, which is longer.
         sent = max((row.image for row in same_image), key=len)
         field = "b64img" if isinstance(sent, str) else "image"
@@ -195,6 +204,7 @@ class SamHandler:
         if not requests:
             return
         timing = requests[0].timing
+        self.pulse.step()
         with timing.step("masks"):
             predicted = self.predict(requests)
         for request, masks in predicted:
@@ -263,6 +273,7 @@ class SamHandler:
                 row.send_part(formats.event("progress", done=done, total=total))
 
         def cancelled() -> bool:
+            self.pulse.step()  # this is called between batches of points
             return folder is not None and job_id is not None and folder.is_cancelled(job_id)
 
         return Job(deadline_s=deadline_s, cancelled=cancelled, report=report)
@@ -290,6 +301,7 @@ class SamHandler:
         def one_by_one() -> Iterator[ObjectMask]:
             for mask in masks:
                 row.check_deadline()
+                self.pulse.step()
                 yield mask.unpacked()
 
         return formats.Content(

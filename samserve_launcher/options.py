@@ -82,6 +82,11 @@ class Options:
         return self.run_dir / "jobs"
 
     @property
+    def pulse_dir(self) -> Path:
+        """The folder of the files that its workers touch once a second."""
+        return self.run_dir / "pulses"
+
+    @property
     def key_file(self) -> Path:
         """The file of TorchServe's tokens."""
         return self.run_dir / "key_file.json"

@@ -160,6 +160,7 @@ def start_torchserve(
             "SAMSERVE_CACHE_DIRECTORY", str(options.cache_dir)
         ),
         "SAMSERVE_JOBS_DIRECTORY": str(options.jobs_dir),
+        "SAMSERVE_PULSE_DIRECTORY": str(options.pulse_dir),
         **{f"SAMSERVE_{mode.upper()}_THREADS": str(n) for mode, n in threads.items()},
         **WORKER_ENVIRONMENT,
     }

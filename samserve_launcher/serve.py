@@ -23,7 +23,10 @@ from samserve_gateway.torchserve import TorchServe
 
 from .access import access, keys_file
 from .errors import ServerError
+from .health import Health
 from .options import Options, parse_options
+from .processes import Processes
+from .pulses import Pulses
 from .server import running
 from .supervision import Supervisor
 
@@ -45,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"starting {', '.join(options.lanes())}; logs in {options.run_dir}/logs", flush=True)
         with running(options) as children:
             print(ready_block(options, time.monotonic() - started, who), flush=True)
-            with contextlib.closing(Supervisor(children, options.run_dir / "logs")) as supervisor:
+            with contextlib.closing(supervisor_of(children, options)) as supervisor:
                 while True:
                     supervisor.check()
                     time.sleep(POLL_S)
@@ -74,6 +77,19 @@ def prepare(options: Options) -> None:
         fetch(MODEL_TYPES[model_type], options.weights_dir)
         for path in weights_of(model_type, options.weights_dir):
             build_if_stale(options.model_store / f"{path.stem}.mar", model_type, path)
+
+
+def supervisor_of(children: Processes, options: Options) -> Supervisor:
+    """Return the supervisor of a server that has started."""
+    return Supervisor(
+        children,
+        options.run_dir / "logs",
+        pulses=Pulses(options.pulse_dir),
+        health={
+            "torchserve": Health(f"{options.inference_url}/ping"),
+            "gateway": Health(f"{options.url}/healthz", options.tls_certificate),
+        },
+    )
 
 
 def _interrupt(signum: int, frame: FrameType | None) -> None:

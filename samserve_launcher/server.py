@@ -131,7 +131,7 @@ def files_while_running(options: Options) -> list[Path]:
     The folder of embeddings may be in /dev/shm, where files stay in memory until they are removed.
     """
     state = options.run_dir / "server.json"
-    folders = [options.cache_dir, options.jobs_dir, options.models_dir]
+    folders = [options.cache_dir, options.jobs_dir, options.pulse_dir, options.models_dir]
     return [state, options.key_file, scratch_note(options), *folders]
 
 

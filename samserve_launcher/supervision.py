@@ -1,4 +1,4 @@
-"""Starts a process of a server again when it ends, while the other one goes on serving.
+"""Starts a process of a server again when it ends or hangs, while the other one goes on serving.
 
 A process that ends again and again has a reason that no restart mends. So the number of restarts is
 bounded, and each waits twice as long as the one before.
@@ -11,7 +11,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 
@@ -19,7 +19,9 @@ from samserve.serving.logs import JsonFormatter
 
 from .console_logs import MAX_BYTES, N_KEPT, end_of, rotate
 from .errors import ServerError
+from .health import SILENT_S, Health
 from .processes import Processes
+from .pulses import Pulses
 
 MAX_RESTARTS = 5
 WITHIN_S = 600.0
@@ -39,14 +41,24 @@ class Supervisor:
     Args:
         processes: the server's processes.
         logs: the folder of its logs. The supervisor writes `launcher.log`.
+        pulses: kills workers that stand still.
+        health: by the name of a process, whether it still answers.
         clock: returns seconds that never jump.
     """
 
     def __init__(
-        self, processes: Processes, logs: Path, clock: Callable[[], float] = time.monotonic
+        self,
+        processes: Processes,
+        logs: Path,
+        *,
+        pulses: Pulses | None = None,
+        health: Mapping[str, Health] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._processes = processes
         self._logs = logs
+        self._pulses = pulses
+        self._health = dict(health or {})
         self._clock = clock
         self._ends: dict[str, deque[float]] = {name: deque() for name in processes}
         self._due: dict[str, float] = {}
@@ -58,7 +70,9 @@ class Supervisor:
         logger.setLevel(logging.INFO)
 
     def close(self) -> None:
-        """Close the log."""
+        """Close the log, and watch no more."""
+        for health in self._health.values():
+            health.close()
         logger.removeHandler(self._log)
         self._log.close()
 
@@ -77,6 +91,18 @@ class Supervisor:
                     self._say(f"{NAMES.get(name, name)} is started again.")
             elif process.poll() is not None:
                 self._plan_restart(name, process.returncode)
+            elif name in self._health and self._health[name].is_silent():
+                self._say(
+                    f"{NAMES.get(name, name)} has not answered for {SILENT_S:.0f} s. It is killed."
+                )
+                self._health[name].restart()
+                self._processes.kill(name)
+                self._plan_restart(name, self._processes[name].returncode)
+        for pid in self._pulses.check() if self._pulses is not None else ():
+            self._say(
+                f"The worker with process id {pid} stood still and was killed. "
+                "TorchServe starts a new one."
+            )
 
     def _plan_restart(self, name: str, status: int) -> None:
         # What the process has started lives on: a worker of TorchServe computes until its socket

@@ -40,7 +40,9 @@ from samserve_gateway.settings import Settings
 from samserve_gateway.torchserve import TorchServe
 
 from .errors import ServerError
+from .health import SILENT_S
 from .options import Options, parse_options
+from .pulses import Pulses
 from .server import torchserve_running
 
 logger = logging.getLogger("samserve_launcher.worker")  # not "__main__"
@@ -83,11 +85,17 @@ async def _run(options: Options, torchserve: Popen[bytes]) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave.set)
+    pulses = Pulses(options.pulse_dir)
     async with HealthServer(options) as health:
         while not leave.is_set():
             if torchserve.poll() is not None:
                 logger.error("TorchServe ended with status %d.", torchserve.returncode)
                 return 1
+            if health.is_silent():
+                logger.error("TorchServe has not answered for %g s. This process ends.", SILENT_S)
+                return 1
+            for pid in pulses.check():
+                logger.error("The worker with process id %d stood still and was killed.", pid)
             await _wait(leave, POLL_S)
         leave.clear()  # a second signal ends the wait below
         await health.leave()
@@ -143,6 +151,10 @@ class HealthServer:
     async def __aexit__(self, *exc_info: object) -> None:
         await self.leave()
         await self._runner.cleanup()
+
+    def is_silent(self) -> bool:
+        """Return whether TorchServe answered once, and has not answered for `SILENT_S` since."""
+        return self._heard > -math.inf and time.monotonic() - self._heard > SILENT_S
 
     async def leave(self) -> None:
         """Answer "not ready" from now on, and close our connections to TorchServe."""

@@ -64,6 +64,7 @@ class ModelSettings(_Settings):
     precision: Precision | Literal["auto"]
     cpu_runtime: Literal["openvino", "pytorch"]
     gpu_compile: bool
+    step_s: float = Field(gt=0)
     defaults: Defaults = "segment-anything"  # set by the environment only: SAMSERVE_DEFAULTS
     limits: Limits
     light: LightWork

@@ -45,7 +45,7 @@ def processes(tmp_path: Path) -> Iterator[Processes]:
 
 @pytest.fixture
 def supervisor(processes: Processes, tmp_path: Path, clock: Clock) -> Iterator[Supervisor]:
-    supervisor = Supervisor(processes, tmp_path, clock)
+    supervisor = Supervisor(processes, tmp_path, clock=clock)
     yield supervisor
     supervisor.close()
 
