@@ -68,12 +68,12 @@ def create_app(settings: Settings) -> ASGIApp:
     torchserve = TorchServe(settings.inference_url, settings.management_url, key_file, model_types)
     metrics = Metrics()
     weights = Weights(torchserve, settings.stand_in, model_types)
-    readiness = Readiness(torchserve, settings, weights.joining)
+    # TorchServe without tokens means that there are several, behind a balancer.
+    queues = LaneQueues(settings.queue_size, throttled=has_tokens, list_lanes=torchserve.lanes)
+    readiness = Readiness(torchserve, settings, weights.joining, queues.silent_s)
     registration = Registration(torchserve, weights, readiness, settings)
     jobs = Jobs(settings.jobs_directory)
     known_pictures = KnownPictures(lambda outcome: metrics.pictures.labels(outcome).inc())
-    # TorchServe without tokens means that there are several, behind a balancer.
-    queues = LaneQueues(settings.queue_size, throttled=has_tokens, list_lanes=torchserve.lanes)
     retries = Retries(
         torchserve, watch=has_tokens, on_retry=metrics.retries.inc, on_look=queues.resize
     )

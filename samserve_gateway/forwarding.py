@@ -153,8 +153,8 @@ class Forwarder:
         queue = self._queues.of(lane)
         async with AsyncExitStack() as stack:
             stack.enter_context(self._retries.watched(lane))
-            await while_client_waits(request, queue.enter(client, timeout_s))
-            place = await stack.enter_async_context(StreamPlace(queue, client))
+            turn = await while_client_waits(request, queue.enter(client, timeout_s))
+            place = await stack.enter_async_context(StreamPlace(queue, turn))
             job_headers = stack.enter_context(self._jobs.job(client))
             lane_headers = {
                 **job_headers,

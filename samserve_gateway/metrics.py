@@ -5,7 +5,7 @@ TorchServe's metrics address has the workers' metrics (`samserve.serving.metrics
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from prometheus_client import (
@@ -17,6 +17,8 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
+
+from .queues import LaneQueue
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics"]
 
@@ -104,6 +106,24 @@ class Metrics:
             ["lane"],
             registry=registry,
         )
+        self._unanswered = Gauge(
+            f"{prefix}unanswered",
+            "Requests of the lane that have no answer yet: those that wait, and those at work.",
+            ["lane"],
+            registry=registry,
+        )
+        self._oldest = Gauge(
+            f"{prefix}oldest_seconds",
+            "Age of the lane's oldest request that has no answer yet.",
+            ["lane"],
+            registry=registry,
+        )
+        self._silent = Gauge(
+            f"{prefix}silent_seconds",
+            "How long the lane has had requests and has answered none of them.",
+            ["lane"],
+            registry=registry,
+        )
         self._ready_workers = Gauge(
             f"{prefix}ready_workers", "READY workers of the lane.", ["lane"], registry=registry
         )
@@ -114,16 +134,20 @@ class Metrics:
             registry=registry,
         )
 
-    def page(self, lanes: Mapping[str, Mapping[str, Any]], waiting: Mapping[str, int]) -> bytes:
+    def page(
+        self, lanes: Mapping[str, Mapping[str, Any]], queues: Iterable[tuple[str, LaneQueue]]
+    ) -> bytes:
         """Return all metrics in Prometheus' text format.
 
         Args:
             lanes: the state of each lane, as `Readiness.check` returns it.
-            waiting: how many requests wait for each lane, as `LaneQueues.waiting` returns it.
+            queues: the lanes that have had requests, and their queues.
         """
-        self._waiting.clear()
-        for name, count in waiting.items():
-            self._waiting.labels(name).set(count)
+        for name, queue in queues:
+            self._waiting.labels(name).set(queue.waiting)
+            self._unanswered.labels(name).set(queue.unanswered)
+            self._oldest.labels(name).set(queue.oldest_s())
+            self._silent.labels(name).set(queue.silent_s())
         self._ready_workers.clear()
         self._lane_ready.clear()
         for name, lane in lanes.items():

@@ -19,7 +19,8 @@ import logging
 import math
 import time
 from collections import Counter, OrderedDict, deque
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from samserve.errors import Busy, SamserveError, TimedOut
@@ -50,6 +51,19 @@ _SMOOTHING = 0.05
 """The weight of the newest of the intervals between answers. Batches answer in bursts."""
 
 
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """A request that waits for its turn or for its answer.
+
+    Attributes:
+        client: whose request it is.
+        since: when it came, in `time.monotonic`'s seconds.
+    """
+
+    client: str
+    since: float
+
+
 class LaneQueue:
     """The queue in front of one lane.
 
@@ -69,12 +83,30 @@ class LaneQueue:
         self._waiting = 0
         self._interval_s = 0.0
         self._left_at = 0.0
+        self._turns: dict[Turn, None] = {}  # the oldest first
+        self._busy_since = 0.0
         self._logged_at = -math.inf
         self._abandoned: set[asyncio.Task[Any]] = set()
 
     @property
     def waiting(self) -> int:
         return self._waiting
+
+    @property
+    def unanswered(self) -> int:
+        """The number of requests that wait here or have no answer yet."""
+        return len(self._turns)
+
+    def oldest_s(self) -> float:
+        """Return the seconds for which the oldest request has had no answer; 0 if there is none."""
+        oldest = next(iter(self._turns), None)
+        return 0.0 if oldest is None else time.monotonic() - oldest.since
+
+    def silent_s(self) -> float:
+        """Return for how many seconds the lane has had requests and has answered none."""
+        if not self._turns:
+            return 0.0
+        return time.monotonic() - max(self._left_at, self._busy_since)
 
     def resize(self, description: Mapping[str, Any]) -> None:
         """Learn the lane's workers and batch size from TorchServe's description of the lane."""
@@ -102,22 +134,22 @@ class LaneQueue:
 
         Raises: as `enter`, and what the work raises.
         """
-        await self.enter(client, timeout_s, late=late)
+        turn = await self.enter(client, timeout_s, late=late)
         if not self.throttled:
             try:
                 return await work()
             finally:
-                self.leave(client)
+                self.leave(turn)
         task = asyncio.create_task(work())
-        task.add_done_callback(lambda _: self.leave(client))
+        task.add_done_callback(lambda _: self.leave(turn))
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             self._keep_task(task)
             raise
 
-    async def enter(self, client: str, timeout_s: float, *, late: str | None = None) -> None:
-        """Wait for this client's turn. Whoever enters must `leave`.
+    async def enter(self, client: str, timeout_s: float, *, late: str | None = None) -> Turn:
+        """Wait for this client's turn, and return it. Whoever enters must `leave` with it.
 
         Args:
             late: the message if the turn does not come in time.
@@ -126,28 +158,35 @@ class LaneQueue:
             Busy: the queue is full.
             TimedOut: the turn did not come within `timeout_s`.
         """
+        turn = Turn(client, time.monotonic())
         if self._inside < self._most_inside and not self._waiting:
+            self._take(turn)
             self._begin(client)
-            return
+            return turn
         self.refuse_if_full(timeout_s)
+        self._take(turn)
         loop = asyncio.get_running_loop()
-        turn: asyncio.Future[None] = loop.create_future()
-        self._waiting_of.setdefault(client, deque()).append(turn)
+        begin: asyncio.Future[None] = loop.create_future()
+        self._waiting_of.setdefault(client, deque()).append(begin)
         self._waiting += 1
-        timer = loop.call_later(timeout_s, _fail, turn, TimedOut(late or too_late(timeout_s)))
+        timer = loop.call_later(timeout_s, _fail, begin, TimedOut(late or too_late(timeout_s)))
         try:
-            await turn
+            await begin
         except BaseException:
-            if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self.leave(client)  # the turn came at the moment at which the client left
+            if begin.done() and not begin.cancelled() and begin.exception() is None:
+                self.leave(turn)  # the turn came at the moment at which the client left
             else:
-                self._drop(client, turn)
+                self._drop(client, begin)
+                del self._turns[turn]
             raise
         finally:
             timer.cancel()
+        return turn
 
-    def leave(self, client: str) -> None:
+    def leave(self, turn: Turn) -> None:
         """Count a request as answered, and let the next one in."""
+        del self._turns[turn]
+        client = turn.client
         now = time.monotonic()
         if self._waiting:
             interval_s = now - self._left_at
@@ -202,6 +241,11 @@ class LaneQueue:
                 self._lane,
                 self._waiting,
             )
+
+    def _take(self, turn: Turn) -> None:
+        if not self._turns:
+            self._busy_since = turn.since
+        self._turns[turn] = None
 
     def _begin(self, client: str) -> None:
         self._inside += 1
@@ -262,13 +306,17 @@ class LaneQueues:
             self._queues[lane] = LaneQueue(lane, self._size, throttled=self._throttled)
         return self._queues[lane]
 
+    def silent_s(self, lane: str) -> float:
+        """Return for how many seconds a lane has had requests and has answered none."""
+        return self._queues[lane].silent_s() if lane in self._queues else 0.0
+
     def resize(self, lane: str, description: Mapping[str, Any]) -> None:
         """Learn a lane's workers and batch size."""
         self.of(lane).resize(description)
 
-    def waiting(self) -> dict[str, int]:
-        """Return how many requests wait for each lane."""
-        return {lane: queue.waiting for lane, queue in self._queues.items()}
+    def __iter__(self) -> Iterator[tuple[str, LaneQueue]]:
+        """Iterate over the lanes that have had requests, and their queues."""
+        return iter(list(self._queues.items()))
 
     def refuse_if_all_full(self, mode: Mode) -> None:
         """Refuse a request before it is read, if every lane that might answer it is full.

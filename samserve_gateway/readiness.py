@@ -2,7 +2,8 @@
 
 TorchServe reports itself healthy before any model is loaded. So a lane counts as ready only if it
 has a READY worker, and has answered a probe (`probe.py`, a real inference on a tiny picture) since
-one of its READY workers started.
+one of its READY workers started. TorchServe also calls a worker READY that hangs: a prompt lane
+that has requests and answers none of them is `silent`, and not ready.
 
 Probes run in the background: `check` does not wait for them.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Set
+from collections.abc import Callable, Set
 from typing import Any
 
 from samserve.serving.lanes import family_of, mode_of, model_type_of
@@ -24,18 +25,33 @@ from .torchserve_answers import TorchServeError, ready_workers
 
 logger = logging.getLogger(__name__)
 
+SILENT_S = {"vit_t": 20.0}
+"""For how long a prompt lane may have requests and answer none, by its model type. Automask lanes
+may be silent for hours."""
+
+LONG_SILENT_S = 300.0
+"""The same for the other model types: two cores embed a batch of four pictures in three minutes."""
+
 
 class Readiness:
     """Remembers which workers have answered a probe, and probes the others.
 
     Args:
         joining: families that are being registered. Their lanes are left out.
+        silent_s: returns for how many seconds a lane has had requests and has answered none.
     """
 
-    def __init__(self, torchserve: TorchServe, settings: Settings, joining: Set[str]) -> None:
+    def __init__(
+        self,
+        torchserve: TorchServe,
+        settings: Settings,
+        joining: Set[str],
+        silent_s: Callable[[str], float] = lambda lane: 0.0,
+    ) -> None:
         self._torchserve = torchserve
         self._settings = settings
         self._joining = joining
+        self._silent_s = silent_s
         self._answered: dict[str, frozenset[int]] = {}
         self._probes: dict[str, asyncio.Task[None]] = {}
 
@@ -43,7 +59,8 @@ class Readiness:
         """Return whether all lanes are ready, and each lane's `state` and number of `workers`.
 
         States: `missing` (not registered), `starting` (no READY worker), `warming` (probed, but
-        not answered yet), `ready`, and `unreachable` if TorchServe itself does not answer.
+        not answered yet), `ready`, `silent` (it has requests and answers none), and `unreachable`
+        if TorchServe itself does not answer.
         """
         try:
             registered = await self._torchserve.lanes()
@@ -70,11 +87,18 @@ class Readiness:
         workers = ready_workers(description)
         if not workers:
             return _state("starting")
+        if self._is_silent(name):
+            self._answered.pop(name, None)  # it must answer a probe again
+            return _state("silent", len(workers))
         if workers & self._answered.get(name, frozenset()):
             return _state("ready", len(workers))
         if name not in self._probes:
             self._probes[name] = asyncio.create_task(self._probe(name, workers))
         return _state("warming", len(workers))
+
+    def _is_silent(self, name: str) -> bool:
+        most_s = SILENT_S.get(model_type_of(name), LONG_SILENT_S)
+        return mode_of(name) == "prompt" and self._silent_s(name) > most_s
 
     async def probe_now(self, name: str) -> None:
         """Probe a lane now, and wait for its answer.

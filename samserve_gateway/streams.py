@@ -15,7 +15,7 @@ from types import TracebackType
 import aiohttp
 from starlette.requests import ClientDisconnect
 
-from .queues import LaneQueue
+from .queues import LaneQueue, Turn
 from .torchserve_answers import TorchServeError
 
 END_TIMEOUT_S = 60.0
@@ -26,11 +26,11 @@ CLIENT_HAS_GONE = (asyncio.CancelledError, GeneratorExit, ClientDisconnect)
 
 
 class StreamPlace:
-    """The place of one stream; it is taken within `async with`. The client must have its turn."""
+    """The place of one stream; it is taken within `async with`, when the turn has come."""
 
-    def __init__(self, queue: LaneQueue, client: str) -> None:
+    def __init__(self, queue: LaneQueue, turn: Turn) -> None:
         self._queue = queue
-        self._client = client
+        self._turn = turn
         self._responses = AsyncExitStack()
         self._opening: asyncio.Task[aiohttp.ClientResponse] | None = None
 
@@ -81,4 +81,4 @@ class StreamPlace:
                 await asyncio.gather(self._opening, return_exceptions=True)
             await self._responses.__aexit__(kind, error, traceback)
         finally:
-            self._queue.leave(self._client)
+            self._queue.leave(self._turn)

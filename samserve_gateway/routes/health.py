@@ -51,6 +51,4 @@ class HealthRoutes:
             _, lanes = await asyncio.wait_for(self._readiness.check(), SCRAPE_TIMEOUT_S)
         except asyncio.TimeoutError:
             lanes = self._readiness.unreachable()
-        return Response(
-            self._metrics.page(lanes, self._queues.waiting()), media_type=CONTENT_TYPE_LATEST
-        )
+        return Response(self._metrics.page(lanes, self._queues), media_type=CONTENT_TYPE_LATEST)

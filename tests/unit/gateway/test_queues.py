@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -303,5 +304,47 @@ def test_a_mode_is_full_only_if_all_its_lanes_are(monkeypatch: pytest.MonkeyPatc
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
         await all_queues.close()
+
+    run(work())
+
+
+def test_the_age_of_the_oldest_and_the_silence_of_the_lane(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    # Only this module's clock: asyncio needs the real one.
+    monkeypatch.setattr(queues, "time", SimpleNamespace(monotonic=lambda: now))
+
+    async def work() -> None:
+        nonlocal now
+
+        def state() -> tuple[int, int, float, float]:
+            queue = lane.queue
+            return queue.unanswered, queue.waiting, queue.oldest_s(), queue.silent_s()
+
+        lane = Lane()
+        assert state() == (0, 0, 0, 0)
+        first = lane.ask("alice", "first")
+        await settle()
+        now += 5
+        second = lane.ask("alice", "second")
+        third = lane.ask("bob", "third")
+        await settle()
+        now += 5
+        assert state() == (3, 2, 10, 10)
+        third.cancel()  # it leaves before its turn: that is no answer
+        await settle()
+        assert state() == (2, 1, 10, 10)
+        await lane.release("first")
+        now += 1
+        assert state() == (1, 0, 6, 1)
+        await lane.release("second")
+        now += 100
+        assert state() == (0, 0, 0, 0)
+        fourth = lane.ask("alice", "fails")
+        await settle()
+        now += 2
+        assert state() == (1, 0, 2, 2)
+        await lane.release("fails")
+        assert state() == (0, 0, 0, 0)
+        await asyncio.gather(first, second, third, fourth, return_exceptions=True)
 
     run(work())

@@ -113,19 +113,25 @@ def test_a_torchserve_that_is_down() -> None:
 
 
 @asynccontextmanager
-async def readiness(joining: set[str]) -> AsyncIterator[tuple[TorchServeStandIn, Readiness]]:
+async def readiness(
+    joining: set[str], silent_s: Callable[[str], float]
+) -> AsyncIterator[tuple[TorchServeStandIn, Readiness]]:
     async with (
         torchserve.on_loop() as stand_in,
         TorchServe(stand_in.url, stand_in.url, None) as client,
     ):
-        readiness = Readiness(client, Settings(), joining)
+        readiness = Readiness(client, Settings(), joining, silent_s)
         yield stand_in, readiness
         await readiness.close()
 
 
-def run(work: Callable[[TorchServeStandIn, Readiness], Awaitable[None]], *joining: str) -> None:
+def run(
+    work: Callable[[TorchServeStandIn, Readiness], Awaitable[None]],
+    *joining: str,
+    silent_s: Callable[[str], float] = lambda lane: 0.0,
+) -> None:
     async def main() -> None:
-        async with readiness(set(joining)) as (stand_in, ready):
+        async with readiness(set(joining), silent_s) as (stand_in, ready):
             await work(stand_in, ready)
 
     asyncio.run(main())
@@ -162,3 +168,32 @@ def test_a_probe_that_fails_is_logged_and_tried_again(caplog: pytest.LogCaptureF
         run(work)
     [message] = caplog.messages
     assert message == "Lane vit_t failed its probe: vit_t answers b'no'"
+
+
+def test_a_prompt_lane_that_answers_nothing_is_silent_until_it_answers_a_probe() -> None:
+    """An automask lane may be silent for hours, and the large types for minutes."""
+    silence = dict.fromkeys(("vit_t", "vit_t-automask", "vit_b"), 0.0)
+
+    async def work(stand_in: TorchServeStandIn, readiness: Readiness) -> None:
+        stand_in.lanes["vit_b"] = {7}
+
+        async def states() -> list[str]:
+            _, lanes = await readiness.check()
+            return [lanes[name]["state"] for name in silence]
+
+        async def seen(*wanted: str) -> None:
+            while await states() != list(wanted):
+                await asyncio.sleep(0.01)
+
+        await seen("ready", "ready", "ready")
+        for seconds, wanted in (
+            (20.1, ["silent", "ready", "ready"]),
+            (300.1, ["silent", "ready", "silent"]),
+        ):
+            silence.update(dict.fromkeys(silence, seconds))
+            assert await states() == wanted
+        silence.update(dict.fromkeys(silence, 0.0))
+        assert await states() == ["warming", "ready", "warming"]
+        await seen("ready", "ready", "ready")
+
+    run(work, silent_s=silence.__getitem__)
