@@ -2,8 +2,9 @@
 
     samserve worker
 
-It takes the flags and variables of `samserve serve`. `host` is the address of TorchServe's APIs and
-of a small health server, which listens on `port` and answers anybody:
+It takes the flags and variables of `samserve serve`. `host` is the address of TorchServe's APIs, with
+HAProxy in front (`door.py`), and of a small health server, which listens on `port` and answers
+anybody:
 
     GET /readyz    200: each lane has answered a real inference; 503: not yet, or no longer
     GET /healthz   200: TorchServe answers, whatever its lanes do; 503: it hangs
@@ -12,8 +13,8 @@ A load balancer, a kubelet and Docker need these. TorchServe's `/ping` is health
 loaded, and its management API needs a client that reads JSON.
 
 TorchServe runs without tokens here. It accepts only tokens that it creates at its start, and a
-gateway cannot hold those of several TorchServes. Its ports are for the load balancer, Prometheus
-and the operator. The network must keep others out, or `host` must stay on loopback.
+gateway cannot hold those of several TorchServes. It listens on loopback. HAProxy passes on only
+requests that carry the secret of the variable SAMSERVE_WORKER_SECRET, and `GET /metrics`.
 
 SIGTERM drains: `/readyz` answers 503, running requests get their answers, and then all processes
 stop.
@@ -25,6 +26,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import os
 import signal
 import sys
 import time
@@ -39,17 +41,20 @@ from samserve_gateway.readiness import Readiness
 from samserve_gateway.settings import Settings
 from samserve_gateway.torchserve import TorchServe
 
+from .checks import check_ports
+from .door import behind_the_door, start_door, take_secrets
 from .errors import ServerError
 from .health import SILENT_S
-from .options import Options, parse_options
+from .options import LOOPBACK, Options, parse_options
+from .processes import Processes
 from .pulses import Pulses
 from .server import torchserve_running
 
 logger = logging.getLogger("samserve_launcher.worker")  # not "__main__"
 
 DESCRIPTION = (
-    "Run TorchServe alone, without tokens and without a gateway. --host is the address of all its "
-    "APIs and of the health server, which listens on --port."
+    "Run TorchServe alone, behind a secret and without a gateway. --host is the address of all its "
+    "APIs and of the health server, which listens on --port. SAMSERVE_WORKER_SECRET is the secret."
 )
 
 POLL_S = 1.0
@@ -65,22 +70,31 @@ DRAIN_S = 7200.0
 """Longest wait for running requests. It is the gateway's timeout of an automask."""
 
 
+CLOSE_S = 10.0
+"""Longest wait for clients that read the end of their answers slowly."""
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Return the exit status: 0 after a signal, 1 if TorchServe could not start or ended."""
+    """Return the exit status: 0 after a signal, 1 if TorchServe or HAProxy could not start or ended."""
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[console], level=logging.WARNING)
     logger.setLevel(logging.INFO)
     options = parse_options(arguments, prog="samserve worker", description=DESCRIPTION)
     try:
-        with torchserve_running(options, worker_host=options.host) as children:
-            return asyncio.run(_run(options, children["torchserve"]))
+        secrets = take_secrets(os.environ)
+        check_ports(options)
+        inside = behind_the_door(options)
+        with torchserve_running(inside, worker_host=LOOPBACK) as children:
+            children.start("haproxy", lambda: start_door(options, inside, secrets))
+            return asyncio.run(_run(inside, children))
     except ServerError as error:
         logger.error("%s", error)
         return 1
 
 
-async def _run(options: Options, torchserve: Popen[bytes]) -> int:
+async def _run(options: Options, children: Processes) -> int:
+    names = {"torchserve": "TorchServe", "haproxy": "HAProxy"}
     leave = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -88,9 +102,10 @@ async def _run(options: Options, torchserve: Popen[bytes]) -> int:
     pulses = Pulses(options.pulse_dir)
     async with HealthServer(options) as health:
         while not leave.is_set():
-            if torchserve.poll() is not None:
-                logger.error("TorchServe ended with status %d.", torchserve.returncode)
-                return 1
+            for name, child in children.items():
+                if child.poll() is not None:
+                    logger.error("%s ended with status %d.", names[name], child.returncode)
+                    return 1
             if health.is_silent():
                 logger.error("TorchServe has not answered for %g s. This process ends.", SILENT_S)
                 return 1
@@ -107,7 +122,16 @@ async def _run(options: Options, torchserve: Popen[bytes]) -> int:
                 logger.warning("Stopping although requests are under way.")
                 break
             await _wait(leave, POLL_S)
+        await _close(children["haproxy"], leave)
     return 0
+
+
+async def _close(haproxy: Popen[bytes], leave: asyncio.Event) -> None:
+    """Let HAProxy send what it has of the last answers. It ends by itself after SIGUSR1."""
+    haproxy.send_signal(signal.SIGUSR1)
+    deadline = time.monotonic() + CLOSE_S
+    while haproxy.poll() is None and time.monotonic() < deadline and not leave.is_set():
+        await _wait(leave, 0.1)
 
 
 async def _wait(event: asyncio.Event, seconds: float) -> None:
@@ -118,8 +142,7 @@ async def _wait(event: asyncio.Event, seconds: float) -> None:
 def requests_under_way(inference_port: int) -> int:
     """Return the number of connections to the inference API. TorchServe does not publish it.
 
-    An idle connection counts until its client closes it: HAProxy (haproxy.cfg) closes it at once,
-    other clients after seconds.
+    HAProxy opens one for each request and closes it after the answer (`worker-haproxy.cfg`).
     """
     return sum(
         connection.status == psutil.CONN_ESTABLISHED and connection.laddr.port == inference_port
