@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import io
 import random
+import secrets
 import statistics
 import sys
 import tempfile
@@ -88,6 +89,7 @@ def cluster(logs: Path, *, redis: bool = True) -> Iterator[Cluster]:
         def start(host: str, *command: str | Path, **environ: str) -> None:
             network.start(host, command, logs / f"{host}.log", environ)
 
+        secret = secrets.token_hex(32)
         if redis:
             start("redis", "redis-server", deploy / "redis/redis.conf", "--dir", logs)
         for worker in WORKERS:
@@ -96,6 +98,7 @@ def cluster(logs: Path, *, redis: bool = True) -> Iterator[Cluster]:
                 *(sys.executable, "-m", "samserve_launcher", "worker", "--run-root", logs / worker),
                 SAMSERVE_HOST="0.0.0.0",
                 SAMSERVE_PORT="8090",
+                SAMSERVE_WORKER_SECRET=secret,
                 # Hosts share this machine's file system, so each needs its own folder.
                 SAMSERVE_CACHE_DIRECTORY=str(Path(memory, worker)),
                 SAMSERVE_REDIS_URL="redis://redis:6379/0" if redis else "",
@@ -104,6 +107,7 @@ def cluster(logs: Path, *, redis: bool = True) -> Iterator[Cluster]:
             "haproxy",
             *("haproxy", "-db", "-f", deploy / "haproxy/haproxy.cfg"),
             SAMSERVE_WORKERS_VIT_T="worker",
+            SAMSERVE_WORKER_SECRET=secret,
         )
         start(
             "gateway",

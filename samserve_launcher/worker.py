@@ -2,9 +2,9 @@
 
     samserve worker
 
-It takes the flags and variables of `samserve serve`. `host` is the address of TorchServe's APIs, with
-HAProxy in front (`door.py`), and of a small health server, which listens on `port` and answers
-anybody:
+It takes the flags and variables of `samserve serve`. `host` is the address of TorchServe's APIs,
+with HAProxy in front (`door.py`), and of a small health server, which listens on `port` and
+answers anybody:
 
     GET /readyz    200: each lane has answered a real inference; 503: not yet, or no longer
     GET /healthz   200: TorchServe answers, whatever its lanes do; 503: it hangs
@@ -75,7 +75,7 @@ CLOSE_S = 10.0
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Return the exit status: 0 after a signal, 1 if TorchServe or HAProxy could not start or ended."""
+    """Return the exit status: 0 after a signal, 1 if a process could not start or ended."""
     console = logging.StreamHandler(sys.stdout)
     console.setFormatter(JsonFormatter())
     logging.basicConfig(handlers=[console], level=logging.WARNING)

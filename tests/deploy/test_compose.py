@@ -16,6 +16,7 @@ import yaml
 from samserve.model_types import MODEL_TYPES
 from samserve_gateway.settings import Settings
 from samserve_launcher import worker
+from samserve_launcher.door import SECRET
 from samserve_launcher.processes import GATEWAY_ENVIRONMENT
 from tests.support.deployment import (
     DEPLOY,
@@ -140,12 +141,32 @@ def test_compose() -> None:
     assert 0.9 * size(services["worker"]["shm_size"]) >= kept
 
 
+def test_worker_and_haproxy_get_the_secret_from_a_file() -> None:
+    """Compose refuses to start if a file of `env_file` is missing."""
+    with_it = {n for n, s in COMPOSE["services"].items() if "env_file" in s}
+    assert with_it == {"worker", "haproxy"}
+    for name in with_it:
+        assert COMPOSE["services"][name]["env_file"] == ["worker-secret.env"]
+        assert SECRET not in COMPOSE["services"][name]["environment"]
+    assert "/deploy/worker-secret.env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
+@pytest.mark.needs("haproxy")
+@pytest.mark.parametrize("environ", [{}, {SECRET: ""}])
+def test_haproxy_does_not_start_without_the_secret(environ: dict[str, str]) -> None:
+    command = [str(shutil.which("haproxy")), "-c", "-f", str(DEPLOY / "haproxy/haproxy.cfg")]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert f"{SECRET} is not set" in done.stderr
+
+
 @pytest.mark.needs("haproxy")
 def test_haproxys_configuration() -> None:
     types = re.findall(r"defined\(SAMSERVE_WORKERS_(\w+)\)", HAPROXY)
     assert {t.lower() for t in types} == set(MODEL_TYPES)
     for some in (types[:1], types):
         environ = {f"SAMSERVE_WORKERS_{t}": "worker" for t in some}
+        environ["SAMSERVE_WORKER_SECRET"] = "s3cret-" * 6
         command = [str(shutil.which("haproxy")), "-c", "-f", str(DEPLOY / "haproxy/haproxy.cfg")]
         done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr

@@ -26,7 +26,10 @@ from tests.support.paths import ROOT
 CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
 WORKERS = ("worker1", "worker2", "worker3")
 NAMES = {"worker.samserve": WORKERS, "other.samserve": WORKERS[:1]}
+SECRET = "s3cret-" * 6
 TYPES = {"VIT_T": "worker.samserve", "VIT_B": "other.samserve"}
+
+PATHS = {8080: "/predictions/vit_t", 8081: "/models/vit_t"}
 
 pytestmark = pytest.mark.needs("ip", "dnsmasq", "haproxy", root=True)
 
@@ -99,6 +102,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
                 worker, [sys.executable, "-m", "tests.support.stand_in", worker], logs / worker
             )
         environ = {f"SAMSERVE_WORKERS_{model_type}": name for model_type, name in TYPES.items()}
+        environ["SAMSERVE_WORKER_SECRET"] = SECRET
         network.start("haproxy", ["haproxy", "-db", "-f", CONFIG], logs / "haproxy", environ)
         yield Cluster(network, http)
 
@@ -202,6 +206,14 @@ def test_management_is_for_reading(cluster: Cluster) -> None:
     assert cluster.ask("GET", 8081, "/models?limit=100&type=vit_t").status_code == 200
     assert cluster.ask("PUT", 8081, "/models/vit_t?min_worker=0").status_code == 405
     assert cluster.ask("DELETE", 8081, "/models/vit_t").status_code == 405
+
+
+@pytest.mark.parametrize("sent", [None, "wrong"])
+def test_the_workers_get_the_secret(cluster: Cluster, sent: str | None) -> None:
+    headers = {} if sent is None else {"X-Samserve-Secret": sent}
+    for port in (8080, 8081):
+        answer = cluster.ask("GET", port, PATHS[port], headers=headers)
+        assert answer.json()["secrets"] == [SECRET]
 
 
 def test_each_type_has_its_own_workers(cluster: Cluster) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from samserve_gateway.settings import Settings
 from samserve_launcher import worker
+from samserve_launcher.door import SECOND_SECRET, SECRET
 from tests.support.deployment import (
     DEPLOY,
     HAPROXY,
@@ -159,6 +160,30 @@ def test_variables(overlay: str) -> None:
                 settings = Settings.from_environ(ours)
                 assert settings.torchserve_tokens == "off"
                 assert fields["models"] == settings.models
+
+
+@needs_kubectl
+@overlays
+def test_the_secret_is_a_secret(overlay: str) -> None:
+    """Workers and HAProxy get it, nobody else does, and no manifest holds its value."""
+    got: dict[str, dict[str, object]] = {}
+    for name, pod in pods(overlay).items():
+        for container in containers(pod):
+            for entry in container.get("env", []):
+                if entry["name"] in (SECRET, SECOND_SECRET):
+                    assert set(entry) == {"name", "valueFrom"}
+                    got.setdefault(f"{name}/{container['name']}", {})[entry["name"]] = entry[
+                        "valueFrom"
+                    ]["secretKeyRef"]
+    needed = {"name": "worker-secret", "key": SECRET}
+    second = {"name": "worker-secret", "key": SECOND_SECRET, "optional": True}
+    workers = {f"{name}/worker" for name in pods(overlay) if name.startswith("worker-")}
+    assert workers
+    assert got == {
+        "haproxy/haproxy": {SECRET: needed},
+        **{name: {SECRET: needed, SECOND_SECRET: second} for name in workers},
+    }
+    assert not of_kind(overlay, "Secret")
 
 
 @needs_kubectl

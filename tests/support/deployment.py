@@ -69,7 +69,8 @@ def environment(overlay: str, container: Manifest) -> dict[str, str]:
     variables: dict[str, str] = {}
     for source in container.get("envFrom", []):
         variables |= maps[source["configMapRef"]["name"]]
-    return variables | {entry["name"]: entry["value"] for entry in container.get("env", [])}
+    # A value from a Secret is in no manifest.
+    return variables | {entry["name"]: entry.get("value", "") for entry in container.get("env", [])}
 
 
 def worker_ports() -> dict[str, int]:
@@ -125,7 +126,12 @@ def known_variables(image: str) -> set[str]:
     of_image = {
         "gateway": {f"SAMSERVE_{name.upper()}" for name in Settings.model_fields},
         "worker": {f"SAMSERVE_{name.upper()}" for name in vars(Options())}
-        | set(re.findall(r"SAMSERVE_(?:REDIS_URL|CACHE_DIRECTORY|CONSOLE_LEVEL)", code)),
+        | set(
+            re.findall(
+                r"SAMSERVE_(?:REDIS_URL|CACHE_DIRECTORY|CONSOLE_LEVEL|WORKER_(?:SECOND_)?SECRET)",
+                code,
+            )
+        ),
         "haproxy": set(re.findall(r"defined\((\w+)\)", HAPROXY)),
     }
     return of_image.get(image, set())

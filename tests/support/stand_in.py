@@ -28,7 +28,8 @@ class Handler(BaseHTTPRequestHandler):
         elif self.path == "/seen":
             self._answer(200, seen)
         else:
-            self._answer(200, {"name": NAME, "path": self.path})
+            secrets = self.headers.get_all("X-Samserve-Secret")
+            self._answer(200, {"name": NAME, "path": self.path, "secrets": secrets})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))

@@ -1,0 +1,248 @@
+"""The HAProxy in front of a worker's TorchServe: what has no secret does not reach TorchServe.
+
+Here, TorchServe is a listener that records every byte. `test_worker` has a real one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+from samserve_launcher.door import (
+    APIS,
+    SECOND_SECRET,
+    SECRET,
+    behind_the_door,
+    start_door,
+    take_secrets,
+)
+from samserve_launcher.errors import ServerError
+from samserve_launcher.options import LOOPBACK, Options, free_ports
+from tests.support.raw_requests import exchange
+from tests.support.waiting import wait_for
+
+GOOD = "s3cret-" * 6
+OTHER = "0ther-" * 6
+ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nhi"
+HEADER = b"X-Samserve-Secret: " + GOOD.encode() + b"\r\n"
+
+
+class Recorder:
+    """A server that records what it gets, and answers each connection once."""
+
+    def __init__(self, port: int) -> None:
+        self.received: list[bytes] = []
+        self.listener = socket.create_server((LOOPBACK, port))
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):  # it is closed
+            while True:
+                connection, _ = self.listener.accept()
+                with connection:
+                    self.received.append(connection.recv(65536))
+                    connection.sendall(ANSWER)
+
+
+class Door:
+    def __init__(self, options: Options, inside: Options) -> None:
+        self.ports = {api: getattr(options, f"{api}_port") for api in APIS}
+        self.recorders = {api: Recorder(getattr(inside, f"{api}_port")) for api in APIS}
+
+    def send(self, api: str, *pieces: bytes) -> bytes:
+        """Return the whole answer to these bytes."""
+        with socket.create_connection((LOOPBACK, self.ports[api]), timeout=30) as connection:
+            return exchange(connection, pieces)
+
+    def reached(self) -> list[bytes]:
+        return [request for each in self.recorders.values() for request in each.received]
+
+    def is_open(self) -> bool:
+        with contextlib.suppress(OSError):
+            return b"403" in self.send("metrics", b"GET / HTTP/1.0\r\n\r\n")
+        return False
+
+
+pytestmark = pytest.mark.needs("haproxy")
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[tuple[Door, subprocess.Popen[bytes]]]:
+    options = free_ports(Options())
+    inside = behind_the_door(options)
+    door = Door(options, inside)
+    process = start_door(options, inside, {SECRET: GOOD, SECOND_SECRET: OTHER})
+    try:
+        wait_for(door.is_open)
+        yield door, process
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        for recorder in door.recorders.values():
+            recorder.listener.close()
+
+
+@pytest.fixture
+def door(running: tuple[Door, subprocess.Popen[bytes]]) -> Door:
+    for recorder in running[0].recorders.values():
+        recorder.received.clear()
+    return running[0]
+
+
+def head(line: bytes, *headers: bytes) -> bytes:
+    return line + b" HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + b"".join(headers) + b"\r\n"
+
+
+SHUT_OUT = {
+    "no secret": head(b"GET /ping"),
+    "another's": head(b"GET /ping", b"X-Samserve-Secret: " + b"x" * len(GOOD) + b"\r\n"),
+    "an empty one": head(b"GET /ping", b"X-Samserve-Secret:\r\n"),
+    "the beginning": head(b"GET /ping", HEADER[:-3] + b"\r\n"),
+    "one more character": head(b"GET /ping", HEADER[:-2] + b"x\r\n"),
+    "upper case": head(b"GET /ping", b"X-Samserve-Secret: " + GOOD.upper().encode() + b"\r\n"),
+    "twice": head(b"GET /ping", HEADER, HEADER),
+    "wrong, then right": head(b"GET /ping", b"X-Samserve-Secret: x\r\n", HEADER),
+    "a list": head(b"GET /ping", HEADER[:-2] + b", x\r\n"),
+    "another header": head(b"GET /ping", HEADER.replace(b"-", b"_", 2)),
+    "in the query": head(b"GET /ping?X-Samserve-Secret=" + GOOD.encode()),
+    "in a cookie": head(b"GET /ping", b"Cookie: X-Samserve-Secret=" + GOOD.encode() + b"\r\n"),
+    "as a token": head(b"GET /ping", b"Authorization: Bearer " + GOOD.encode() + b"\r\n"),
+    "in a trailer": head(b"POST /ping", b"Transfer-Encoding: chunked\r\n", b"Trailer: X\r\n")
+    + b"1\r\na\r\n0\r\n"
+    + HEADER
+    + b"\r\n",
+    "register": head(b"POST /models?url=http://evil/x.mar"),
+    "scale": head(b"PUT /models/vit_t?min_worker=0"),
+    "unregister": head(b"DELETE /models/vit_t"),
+    "options": head(b"OPTIONS *"),
+    "trace": head(b"TRACE /"),
+    "connect": b"CONNECT 127.0.0.1:80 HTTP/1.1\r\nHost: 127.0.0.1:80\r\nConnection: close\r\n\r\n",
+    "an absolute address": head(b"GET http://127.0.0.1/metrics/../ping"),
+    "two slashes": head(b"GET //ping"),
+    "an escape": head(b"GET /%70ing"),
+    "up the path": head(b"GET /metrics/../models"),
+    "an unknown method": head(b"BREW /models"),
+    "a change of protocol": head(b"GET /ping", b"Upgrade: h2c\r\n", b"HTTP2-Settings: AAMA\r\n"),
+    "http/1.0": b"GET /ping HTTP/1.0\r\n\r\n",
+}
+MALFORMED = {
+    "http/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0",
+    "http/0.9": b"GET /ping\r\n\r\n",
+    "tls": b"\x16\x03\x01\x00\x05hello\r\n\r\n",
+    "a space before the colon": head(b"GET /ping", HEADER.replace(b":", b" :")),
+    "a folded header": head(b"GET /ping", b"X-A: b\r\n X-Samserve-Secret: c\r\n")[:-2]
+    + b"x y\r\n\r\n",
+    "two lengths": head(b"POST /ping", b"Content-Length: 5\r\nContent-Length: 6\r\n", HEADER),
+    "a zero byte": head(b"GET /ping", b"X-A: \0\r\n", HEADER),
+    "a signed length": head(b"POST /ping", b"Content-Length: +5\r\n", HEADER),
+}
+
+
+@pytest.mark.parametrize("api", ["inference", "management", "metrics"])
+@pytest.mark.parametrize("request_", SHUT_OUT.values(), ids=SHUT_OUT)
+def test_nothing_without_the_secret(door: Door, api: str, request_: bytes) -> None:
+    assert door.send(api, request_).startswith(b"HTTP/1.1 403 ")
+    assert door.reached() == []
+
+
+@pytest.mark.parametrize("api", ["inference", "management", "metrics"])
+@pytest.mark.parametrize("request_", MALFORMED.values(), ids=MALFORMED)
+def test_nothing_malformed(door: Door, api: str, request_: bytes) -> None:
+    assert door.send(api, request_).split()[1] in (b"400", b"403")
+    assert door.reached() == []
+
+
+@pytest.mark.parametrize("api", ["inference", "management"])
+@pytest.mark.parametrize("secret", [GOOD, OTHER])
+def test_both_secrets_open_it(door: Door, api: str, secret: str) -> None:
+    name = b"x-sAMSERVE-secret: " + secret.encode() + b"\r\n"
+    answer = door.send(
+        api, head(b"POST /predictions/vit_t", b"Content-Length: 2\r\n", name) + b"{}"
+    )
+    assert answer.endswith(b"hi")
+    [request] = door.reached()
+    assert request.startswith(b"POST /predictions/vit_t HTTP/1.1\r\n")
+    assert secret.encode() not in request  # TorchServe does not learn it
+
+
+SMUGGLED = {
+    "after a body": [b"Content-Length: 2\r\n", b"{}"],
+    "after chunks": [b"Transfer-Encoding: chunked\r\n", b"0\r\n\r\n"],
+    "both": [b"Content-Length: 50\r\nTransfer-Encoding: chunked\r\n", b"0\r\n\r\n"],
+    "none": [b"", b""],
+}
+
+
+@pytest.mark.parametrize("framing", SMUGGLED.values(), ids=SMUGGLED)
+def test_the_secret_opens_for_one_request(door: Door, framing: list[bytes]) -> None:
+    """A second request on the same connection has to carry the secret, too."""
+    lines, body = framing
+    first = b"POST /one HTTP/1.1\r\nHost: x\r\n" + lines + HEADER + b"\r\n" + body
+    door.send("inference", first + head(b"DELETE /two"))
+    assert not [request for request in door.reached() if b"/two" in request]
+
+
+def test_metrics_pass_without_what_the_sender_adds(door: Door) -> None:
+    assert door.send("metrics", head(b"GET /metrics?name[]=a", b"X-A: b\r\n")).endswith(b"hi")
+    [request] = door.reached()
+    assert request.lower() == b"get /metrics http/1.1\r\nhost: localhost\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        head(b"GET /metrics", b"Content-Length: 2\r\n") + b"{}",
+        head(b"GET /metrics", b"Transfer-Encoding: chunked\r\n") + b"0\r\n\r\n",
+        head(b"GET /metrics", b"Upgrade: websocket\r\n"),
+        head(b"POST /metrics", b"Content-Length: 0\r\n"),
+        head(b"HEAD /metrics"),
+        head(b"GET /metrics/"),
+        head(b"GET /metrics;a", HEADER),
+    ],
+)
+def test_metrics_are_one_request_only(door: Door, request_: bytes) -> None:
+    assert door.send("metrics", request_).startswith(b"HTTP/1.1 403 ")
+    assert door.reached() == []
+
+
+def test_the_refusal_says_which_header(door: Door) -> None:
+    answer = door.send("inference", head(b"GET /ping"))
+    assert "X-Samserve-Secret" in json.loads(answer.partition(b"\r\n\r\n")[2])["message"]
+
+
+@pytest.mark.parametrize(
+    ("environ", "sentence"),
+    [
+        ({}, "SAMSERVE_WORKER_SECRET is not set"),
+        ({SECRET: ""}, "SAMSERVE_WORKER_SECRET is not set"),
+        ({SECOND_SECRET: GOOD}, "SAMSERVE_WORKER_SECRET is not set"),
+        ({SECRET: "x" * 31}, "has 31 characters; it needs at least 32"),
+        ({SECRET: GOOD, SECOND_SECRET: "short"}, "SAMSERVE_WORKER_SECOND_SECRET has 5 characters"),
+        ({SECRET: "x" * 40 + "\n"}, "letters, digits"),
+        ({SECRET: "ä" * 40}, "letters, digits"),
+    ],
+)
+def test_a_secret_that_is_none(environ: dict[str, str], sentence: str) -> None:
+    with pytest.raises(ServerError, match=sentence) as raised:
+        take_secrets(environ)
+    assert not [value for value in environ.values() if value and value in str(raised.value)]
+
+
+def test_children_do_not_inherit_the_secret() -> None:
+    environ = {SECRET: GOOD, SECOND_SECRET: "", "A": "b"}
+    assert take_secrets(environ) == {SECRET: GOOD}
+    assert environ == {"A": "b"}
+
+
+def test_no_haproxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    options = Options()
+    with pytest.raises(ServerError, match="HAProxy is not installed"):
+        start_door(options, replace(options, inference_port=1), {SECRET: GOOD})
