@@ -12,8 +12,10 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 
+from samserve.pictures.decoder_process import ADDRESS_SPACE
 from samserve_gateway.settings import Settings
 from samserve_launcher import worker
+from samserve_launcher.configuration import LARGE_PROCESS_BYTES, PROCESS_BYTES
 from samserve_launcher.door import SECOND_SECRET, SECRET
 from tests.support.deployment import (
     DEPLOY,
@@ -284,7 +286,13 @@ def test_memory_suffices_for_what_is_kept_in_it(overlay: str) -> None:
             assert memory["emptyDir"]["medium"] == "Memory"
             # The store fills at most nine tenths of a file system.
             assert 0.9 * size(memory["emptyDir"]["sizeLimit"]) >= kept
-            assert limit > 4 * kept
+            # Every process and its decoder at their limits, TorchServe, the embeddings.
+            gpu = "nvidia.com/gpu" in container["resources"]["limits"]
+            process = PROCESS_BYTES.get(model_type, LARGE_PROCESS_BYTES) + ADDRESS_SPACE
+            processes = 2 if gpu else 3  # configuration.two_prompt_workers_fit
+            torchserve = 400 * 10**6
+            embeddings = size(memory["emptyDir"]["sizeLimit"])
+            assert limit >= processes * process + torchserve + embeddings
 
 
 @needs_kubectl
