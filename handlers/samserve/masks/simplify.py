@@ -28,6 +28,9 @@ MOST_VERTICES_TIMES_RINGS = 200_000_000
 PART = 64
 """Width and height of a part, in pixels."""
 
+VERTEX_S, VERTEX_TIMES_RING_S = 6e-6, 3e-9
+"""Seconds that an outline takes for each vertex, and for vertices times rings. An EPYC core."""
+
 
 def simplify(geometry: dict[str, Any], tolerance: float) -> dict[str, Any]:
     """Return a simpler Polygon or MultiPolygon.
@@ -41,10 +44,9 @@ def simplify(geometry: dict[str, Any], tolerance: float) -> dict[str, Any]:
     """
     if tolerance == 0:
         return geometry
+    large = _is_large(*_vertices_and_rings(geometry))
     exact = shape(geometry)
     vertices = shapely.points(shapely.get_coordinates(exact))
-    times_rings = len(vertices) * _number_of_rings(geometry)
-    large = len(vertices) > MOST_VERTICES or times_rings > MOST_VERTICES_TIMES_RINGS
     # GEOS may drop the first vertex of a ring. Then other vertices end up to twice as far away.
     for allowed in (tolerance, tolerance / 2):
         simple = (
@@ -60,9 +62,21 @@ def simplify(geometry: dict[str, Any], tolerance: float) -> dict[str, Any]:
     return geometry
 
 
-def _number_of_rings(geometry: dict[str, Any]) -> int:
+def seconds(geometry: dict[str, Any]) -> float:
+    """Estimate the seconds that it takes to simplify a geometry."""
+    vertices, rings = _vertices_and_rings(geometry)
+    times_rings = 0 if _is_large(vertices, rings) else vertices * rings
+    return vertices * VERTEX_S + times_rings * VERTEX_TIMES_RING_S
+
+
+def _vertices_and_rings(geometry: dict[str, Any]) -> tuple[int, int]:
     coordinates = geometry["coordinates"]
-    return sum(map(len, coordinates if geometry["type"] == "MultiPolygon" else [coordinates]))
+    pieces = coordinates if geometry["type"] == "MultiPolygon" else [coordinates]
+    return sum(len(ring) for rings in pieces for ring in rings), sum(map(len, pieces))
+
+
+def _is_large(vertices: int, rings: int) -> bool:
+    return vertices > MOST_VERTICES or vertices * rings > MOST_VERTICES_TIMES_RINGS
 
 
 def _rings(polygon: shapely.Polygon) -> list[list[list[int]]]:
@@ -142,7 +156,7 @@ def _polygons(rings: NDArray[Any], piece: NDArray[np.intp]) -> NDArray[Any]:
     """Return polygons of these rings. The first ring of each piece is its exterior."""
     starts = np.flatnonzero(np.diff(piece, prepend=-1))
     ends = np.append(starts[1:], len(rings))
-    polygons = shapely.polygons(rings[starts])
+    polygons: NDArray[Any] = shapely.polygons(rings[starts])
     for index in np.flatnonzero(ends - starts > 1):
         start, end = starts[index], ends[index]
         polygons[index] = shapely.polygons(rings[start], rings[start + 1 : end])
