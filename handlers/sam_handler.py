@@ -160,7 +160,8 @@ class SamHandler:
         sent = max((row.image for row in same_image), key=len)
         field = "b64img" if isinstance(sent, str) else "image"
         limits, page = self.settings.limits, same_image[0].request.page
-        picture = Picture(sent, limits.max_image_pixels, field, page, decode)
+        decode_it = budgets.decode_for([row.request for row in same_image], decode, limits)
+        picture = Picture(sent, limits.max_image_pixels, field, page, decode_it)
         timing = ServerTiming(self.metrics.step)
         with timing.step("embed") as notes:
             embedded = self.segmenter.embed_file(picture)
@@ -177,7 +178,7 @@ class SamHandler:
                 else:
                     budgets.check_light(request, embedded.size, self.light)
                     seconds = budgets.seconds_of_masks(request, embedded.size)
-                    decoder_s = budgets.seconds_of_prompts(request, embedded.size)
+                    decoder_s = budgets.seconds_of_prompts(request)
                     prompts = prompts_of(request, embedding, limits, decode)
                     prompted.append(Prompted(row, seconds, decoder_s, prompts, embedded, timing))
         return prompted

@@ -29,7 +29,7 @@ Indices = NDArray[np.intp]
 Labels = NDArray[np.int32]
 Ring = list[list[int]]
 
-VERTEX_S = 2e-6
+VERTEX_S = 3e-6
 """Seconds that a vertex takes to be counted, found, ordered and written. An EPYC core."""
 
 

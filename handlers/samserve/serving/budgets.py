@@ -23,11 +23,11 @@ from samserve.errors import Heavy, InvalidImage, TooLarge
 from samserve.masks.mask import Compact
 from samserve.network.decoder import needs_original
 from samserve.pictures.decoder_process import DecoderProcess, OutOfTime, TooHeavy
-from samserve.pictures.decoding import Decoded
+from samserve.pictures.decoding import Decode, Decoded
 
 from .headers import MODE
 from .model_settings import LightWork, Limits
-from .requests import PromptRequest
+from .requests import AutomaskRequest, PromptRequest
 
 WHERE_HEAVY_GOES = f"Send it to the automask lane, with the header `{MODE}: prompt`."
 
@@ -36,6 +36,9 @@ _T = TypeVar("_T")
 
 class DecodingBudget:
     """The CPU time in which the pictures of a batch are decoded, in a process of their own.
+
+    Drawn masks are pictures, too. The prompt lane decodes so many pixels for a whole batch, because
+    each of them is copied and scaled after it was decoded.
 
     It is called like `decode_page`.
 
@@ -50,6 +53,7 @@ class DecodingBudget:
         self._limits = limits
         self._light = light
         self._left_s = limits.max_decode_s if light is None else light.batch_decode_s
+        self._left_pixels = None if light is None else light.max_image_pixels
 
     def __call__(self, data: bytes, max_pixels: int, field: str, page: int) -> Decoded:
         """Decode a page of an image file.
@@ -62,26 +66,25 @@ class DecodingBudget:
         cpu_s = self._left_s if light is None else min(self._left_s, light.decode_s)
         if cpu_s <= 0:
             raise self._refusal(field)
+        pixels = self._left_pixels
         try:
-            return self._process.decode(
-                data,
-                max_pixels,
-                field,
-                page,
-                cpu_s=cpu_s,
-                light_pixels=None if light is None else light.max_image_pixels,
+            decoded = self._process.decode(
+                data, max_pixels, field, page, cpu_s=cpu_s, light_pixels=pixels
             )
         except OutOfTime as exc:
             raise self._refusal(field) from exc
         except TooHeavy as exc:
-            most = 0 if light is None else light.max_image_pixels
             raise Heavy(
-                f"the image has {exc.pixels} pixels, and the prompt lane decodes {most} at most. "
-                + WHERE_HEAVY_GOES,
+                f"the image has {exc.pixels} pixels, and the prompt lane decodes {pixels} more for "
+                "the requests that it answers together. " + WHERE_HEAVY_GOES,
                 field,
             ) from exc
         finally:
             self._left_s -= self._process.used_s
+        if pixels is not None:
+            height, width, _ = decoded.pixels.shape
+            self._left_pixels = max(0, pixels - height * width)
+        return decoded
 
     def _refusal(self, field: str) -> Heavy | InvalidImage:
         if self._light is None:
@@ -96,6 +99,40 @@ class DecodingBudget:
             "together. " + WHERE_HEAVY_GOES,
             field,
         )
+
+
+def decode_for(
+    requests: Sequence[PromptRequest | AutomaskRequest], decode: Decode, limits: Limits
+) -> Decode:
+    """Return a function that decodes the picture of these requests, unless its masks are too large.
+
+    The header tells the picture's size. So nothing is decoded or embedded for a request that
+    `check_masks` would refuse.
+    """
+    most, masks = 0, 0
+    for request in requests:
+        count = number_of_masks(request) if isinstance(request, PromptRequest) else 1
+        if limits.max_mask_pixels // count >= most:
+            most, masks = limits.max_mask_pixels // count, count
+
+    def checked(data: bytes, max_pixels: int, field: str, page: int) -> Decoded:
+        try:
+            return decode(data, min(most, max_pixels), field, page)
+        except TooLarge as exc:
+            if most >= max_pixels:
+                raise
+            raise TooLarge(
+                f"{exc.message}, because {masks} masks may have {limits.max_mask_pixels} pixels "
+                "together. Send fewer prompts in a request.",
+                "prompts",
+            ) from exc
+
+    return checked
+
+
+def number_of_masks(request: PromptRequest) -> int:
+    """Return how many masks answer a request."""
+    return len(request.each_prompt()) * (3 if request.multimask_output else 1)
 
 
 def check_masks(prompts: int, three_masks: bool, size: tuple[int, int], limits: Limits) -> None:
@@ -130,24 +167,15 @@ PIXEL_S = 4e-9
 OUTLINE_PIXEL_S = 2e-8
 """Seconds per pixel along the outline that has to be computed."""
 
-DRAWN_PIXEL_S = 6e-9
-"""Seconds per pixel to read a drawn mask, after it was decoded."""
 
-
-def seconds_of_prompts(request: PromptRequest, size: tuple[int, int]) -> float:
-    """Estimate the seconds that the prompts of a request take in the decoder.
-
-    Args:
-        size: (height, width) of the image in pixels.
-    """
+def seconds_of_prompts(request: PromptRequest) -> float:
+    """Estimate the seconds that the prompts of a request take in the decoder."""
     seconds = 0.0
     for _, prompt in request.each_prompt():
         points = len(prompt.point_coords or ())
         seconds += PROMPT_S
         if needs_original(points, prompt.b64mask is not None):
             seconds += ORIGINAL_S + points * POINT_S
-        if prompt.b64mask is not None:
-            seconds += size[0] * size[1] * DRAWN_PIXEL_S
     return seconds
 
 
@@ -160,8 +188,8 @@ def seconds_of_masks(request: PromptRequest, size: tuple[int, int]) -> float:
     Args:
         size: (height, width) of the image in pixels.
     """
-    masks = len(request.each_prompt()) * (3 if request.multimask_output else 1)
-    return seconds_of_prompts(request, size) + masks * size[0] * size[1] * PIXEL_S
+    masks_s = number_of_masks(request) * size[0] * size[1] * PIXEL_S
+    return seconds_of_prompts(request) + masks_s
 
 
 def check_light(request: PromptRequest, size: tuple[int, int], light: LightWork | None) -> None:

@@ -211,4 +211,5 @@ def test_much_work_is_done_later(size: tuple[int, int], monkeypatch: pytest.Monk
     assert (later.box, later.area) == (at_once.box, at_once.area)
     assert later.stability_score == at_once.stability_score
     assert len(computed) == 1
-    assert not isinstance(image.mask(smooth_logits(5, 63)), DeferredMask)
+    disc = np.asarray(40 - np.hypot(*(np.indices((256, 256)) - 60)), np.float32)
+    assert not isinstance(image.mask(disc), DeferredMask)
