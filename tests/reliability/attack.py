@@ -40,7 +40,8 @@ def row_of(options: Options, name: str, rounds_s: float = ROUNDS_S) -> dict[str,
     with watched(options) as seen, ThreadPoolExecutor(manner.clients) as clients:
         start = time.perf_counter()
         while rounds < manner.rounds or time.perf_counter() - start < rounds_s:
-            sent = itertools.islice(itertools.cycle(pieces), manner.clients)
+            together = manner.clients if rounds or manner.rounds == 1 else 1
+            sent = itertools.islice(itertools.cycle(pieces), together)
             statuses += clients.map(partial(send, options.port), sent)
             rounds += 1
             if manner.fresh:

@@ -124,7 +124,7 @@ class Manner:
     """How an attack is sent.
 
     Attributes:
-        clients: so many clients send it at once.
+        clients: so many clients send it at once. If there are several rounds, one sends the first.
         rounds: it is sent so often at least. The first time, the picture is new to the server.
         fresh: it is made anew each time.
     """
@@ -169,7 +169,7 @@ ATTACKS: dict[str, Callable[[], Iterable[bytes]]] = {
     "noise, 3 boxes, simplified": lambda: noisy(3000, simplify=1),
     "noise, 3 boxes, simplified, four clients": lambda: noisy(3000, simplify=1),
     "noise, 3 boxes, exact, four clients": lambda: noisy(3000),
-    "noise, 20 boxes, far simplified, four clients": lambda: noisy(900, boxes=20, simplify=1000),
+    "noise, 8 boxes, far simplified, four clients": lambda: noisy(900, boxes=8, simplify=1000),
     "noise as run lengths, four clients": lambda: noisy(5600, output_format="coco_rle"),
     "noise, eight prompts of 256 points, four clients": lambda: many_points(1024, 8),
     "a drawn mask of 31 MP": lambda: drawn(5600, 5600),
@@ -188,7 +188,7 @@ MANNERS = {
     "noise, 3 boxes, simplified": Manner(rounds=2),
     "noise, 3 boxes, simplified, four clients": Manner(clients=4, rounds=2),
     "noise, 3 boxes, exact, four clients": Manner(clients=4, rounds=2),
-    "noise, 20 boxes, far simplified, four clients": Manner(clients=4, rounds=2),
+    "noise, 8 boxes, far simplified, four clients": Manner(clients=4, rounds=2),
     "noise as run lengths, four clients": Manner(clients=4, rounds=2),
     "noise, eight prompts of 256 points, four clients": Manner(clients=4, rounds=2),
     "a drawn mask of 31 MP": Manner(rounds=2),

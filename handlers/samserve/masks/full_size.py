@@ -39,7 +39,7 @@ LOW_RES_SIDE = 256
 
 Logits = NDArray[np.float32]
 
-DEFERRED_PIXELS = 2**21
+DEFERRED_PIXELS = 2**18
 """A mask whose outline takes more pixels is computed only when it is needed."""
 
 _PIXELS_AT_ONCE = 2**18  # so many float32 logits fit into the processor's cache

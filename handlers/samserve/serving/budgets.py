@@ -265,7 +265,7 @@ class OutlineBudget:
             if vertices > self._limits.max_vertices:
                 raise TooLarge(
                     f"The masks have more than {self._limits.max_vertices} vertices, this server's "
-                    f"limit: {vertices} up to here. Send fewer prompts in a request."
+                    f"limit: {vertices} up to here (runs of pixels in COCO). Send fewer prompts."
                 )
             needed_s = time.thread_time() - start + seconds
             if self._light is not None and needed_s > allowed_s:
