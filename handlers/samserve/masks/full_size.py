@@ -78,8 +78,9 @@ class FullSize:
             int(np.count_nonzero(self._on_outline(*extremes[1:], offset)))
         )
         if along_outline > DEFERRED_PIXELS:
-            pixels = len(self.rows.cell) * len(self.columns.cell)
-            return DeferredMask(Work(pixels, along_outline), self, low_res_mask, offset)
+            has_some = (extremes[2] > MASK_THRESHOLD - offset) & self._has_pixels
+            in_box = self.rows.span(_any(has_some, 1)) * self.columns.span(_any(has_some, 0))
+            return DeferredMask(Work(in_box, along_outline), self, low_res_mask, offset)
         return self._whole(self._scored(*extremes, offset))
 
     def computed(self, low_res_mask: Logits, offset: float) -> CellMask:
@@ -217,6 +218,11 @@ class Axis:
     def pixels(self) -> int:
         """The largest number of pixels that a cell has."""
         return int(self.weights.shape[1])
+
+    def span(self, cells: NDArray[np.bool_]) -> int:
+        """Return the number of pixels from the first to the last of these cells."""
+        first, last = np.flatnonzero(cells)[[0, -1]]
+        return int(self.start[last] + self.count[last] - self.start[first])
 
     def extent(
         self, inside: NDArray[np.bool_], outline: NDArray[np.bool_], cells: NDArray[np.intp]

@@ -205,7 +205,7 @@ def test_much_work_is_done_later(size: tuple[int, int], monkeypatch: pytest.Monk
     later = image.mask(noise, 1.0)
     assert isinstance(later, DeferredMask)
     assert later.work.along_outline == at_once.work.along_outline > 2**18
-    assert later.work.in_box == size[0] * size[1] >= at_once.work.in_box
+    assert size[0] * size[1] >= later.work.in_box >= at_once.work.in_box
     assert not computed
     assert np.array_equal(later.pixels(), at_once.pixels())
     assert (later.box, later.area) == (at_once.box, at_once.area)
