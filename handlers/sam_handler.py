@@ -27,6 +27,7 @@ from ts.metrics.metric_type_enum import MetricTypes
 
 from samserve import automask, parents, segmenter
 from samserve.answers import formats
+from samserve.answers.features import Allow
 from samserve.archives.digests import check_loaded
 from samserve.errors import (
     Cancelled,
@@ -43,7 +44,7 @@ from samserve.pictures.decoding import Decode
 from samserve.pictures.picture import Picture
 from samserve.progress import Job
 from samserve.serving import budgets, logs, rows
-from samserve.serving.budgets import DecodingBudget
+from samserve.serving.budgets import DecodingBudget, OutlineBudget
 from samserve.serving.headers import IMAGE_PAGES, JOB
 from samserve.serving.jobs import JobFolder, JobProgress, is_job_id
 from samserve.serving.lanes import mode_of
@@ -132,9 +133,17 @@ class SamHandler:
         for same_image in rows.by_image(questions):
             with self.errors_as_answers(same_image):
                 prompted += self.embed(self.still_awaited(same_image), decode)
-        for same_picture in rows.by_picture(self.light_enough(prompted)):
+        light = self.light_enough(prompted)
+        predicted: list[tuple[Prompted, list[CompactPromptMask]]] = []
+        for same_picture in rows.by_picture(light):
             with self.errors_as_answers([request.row for request in same_picture]):
-                self.answer_prompts(same_picture)
+                predicted += self.masks_of(same_picture)
+        self.outline(
+            predicted,
+            OutlineBudget(
+                self.settings.limits, self.light, sum(request.decoder_s for request in light)
+            ),
+        )
 
     def still_awaited(self, batch: Iterable[Row]) -> list[Row]:
         """Answer the requests whose deadlines have passed, and return the others."""
@@ -160,7 +169,8 @@ class SamHandler:
         sent = max((row.image for row in same_image), key=len)
         field = "b64img" if isinstance(sent, str) else "image"
         limits, page = self.settings.limits, same_image[0].request.page
-        picture = Picture(sent, limits.max_image_pixels, field, page, decode)
+        decode_it = budgets.decode_for([row.request for row in same_image], decode, limits)
+        picture = Picture(sent, limits.max_image_pixels, field, page, decode_it)
         timing = ServerTiming(self.metrics.step)
         with timing.step("embed") as notes:
             embedded = self.segmenter.embed_file(picture)
@@ -177,8 +187,9 @@ class SamHandler:
                 else:
                     budgets.check_light(request, embedded.size, self.light)
                     seconds = budgets.seconds_of_masks(request, embedded.size)
+                    decoder_s = budgets.seconds_of_prompts(request)
                     prompts = prompts_of(request, embedding, limits, decode)
-                    prompted.append(Prompted(row, seconds, prompts, embedded, timing))
+                    prompted.append(Prompted(row, seconds, decoder_s, prompts, embedded, timing))
         return prompted
 
     def light_enough(self, prompted: Sequence[Prompted]) -> list[Prompted]:
@@ -193,8 +204,10 @@ class SamHandler:
                 light.append(request)
         return light
 
-    def answer_prompts(self, same_picture: Sequence[Prompted]) -> None:
-        """Make the masks of all requests for prompts on one picture, and outline them.
+    def masks_of(
+        self, same_picture: Sequence[Prompted]
+    ) -> list[tuple[Prompted, list[CompactPromptMask]]]:
+        """Make the masks of all requests for prompts on one picture.
 
         Raises:
             SamserveError: the masks cannot be made.
@@ -202,15 +215,22 @@ class SamHandler:
         awaited = self.still_awaited(request.row for request in same_picture)
         requests = [request for request in same_picture if request.row in awaited]
         if not requests:
-            return
-        timing = requests[0].timing
+            return []
         self.pulse.step()
-        with timing.step("masks"):
-            predicted = self.predict(requests)
-        for request, masks in predicted:
-            with self.errors_as_answers([request.row]):
-                row, embedded = request.row, request.embedded
-                row.answer = self.write(row, masks, embedded, timing.copy())
+        with requests[0].timing.step("masks"):
+            return self.predict(requests)
+
+    def outline(
+        self,
+        predicted: Sequence[tuple[Prompted, Sequence[CompactPromptMask]]],
+        budget: OutlineBudget,
+    ) -> None:
+        """Write the answers to requests for prompts. Those with the least work come first."""
+        by_work = sorted(predicted, key=lambda pair: sum(map(budgets.seconds_of_mask, pair[1])))
+        for request, masks in by_work:
+            row, embedded = request.row, request.embedded
+            with self.errors_as_answers([row]), budget.request(masks) as allow:
+                row.answer = self.write(row, masks, embedded, request.timing.copy(), allow)
 
     def predict(
         self, requests: Sequence[Prompted]
@@ -254,11 +274,12 @@ class SamHandler:
                 self.jobs.forget(job_id)
         if job.stopped == "cancelled":
             raise Cancelled("Cancelled: nobody waits for this answer any more.")
-        if row.streams:
-            self.metrics.masks(len(objects))
-            content = self.content(row, objects, embedded)
-            return rows.end_of_stream(formats.lines(content), job, embedded.pages)
-        answer = self.write(row, objects, embedded, timing)
+        with OutlineBudget(self.settings.limits, self.light).request(objects) as allow:
+            if row.streams:
+                self.metrics.masks(len(objects))
+                content = self.content(row, objects, embedded, allow)
+                return rows.end_of_stream(formats.lines(content), job, embedded.pages)
+            answer = self.write(row, objects, embedded, timing, allow)
         return answer if job.stopped is None else rows.partial(answer, job)
 
     def job(self, row: Row, job_id: str | None, deadline_s: float) -> Job:
@@ -284,17 +305,22 @@ class SamHandler:
         masks: Sequence[Compact],
         embedded: segmenter.EmbeddedPicture,
         timing: ServerTiming,
+        allow: Allow,
     ) -> Answer:
         """Write the masks in the format that the client chose, with the timing in a header."""
         form = formats.chosen(row.request.output_format, row.header("accept"))
         with timing.step("outline"):
-            body = form.dumps(self.content(row, masks, embedded))
+            body = form.dumps(self.content(row, masks, embedded, allow))
         self.metrics.masks(len(masks))
         row.set_header("Server-Timing", str(timing))
         return Answer(200, form.media_type, body)
 
     def content(
-        self, row: Row, masks: Sequence[Compact], embedded: segmenter.EmbeddedPicture
+        self,
+        row: Row,
+        masks: Sequence[Compact],
+        embedded: segmenter.EmbeddedPicture,
+        allow: Allow,
     ) -> formats.Content:
         """Return the content of an answer, before it is written in a format."""
 
@@ -302,6 +328,7 @@ class SamHandler:
             for mask in masks:
                 row.check_deadline()
                 self.pulse.step()
+                allow(0, budgets.seconds_of_mask(mask))
                 yield mask.unpacked()
 
         return formats.Content(
@@ -311,6 +338,7 @@ class SamHandler:
             simplify=row.request.simplify,
             pages=embedded.pages,
             max_bytes=self.settings.limits.max_answer_bytes,
+            allow=allow,
         )
 
     @contextlib.contextmanager

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from torchvision.ops.boxes import batched_nms
 
 from .boxes import Box
-from .masks.full_size import CompactMask, FullSize, Logits
+from .masks.compact import CompactMask
+from .masks.full_size import FullSize, Logits
 from .masks.on_gpu import masks_at_once, scored
 from .model import Model
 from .network.decoder import Image, Masks, single_or_three

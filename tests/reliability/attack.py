@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import socket
 import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 from samserve_launcher.options import Options
 from tests.support.raw_requests import exchange
 
-from .attacks import ATTACKS
+from .attacks import ATTACKS, MANNERS, Manner
 from .watching import GIBIBYTE, watched
 
 HEALTH_S = 0.25
@@ -30,13 +33,20 @@ def run(options: Options, names: Iterable[str] = ATTACKS) -> list[dict[str, Any]
 
 def row_of(options: Options, name: str, rounds_s: float = ROUNDS_S) -> dict[str, Any]:
     """Send an attack again and again for `rounds_s`, at least once, and measure the others."""
-    pieces = list(ATTACKS[name]())
+    manner, make = MANNERS.get(name, Manner()), ATTACKS[name]
+    pieces = [list(make()) for _ in range(manner.clients if manner.fresh else 1)]
     statuses: list[str] = []
-    with watched(options) as seen:
+    rounds = 0
+    with watched(options) as seen, ThreadPoolExecutor(manner.clients) as clients:
         start = time.perf_counter()
-        while not statuses or time.perf_counter() - start < rounds_s:
-            statuses.append(send(options.port, pieces))
-        seconds = (time.perf_counter() - start) / len(statuses)
+        while rounds < manner.rounds or time.perf_counter() - start < rounds_s:
+            together = manner.clients if rounds or manner.rounds == 1 else 1
+            sent = itertools.islice(itertools.cycle(pieces), together)
+            statuses += clients.map(partial(send, options.port), sent)
+            rounds += 1
+            if manner.fresh:
+                pieces = [list(make()) for _ in pieces]
+        seconds = (time.perf_counter() - start) / rounds
     failures = [*seen.clicks.failures, *seen.health.failures, *seen.ended]
     row = {
         "attack": name,

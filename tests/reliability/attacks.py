@@ -6,11 +6,18 @@ The first eight are those with which one client once stopped this server for eve
 from __future__ import annotations
 
 import base64
+import io
+import itertools
 import json
 import struct
 import zlib
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+
+import numpy as np
+from PIL import Image
 
 from tests.support import hostile_pictures, raw_requests
 from tests.support.picture_files import chunk
@@ -52,6 +59,81 @@ def _many_boxes(count: int, masks: int) -> list[bytes]:
     return segment(picture, prompts=[{"bbox": box}] * count, multimask_output=masks > 1)
 
 
+@lru_cache
+def noise_png(side: int) -> bytes:
+    """Return noise, whose masks have outlines everywhere."""
+    return save_png(np.random.default_rng(0).integers(0, 256, (side, side), np.uint8))
+
+
+@lru_cache
+def drawn_png(side: int) -> bytes:
+    return save_png(np.random.default_rng(1).integers(0, 2, (side, side), np.uint8) * 255)
+
+
+def save_png(pixels: np.ndarray[Any, Any]) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
+@lru_cache
+def animation(side: int) -> bytes:
+    """Return an animated WebP whose frames are hard to decode."""
+    stream = io.BytesIO()
+    first, second = (
+        Image.fromarray(
+            np.random.default_rng(seed).integers(0, 256, (side // 4, side // 4, 3), np.uint8)
+        ).resize((side, side))
+        for seed in (0, 1)
+    )
+    first.save(stream, "WEBP", save_all=True, append_images=[second], quality=80, method=0)
+    return stream.getvalue()
+
+
+_NUMBERS = itertools.count()
+
+
+def new(webp: bytes) -> bytes:
+    """Return the same picture as another file, which the server has never seen."""
+    return webp + chunk_of_webp(str(next(_NUMBERS)).encode())
+
+
+def chunk_of_webp(data: bytes) -> bytes:
+    return b"XMP " + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
+
+
+def noisy(side: int, boxes: int = 3, **fields: Any) -> list[bytes]:
+    """Return a request for complex masks."""
+    box = {"bbox": [10, 10, side - side // 30, side - side // 30]}
+    return segment(noise_png(side), prompts=[box] * boxes, **{"multimask_output": True, **fields})
+
+
+def drawn(side: int, sent: int) -> list[bytes]:
+    text = base64.b64encode(drawn_png(sent)).decode()
+    return segment(noise_png(side), bbox=[10, 10, side - 9, side - 9], b64mask=text)
+
+
+def many_points(side: int, prompts: int) -> list[bytes]:
+    points = [[7 * n % side, 11 * n % side] for n in range(256)]
+    prompt = {"point_coords": points, "point_labels": [1, 0] * 128}
+    return segment(noise_png(side), prompts=[prompt] * prompts)
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How an attack is sent.
+
+    Attributes:
+        clients: so many clients send it at once. If there are several rounds, one sends the first.
+        rounds: it is sent so often at least. The first time, the picture is new to the server.
+        fresh: it is made anew each time.
+    """
+
+    clients: int = 1
+    rounds: int = 1
+    fresh: bool = False
+
+
 ATTACKS: dict[str, Callable[[], Iterable[bytes]]] = {
     "63 MB of nested lists in an unknown field": lambda: request(
         b'{"type": "vit_t", "x": ' + b"[" * (N // 2) + b"]" * (N // 2) + b"}"
@@ -84,9 +166,34 @@ ATTACKS: dict[str, Callable[[], Iterable[bytes]]] = {
     "63 MB of escapes": lambda: request(
         b'{"type": "vit_t", "b64img": "' + b"\\u00e9" * (N // 6) + b'"}'
     ),
+    "noise, 3 boxes, simplified": lambda: noisy(3000, simplify=1),
+    "noise, 3 boxes, simplified, four clients": lambda: noisy(3000, simplify=1),
+    "noise, 3 boxes, exact, four clients": lambda: noisy(3000),
+    "noise, 8 boxes, far simplified, four clients": lambda: noisy(900, boxes=8, simplify=1000),
+    "noise as run lengths, four clients": lambda: noisy(5600, output_format="coco_rle"),
+    "noise, eight prompts of 256 points, four clients": lambda: many_points(1024, 8),
+    "a drawn mask of 31 MP": lambda: drawn(5600, 5600),
+    "a drawn mask of 31 MP, four clients": lambda: drawn(5600, 5600),
+    "a drawn mask that is larger than its picture": lambda: drawn(300, 5600),
+    "a new animated WebP of 16 MP": lambda: segment(new(animation(4000))),
+    "a new animated WebP of 16 MP, four clients": lambda: segment(new(animation(4000))),
     "chunks of one byte": lambda: [
         HEAD + b"Transfer-Encoding: chunked\r\n\r\n",
         *[b"1\r\n \r\n" * 2**17] * 80,
     ],
 }
 """The requests by name. Each is made anew, because some are large."""
+
+MANNERS = {
+    "noise, 3 boxes, simplified": Manner(rounds=2),
+    "noise, 3 boxes, simplified, four clients": Manner(clients=4, rounds=2),
+    "noise, 3 boxes, exact, four clients": Manner(clients=4, rounds=2),
+    "noise, 8 boxes, far simplified, four clients": Manner(clients=4, rounds=2),
+    "noise as run lengths, four clients": Manner(clients=4, rounds=2),
+    "noise, eight prompts of 256 points, four clients": Manner(clients=4, rounds=2),
+    "a drawn mask of 31 MP": Manner(rounds=2),
+    "a drawn mask of 31 MP, four clients": Manner(clients=4, rounds=2),
+    "a new animated WebP of 16 MP": Manner(fresh=True),
+    "a new animated WebP of 16 MP, four clients": Manner(clients=4, fresh=True),
+}
+"""The attacks that are not sent by one client, once or more often."""

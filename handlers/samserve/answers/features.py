@@ -5,12 +5,23 @@ It decides neither which masks are kept nor their order; `masks.polygons` makes 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from samserve.masks import simplify as simplification
 from samserve.masks.mask import ObjectMask
-from samserve.masks.polygons import mask_to_geometry
-from samserve.masks.simplify import simplify
+from samserve.masks.polygons import VERTEX_S, mask_to_geometry
+
+Allow = Callable[[int, float], None]
+"""A function that is called before each step of an answer.
+
+Its arguments are the number of vertices or runs that the step adds to the answer, and an estimate
+of the seconds that it takes. The function raises an error if that is too much.
+"""
+
+
+def allow_all(vertices: int, seconds: float) -> None:
+    """Allow every step, as the library does."""
 
 
 def to_geojson(
@@ -30,7 +41,10 @@ def to_geojson(
 
 
 def features(
-    masks: Iterable[ObjectMask], sam_model: str | None, tolerance: float = 0
+    masks: Iterable[ObjectMask],
+    sam_model: str | None,
+    tolerance: float = 0,
+    allow: Allow = allow_all,
 ) -> Iterator[dict[str, Any]]:
     """Yield a GeoJSON Feature for each mask, in the masks' order.
 
@@ -40,10 +54,15 @@ def features(
         sam_model: the model type, for the property `sam_model`.
         tolerance: pixels by which an outline may differ from its mask to have fewer vertices.
             0: exact outlines.
+        allow: is asked before each step.
     """
+
+    def allow_vertices(count: int) -> None:
+        allow(count, count * VERTEX_S)
+
     object_idx = 0
     for mask in masks:
-        geometry = mask_to_geometry(mask.mask, mask.box.origin)
+        geometry = mask_to_geometry(mask.mask, mask.box.origin, allow_vertices)
         if geometry is None:
             continue
         properties = {
@@ -53,7 +72,9 @@ def features(
             "sam_model": sam_model,
             **mask.properties(),
         }
-        geometry = simplify(geometry, tolerance)
+        if tolerance:
+            allow(0, simplification.seconds(geometry))
+            geometry = simplification.simplify(geometry, tolerance)
         yield {"type": "Feature", "geometry": geometry, "properties": properties}
         object_idx += 1
         del mask, geometry  # they can be large, and the next mask is made before they are replaced

@@ -21,7 +21,10 @@ from pycocotools import mask as coco
 from samserve.errors import NotAcceptable, TooLarge, quoted
 from samserve.masks.mask import ObjectMask
 
-from .features import features
+from .features import Allow, allow_all, features
+
+RUN_S = 5e-7
+"""Seconds that a run of pixels takes to be written as COCO's run lengths. An EPYC core."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Content:
         simplify: pixels by which an outline may differ from its mask.
         pages: the number of pages in the picture's file; the answer is about one of them.
         max_bytes: the largest answer in bytes, or None.
+        allow: is asked before each step.
     """
 
     masks: Iterable[ObjectMask]
@@ -43,6 +47,7 @@ class Content:
     simplify: float
     pages: int = 1
     max_bytes: int | None = None
+    allow: Allow = allow_all
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,7 @@ def event(kind: str, **members: Any) -> bytes:
 
 
 def _features(content: Content) -> Iterator[dict[str, Any]]:
-    return features(content.masks, content.sam_model, content.simplify)
+    return features(content.masks, content.sam_model, content.simplify, content.allow)
 
 
 def _collection(content: Content) -> tuple[bytes, bytes]:
@@ -114,7 +119,7 @@ def _coco_rle(content: Content) -> Iterator[dict[str, Any]]:
     for mask in content.masks:
         if mask.area:
             yield {
-                "segmentation": _rle(mask, content.size),
+                "segmentation": _rle(mask, content.size, content.allow),
                 "area": mask.area,
                 "bbox": [int(side) for side in mask.box.xywh],
                 "predicted_iou": float(mask.predicted_iou),
@@ -177,7 +182,7 @@ def _media_ranges(accept: str) -> dict[str, float]:
     return ranges
 
 
-def _rle(mask: ObjectMask, size: tuple[int, int]) -> dict[str, Any]:
+def _rle(mask: ObjectMask, size: tuple[int, int], allow: Allow) -> dict[str, Any]:
     """Return COCO's compressed run lengths of the whole image, column by column.
 
     They are computed from the mask's crop: the whole image may have a hundred million pixels.
@@ -194,6 +199,7 @@ def _rle(mask: ObjectMask, size: tuple[int, int]) -> dict[str, Any]:
     # A run that ends at the bottom continues at the top of the next column.
     apart = ends[:-1] != starts[1:]
     edges = np.stack([starts[np.r_[True, apart]], ends[np.r_[apart, True]]], axis=1).ravel()
+    allow(edges.size, edges.size * RUN_S)
     counts = np.trim_zeros(np.diff(edges, prepend=0, append=height * width), "b")
     encoded = coco.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -25,6 +25,8 @@ from numpy.typing import NDArray
 
 from samserve.boxes import Box
 from samserve.network.encoder import Embedding
+
+from .compact import CellMask, DeferredMask, Work
 
 MASK_THRESHOLD = 0.0
 """A pixel belongs to the object if its logit is above this (`Sam.mask_threshold`)."""
@@ -37,87 +39,11 @@ LOW_RES_SIDE = 256
 
 Logits = NDArray[np.float32]
 
+DEFERRED_PIXELS = 2**18
+"""A mask whose outline takes more pixels is computed only when it is needed."""
+
 _PIXELS_AT_ONCE = 2**18  # so many float32 logits fit into the processor's cache
 _WINDOW = np.ones((3, 3), np.uint8)
-
-
-class CompactMask(Protocol):
-    """A mask of an image that takes little memory until its pixels are needed.
-
-    Attributes:
-        box: the smallest box around the mask's pixels; `boxes.EMPTY` if there are none.
-        area: the number of the mask's pixels.
-        stability_score: IoU of the masks cut above and below the threshold, in single precision
-            like the reference's. It is NaN if both of these masks are empty.
-    """
-
-    @property
-    def box(self) -> Box: ...
-
-    @property
-    def area(self) -> int: ...
-
-    @property
-    def stability_score(self) -> float | np.float32: ...
-
-    def pixels(self) -> NDArray[np.bool_]:
-        """Return the mask's pixels within its box, h×w bool."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class PackedMask:
-    """A `CompactMask` that keeps one bit for each pixel of its box."""
-
-    box: Box
-    area: int
-    stability_score: float
-    _bits: NDArray[np.uint8]
-
-    @classmethod
-    def of(cls, full: NDArray[np.bool_], stability_score: float) -> PackedMask:
-        """Pack a mask of the whole image, H×W bool."""
-        left, top, width, height = cv2.boundingRect(full.view(np.uint8))
-        box = Box.at((left, top), (height, width))
-        inside = full[top : top + height, left : left + width]
-        area = int(np.count_nonzero(inside))
-        bits = np.packbits(inside, axis=1)
-        return cls(box, area, stability_score, bits)
-
-    def pixels(self) -> NDArray[np.bool_]:
-        return np.unpackbits(self._bits, axis=1, count=self.box.width).view(np.bool_)
-
-
-@dataclass(frozen=True, eq=False)
-class CellMask:
-    """A `CompactMask` that keeps which cells belong to the object, and the pixels of the others."""
-
-    box: Box
-    area: int
-    stability_score: np.float32
-    _image: FullSize
-    _inside: NDArray[np.uint8]  # packed bits: cells whose pixels all belong to the object
-    _rows: NDArray[np.int16]  # K, the rows of the cells along the outline
-    _columns: NDArray[np.int16]  # K
-    _outline: NDArray[np.uint8]  # h×w×K pixels of these cells, packed
-
-    def pixels(self) -> NDArray[np.bool_]:
-        (left, top), (height, width) = self.box.origin, self.box.size
-        rows, columns = self._image.rows, self._image.columns
-        shape = (len(rows.start), len(columns.start))
-        inside = np.unpackbits(self._inside, count=shape[0] * shape[1]).reshape(shape)
-        cells = inside.take(rows.cell[top : top + height], axis=0)
-        mask: NDArray[np.bool_] = cells.take(columns.cell[left : left + width], axis=1).view(bool)
-        block = (rows.pixels, columns.pixels, len(self._rows))
-        outline = np.unpackbits(self._outline, count=math.prod(block)).reshape(block)
-        for dy in range(
-            rows.pixels
-        ):  # one row of pixels at a time: all indices would take 24 bytes a pixel
-            dx, k = np.nonzero(outline[dy])
-            y = rows.start[self._rows[k]] + dy - top
-            x = columns.start[self._columns[k]] + dx - left
-            mask[y, x] = True
-        return mask
 
 
 class FullSize:
@@ -136,15 +62,34 @@ class FullSize:
         self._areas = np.outer(self.rows.count, self.columns.count)
         self._has_pixels = self._areas > 0  # an image below 256 pixels leaves many cells empty
 
-    def mask(self, low_res_mask: Logits, offset: float = 0) -> CellMask:
-        """Return the mask of these logits.
+    def mask(self, low_res_mask: Logits, offset: float = 0) -> CellMask | DeferredMask:
+        """Return the mask of these logits. If it takes much work, it is computed later.
+
+        Noise has an outline everywhere, and then each pixel of the picture has to be computed. So
+        the caller can read first how much `work` that is.
 
         Args:
             low_res_mask: h×w logits of the network's input frame, from its top left: all 256×256,
                 or as many as cover the image (`Masks.low_res_masks`).
             offset: distance from the threshold of the two cuts whose IoU is the stability score.
         """
+        extremes = self._extremes(low_res_mask)
+        along_outline = self.pixels_of(
+            int(np.count_nonzero(self._on_outline(*extremes[1:], offset)))
+        )
+        if along_outline > DEFERRED_PIXELS:
+            has_some = (extremes[2] > MASK_THRESHOLD - offset) & self._has_pixels
+            in_box = self.rows.span(_any(has_some, 1)) * self.columns.span(_any(has_some, 0))
+            return DeferredMask(Work(in_box, along_outline), self, low_res_mask, offset)
+        return self._whole(self._scored(*extremes, offset))
+
+    def computed(self, low_res_mask: Logits, offset: float) -> CellMask:
+        """Like `mask`, but computed now, whatever work that is."""
         return self._whole(self._scored(*self._extremes(low_res_mask), offset))
+
+    def pixels_of(self, cells: int) -> int:
+        """Return the number of pixels that so many cells have at most."""
+        return cells * self.rows.pixels * self.columns.pixels
 
     def stable(self, low_res_mask: Logits, offset: float, threshold: float) -> CellMask | None:
         """Like `mask`, but None if the stability score is below `threshold`.
@@ -178,10 +123,15 @@ class FullSize:
         # Not a dot product: BLAS starts threads, which would compete with the decoder's.
         return int((self._areas * cells).sum())
 
+    def _on_outline(self, smallest: Logits, largest: Logits, offset: float) -> NDArray[np.bool_]:
+        """Return the cells whose pixels have to be computed one by one."""
+        above, below = MASK_THRESHOLD + offset, MASK_THRESHOLD - offset
+        return np.asarray((smallest <= above) & (largest > below) & self._has_pixels)
+
     def _scored(self, logits: Logits, smallest: Logits, largest: Logits, offset: float) -> _Scored:
         above, below = MASK_THRESHOLD + offset, MASK_THRESHOLD - offset
         inside = (smallest > above) & self._has_pixels
-        outline = (smallest <= above) & (largest > below) & self._has_pixels
+        outline = self._on_outline(smallest, largest, offset)
         rows, columns = np.divmod(np.flatnonzero(outline), outline.shape[1])
         pixels = np.empty((self.rows.pixels, self.columns.pixels, len(rows)), np.bool_)
         area = intersection = union = self._count(inside)
@@ -268,6 +218,11 @@ class Axis:
     def pixels(self) -> int:
         """The largest number of pixels that a cell has."""
         return int(self.weights.shape[1])
+
+    def span(self, cells: NDArray[np.bool_]) -> int:
+        """Return the number of pixels from the first to the last of these cells."""
+        first, last = np.flatnonzero(cells)[[0, -1]]
+        return int(self.start[last] + self.count[last] - self.start[first])
 
     def extent(
         self, inside: NDArray[np.bool_], outline: NDArray[np.bool_], cells: NDArray[np.intp]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from shapely.geometry.base import BaseGeometry
     from typing_extensions import Self
 
-    from .full_size import CompactMask
+    from .compact import CompactMask
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +70,11 @@ class ObjectMask:
         """Return what its GeoJSON Feature says beyond what every Feature says."""
         return {}
 
+    @property
+    def work(self) -> tuple[int, int]:
+        """What is left to do to get the pixels; see `Compact`."""
+        return self.mask.size, 0
+
     def unpacked(self) -> Self:
         """Return the mask itself, which has its pixels already; see `Compact`."""
         return self
@@ -90,7 +95,14 @@ class PromptMask(ObjectMask):
 
 
 class Compact(Protocol):
-    """A mask of one object that takes little memory until it is unpacked."""
+    """A mask of one object that takes little memory until it is unpacked.
+
+    Attributes:
+        work: the pixels in the mask's box, and those along its outline; see `compact.Work`.
+    """
+
+    @property
+    def work(self) -> tuple[int, int]: ...
 
     def unpacked(self) -> ObjectMask:
         """Return the mask with its pixels. It is made anew at each call."""
@@ -105,6 +117,10 @@ class CompactPromptMask:
     image_size: tuple[int, int]
     predicted_iou: float
     prompt_idx: int
+
+    @property
+    def work(self) -> tuple[int, int]:
+        return self.compact.work
 
     def unpacked(self) -> PromptMask:
         return PromptMask(
@@ -157,6 +173,10 @@ class CompactAutoMask:
     image_size: tuple[int, int]
     predicted_iou: float
     point: tuple[float, float]
+
+    @property
+    def work(self) -> tuple[int, int]:
+        return self.compact.work
 
     def unpacked(self) -> AutoMask:
         return AutoMask(

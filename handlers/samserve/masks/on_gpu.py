@@ -19,7 +19,8 @@ from torch.nn import functional as F
 from samserve.network.decoder import Masks
 from samserve.network.encoder import Embedding
 
-from .full_size import LOW_RES_SIDE, MASK_THRESHOLD, NETWORK_SIDE, PackedMask
+from .compact import PackedMask
+from .full_size import LOW_RES_SIDE, MASK_THRESHOLD, NETWORK_SIDE
 
 PROMPTS_PER_MASK = 16
 """In the decoder's last layers, one mask takes about as much memory as so many prompts."""

@@ -141,7 +141,7 @@ class DecoderProcess:
                 "job": self._jobs,
                 "size": len(data),
                 "max_pixels": max_pixels,
-                "light_pixels": light_pixels or max_pixels,
+                "light_pixels": max_pixels if light_pixels is None else light_pixels,
                 "field": field,
                 "page": page,
             }

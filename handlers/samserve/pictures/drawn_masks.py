@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from samserve.errors import InvalidField
+from samserve.errors import InvalidField, TooLarge
 
 from .base64_text import decode_base64
 from .decoding import Decode, decode_page
@@ -22,6 +22,7 @@ from .decoding import Decode, decode_page
 SIDE = 256
 _PIXELS_PER_CELL = 4  # along a side, in pixels of the network's input
 _MIN_SHARE = 1e-3
+_PIXELS_AT_ONCE = 2**18  # so many fit into the processor's cache
 
 
 def mask_input(
@@ -46,26 +47,40 @@ def mask_input(
     Raises:
         SamserveError: the text is no image, or the mask has another size or no object.
     """
-    decoded = decode(decode_base64(text, field), max_pixels, field, 0)
-    pixels = decoded.pixels.max(axis=2)
+    height, width = original_size
+    wanted = f"it must be {width}x{height}, the size of the image, or {SIDE}x{SIDE}."
+    most = max(height * width, SIDE * SIDE)
+    try:
+        # Its header says how large it is, so that nothing larger is decoded.
+        decoded = decode(decode_base64(text, field), min(most, max_pixels), field, 0)
+    except TooLarge as exc:
+        if most > max_pixels:
+            raise
+        too_large = exc.message.replace("the image", "the mask")
+        raise InvalidField(f"{field}: {too_large}; {wanted}", field) from exc
+    pixels = decoded.pixels
+    mask_height, mask_width, _ = pixels.shape
+    if (mask_height, mask_width) not in (original_size, (SIDE, SIDE)):
+        raise InvalidField(f"{field}: the mask is {mask_width}x{mask_height}; {wanted}", field)
     brightest = int(pixels.max())
     if brightest == 0:
         raise InvalidField(f"{field}: the mask is black all over; it shows no object.", field)
-    drawn = (pixels > brightest / 2).astype(np.float32)
-    if pixels.shape == original_size:
-        share = _in_frame(drawn, input_size)
-    elif pixels.shape == (SIDE, SIDE):
-        share = drawn
-    else:
-        (height, width), (mask_height, mask_width) = original_size, pixels.shape
-        raise InvalidField(
-            f"{field}: the mask is {mask_width}x{mask_height}; "
-            f"it must be {width}x{height}, the size of the image, or {SIDE}x{SIDE}.",
-            field,
-        )
+    drawn = _brighter(pixels, brightest // 2)
+    share = _in_frame(drawn, input_size) if drawn.shape == original_size else drawn
     share = share.clip(_MIN_SHARE, 1 - _MIN_SHARE)
     logits: NDArray[np.float32] = np.log(share / (1 - share))
     return logits
+
+
+def _brighter(pixels: NDArray[np.uint8], than: int) -> NDArray[np.float32]:
+    """Return 1 where a channel is brighter than this, else 0."""
+    drawn = np.empty(pixels.shape[:2], np.float32)
+    rows = max(1, _PIXELS_AT_ONCE // pixels.shape[1])
+    for first in range(0, len(pixels), rows):
+        # OpenCV takes a tenth of the time that NumPy takes for the largest of three.
+        red, green, blue = np.moveaxis(pixels[first : first + rows], 2, 0)
+        drawn[first : first + rows] = cv2.max(cv2.max(red, green), blue) > than
+    return drawn
 
 
 def _in_frame(drawn: NDArray[np.float32], input_size: tuple[int, int]) -> NDArray[np.float32]:

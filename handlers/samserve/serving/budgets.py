@@ -1,24 +1,33 @@
-"""This module bounds the work of requests before it is done: decoding, and making masks.
+"""This module bounds the work of requests before it is done: decoding, masks and outlines.
 
 A request has a budget (`Limits`). Beyond it the request is refused. In the prompt lane a batch has
 a smaller budget, too (`LightWork`), because TorchServe sends the answers of a batch together: a
 click waits for the heaviest request of its batch. What exceeds that is answered `Heavy`, with
 nothing or little done. The gateway then sends it to the automask lane.
+
+How much work a mask is shows only by and by. The size of the picture tells the least, then the
+logits tell how many pixels lie along the outline, then the pixels tell how many vertices it has.
+So the budget is asked before each step, and measures the time that the steps took.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
+from samserve.answers.features import Allow
 from samserve.errors import Heavy, InvalidImage, TooLarge
+from samserve.masks.mask import Compact
 from samserve.network.decoder import needs_original
 from samserve.pictures.decoder_process import DecoderProcess, OutOfTime, TooHeavy
-from samserve.pictures.decoding import Decoded
+from samserve.pictures.decoding import Decode, Decoded
 
 from .headers import MODE
 from .model_settings import LightWork, Limits
-from .requests import PromptRequest
+from .requests import AutomaskRequest, PromptRequest
 
 WHERE_HEAVY_GOES = f"Send it to the automask lane, with the header `{MODE}: prompt`."
 
@@ -27,6 +36,9 @@ _T = TypeVar("_T")
 
 class DecodingBudget:
     """The CPU time in which the pictures of a batch are decoded, in a process of their own.
+
+    Drawn masks are pictures, too. The prompt lane decodes so many pixels for a whole batch, because
+    each of them is copied and scaled after it was decoded.
 
     It is called like `decode_page`.
 
@@ -41,6 +53,7 @@ class DecodingBudget:
         self._limits = limits
         self._light = light
         self._left_s = limits.max_decode_s if light is None else light.batch_decode_s
+        self._left_pixels = None if light is None else light.max_image_pixels
 
     def __call__(self, data: bytes, max_pixels: int, field: str, page: int) -> Decoded:
         """Decode a page of an image file.
@@ -53,26 +66,25 @@ class DecodingBudget:
         cpu_s = self._left_s if light is None else min(self._left_s, light.decode_s)
         if cpu_s <= 0:
             raise self._refusal(field)
+        pixels = self._left_pixels
         try:
-            return self._process.decode(
-                data,
-                max_pixels,
-                field,
-                page,
-                cpu_s=cpu_s,
-                light_pixels=None if light is None else light.max_image_pixels,
+            decoded = self._process.decode(
+                data, max_pixels, field, page, cpu_s=cpu_s, light_pixels=pixels
             )
         except OutOfTime as exc:
             raise self._refusal(field) from exc
         except TooHeavy as exc:
-            most = 0 if light is None else light.max_image_pixels
             raise Heavy(
-                f"the image has {exc.pixels} pixels, and the prompt lane decodes {most} at most. "
-                + WHERE_HEAVY_GOES,
+                f"the image has {exc.pixels} pixels, and the prompt lane decodes {pixels} more for "
+                "the requests that it answers together. " + WHERE_HEAVY_GOES,
                 field,
             ) from exc
         finally:
             self._left_s -= self._process.used_s
+        if pixels is not None:
+            height, width, _ = decoded.pixels.shape
+            self._left_pixels = max(0, pixels - height * width)
+        return decoded
 
     def _refusal(self, field: str) -> Heavy | InvalidImage:
         if self._light is None:
@@ -87,6 +99,40 @@ class DecodingBudget:
             "together. " + WHERE_HEAVY_GOES,
             field,
         )
+
+
+def decode_for(
+    requests: Sequence[PromptRequest | AutomaskRequest], decode: Decode, limits: Limits
+) -> Decode:
+    """Return a function that decodes the picture of these requests, unless its masks are too large.
+
+    The header tells the picture's size. So nothing is decoded or embedded for a request that
+    `check_masks` would refuse.
+    """
+    most, masks = 0, 0
+    for request in requests:
+        count = number_of_masks(request) if isinstance(request, PromptRequest) else 1
+        if limits.max_mask_pixels // count >= most:
+            most, masks = limits.max_mask_pixels // count, count
+
+    def checked(data: bytes, max_pixels: int, field: str, page: int) -> Decoded:
+        try:
+            return decode(data, min(most, max_pixels), field, page)
+        except TooLarge as exc:
+            if most >= max_pixels:
+                raise
+            raise TooLarge(
+                f"{exc.message}, because {masks} masks may have {limits.max_mask_pixels} pixels "
+                "together. Send fewer prompts in a request.",
+                "prompts",
+            ) from exc
+
+    return checked
+
+
+def number_of_masks(request: PromptRequest) -> int:
+    """Return how many masks answer a request."""
+    return len(request.each_prompt()) * (3 if request.multimask_output else 1)
 
 
 def check_masks(prompts: int, three_masks: bool, size: tuple[int, int], limits: Limits) -> None:
@@ -118,23 +164,32 @@ ORIGINAL_S, POINT_S = 0.08, 0.0006
 PIXEL_S = 4e-9
 """Seconds per pixel to unpack and outline a mask that fills the picture."""
 
+OUTLINE_PIXEL_S = 2e-8
+"""Seconds per pixel along the outline that has to be computed."""
+
+
+def seconds_of_prompts(request: PromptRequest) -> float:
+    """Estimate the seconds that the prompts of a request take in the decoder."""
+    seconds = 0.0
+    for _, prompt in request.each_prompt():
+        points = len(prompt.point_coords or ())
+        seconds += PROMPT_S
+        if needs_original(points, prompt.b64mask is not None):
+            seconds += ORIGINAL_S + points * POINT_S
+    return seconds
+
 
 def seconds_of_masks(request: PromptRequest, size: tuple[int, int]) -> float:
-    """Estimate the seconds that the masks of a request take, with their outlines.
+    """Estimate the seconds that the masks of a request take, with simple outlines.
 
-    It is an upper estimate: a mask may be much smaller than the picture.
+    A mask may be much smaller than the picture, and then it takes less. A complex outline takes
+    more: see `OutlineBudget`.
 
     Args:
         size: (height, width) of the image in pixels.
     """
-    masks_s = size[0] * size[1] * PIXEL_S * (3 if request.multimask_output else 1)
-    seconds = 0.0
-    for _, prompt in request.each_prompt():
-        points = len(prompt.point_coords or ())
-        seconds += PROMPT_S + masks_s
-        if needs_original(points, prompt.b64mask is not None):
-            seconds += ORIGINAL_S + points * POINT_S
-    return seconds
+    masks_s = number_of_masks(request) * size[0] * size[1] * PIXEL_S
+    return seconds_of_prompts(request) + masks_s
 
 
 def check_light(request: PromptRequest, size: tuple[int, int], light: LightWork | None) -> None:
@@ -175,3 +230,55 @@ def _heavy_masks(needed_s: float, light: LightWork) -> Heavy:
         f"The masks take about {needed_s:.1f} s; the prompt lane takes requests of "
         f"{light.masks_s:g} s, and {light.batch_masks_s:g} s together. " + WHERE_HEAVY_GOES
     )
+
+
+class OutlineBudget:
+    """The time in which the masks of a batch are unpacked, outlined and written.
+
+    Args:
+        limits: the limits of one request.
+        light: the limits of the prompt lane; None in the automask lane, where only the number of
+            vertices is limited.
+        used_s: the seconds that the decoder took for the batch.
+    """
+
+    def __init__(self, limits: Limits, light: LightWork | None, used_s: float = 0.0) -> None:
+        self._limits = limits
+        self._light = light
+        self._left_s = math.inf if light is None else light.batch_masks_s - used_s
+
+    @contextlib.contextmanager
+    def request(self, masks: Sequence[Compact]) -> Iterator[Allow]:
+        """Measure the time of the block, which writes the answer to a request with these masks.
+
+        The block gets a function that it calls before each step (`answers.features.Allow`).
+
+        Raises:
+            Heavy: these masks take longer than the prompt lane allows.
+        """
+        start, vertices = time.thread_time(), 0
+        allowed_s = self._left_s if self._light is None else min(self._left_s, self._light.masks_s)
+
+        def allow(more_vertices: int, seconds: float) -> None:
+            nonlocal vertices
+            vertices += more_vertices
+            if vertices > self._limits.max_vertices:
+                raise TooLarge(
+                    f"The masks have more than {self._limits.max_vertices} vertices, this server's "
+                    f"limit: {vertices} up to here (runs of pixels in COCO). Send fewer prompts."
+                )
+            needed_s = time.thread_time() - start + seconds
+            if self._light is not None and needed_s > allowed_s:
+                raise _heavy_masks(needed_s, self._light)
+
+        try:
+            allow(0, sum(map(seconds_of_mask, masks)))
+            yield allow
+        finally:
+            self._left_s -= time.thread_time() - start
+
+
+def seconds_of_mask(mask: Compact) -> float:
+    """Estimate the seconds that it takes to unpack a mask, and to outline it if it is simple."""
+    in_box, along_outline = mask.work
+    return in_box * PIXEL_S + along_outline * OUTLINE_PIXEL_S

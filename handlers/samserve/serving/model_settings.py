@@ -32,6 +32,7 @@ class Limits(_Settings):
     max_automask_s: float = Field(gt=0)
     max_decode_s: float = Field(gt=0)
     max_mask_pixels: int = Field(gt=0)
+    max_vertices: int = Field(gt=0)
     max_answer_bytes: int = Field(gt=0)
 
 

@@ -215,7 +215,8 @@ class Prompted:
     """A request for prompts, ready for the decoder.
 
     Attributes:
-        seconds: an estimate of the time that its masks take.
+        seconds: an estimate of the time that its masks take, with simple outlines.
+        decoder_s: how much of that the decoder takes.
         prompts: its prompts, checked against the picture.
         embedded: its picture. Requests on one picture have the same object.
         timing: the steps so far.
@@ -223,6 +224,7 @@ class Prompted:
 
     row: Row
     seconds: float
+    decoder_s: float
     prompts: list[Prompt]
     embedded: EmbeddedPicture
     timing: ServerTiming

@@ -13,7 +13,7 @@ from pycocotools import mask as coco
 from samserve.answers.formats import FORMATS, Content, chosen
 from samserve.boxes import Box
 from samserve.errors import NotAcceptable
-from samserve.masks.full_size import PackedMask
+from samserve.masks.compact import PackedMask
 from samserve.masks.mask import AutoMask, ObjectMask, PromptMask
 
 SIZE = (40, 60)

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from samserve.boxes import EMPTY, Box
-from samserve.masks.full_size import CellMask, FullSize, Logits, PackedMask
+from samserve.masks import full_size as module
+from samserve.masks.compact import CellMask, CompactMask, DeferredMask, PackedMask
+from samserve.masks.full_size import FullSize, Logits
 from samserve.network.encoder import Embedding
 from samserve.network.exact_decoder import embedded
 
@@ -41,7 +43,7 @@ def reference_upscale(low_res_mask: Logits, image: Embedding) -> torch.Tensor:
     return full[0, 0]
 
 
-def full_frame(mask: CellMask, size: tuple[int, int]) -> NDArray[np.bool_]:
+def full_frame(mask: CompactMask, size: tuple[int, int]) -> NDArray[np.bool_]:
     frame = np.zeros(size, np.bool_)
     (x0, y0), (height, width) = mask.box.origin, mask.box.size
     frame[y0 : y0 + height, x0 : x0 + width] = mask.pixels()
@@ -64,12 +66,14 @@ def test_masks_are_the_references(size: tuple[int, int], smoothness: int) -> Non
     image = embedding(*size)
     expected = reference_upscale(low_res_mask, image)
     mask = FullSize(image).mask(low_res_mask, 1.0)
+    work = mask.work
     found = full_frame(mask, size)
     assert np.count_nonzero(found != (expected > 0).numpy()) <= 1e-6 * found.size
     assert mask.area == np.count_nonzero(found)
     assert mask.stability_score == pytest.approx(
         reference_score(expected, 1.0), abs=2e-6, nan_ok=True
     )
+    assert work.in_box >= mask.pixels().size
     if mask.area:
         pixels = mask.pixels()
         edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
@@ -181,3 +185,31 @@ def test_a_packed_mask_is_the_mask() -> None:
     assert np.count_nonzero(full) == mask.pixels().sum()
     empty = PackedMask.of(np.zeros((5, 6), np.bool_), 0.5)
     assert (empty.box, empty.area, empty.pixels().shape) == (EMPTY, 0, (0, 0))
+
+
+@pytest.mark.parametrize("size", [(1024, 1024), (900, 2000), (2300, 1900)], ids=str)
+def test_much_work_is_done_later(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mask is the same, and says beforehand how much work it is."""
+    noise, image = smooth_logits(5, 1), FullSize(embedding(*size))
+    monkeypatch.setattr(module, "DEFERRED_PIXELS", 10**9)
+    at_once = image.mask(noise, 1.0)
+    monkeypatch.setattr(module, "DEFERRED_PIXELS", 2**18)
+    computed: list[FullSize] = []
+    compute = FullSize.computed
+
+    def watched(image: FullSize, low_res_mask: Logits, offset: float) -> CellMask:
+        computed.append(image)
+        return compute(image, low_res_mask, offset)
+
+    monkeypatch.setattr(FullSize, "computed", watched)
+    later = image.mask(noise, 1.0)
+    assert isinstance(later, DeferredMask)
+    assert later.work.along_outline == at_once.work.along_outline > 2**18
+    assert size[0] * size[1] >= later.work.in_box >= at_once.work.in_box
+    assert not computed
+    assert np.array_equal(later.pixels(), at_once.pixels())
+    assert (later.box, later.area) == (at_once.box, at_once.area)
+    assert later.stability_score == at_once.stability_score
+    assert len(computed) == 1
+    disc = np.asarray(40 - np.hypot(*(np.indices((256, 256)) - 60)), np.float32)
+    assert not isinstance(image.mask(disc), DeferredMask)

@@ -200,7 +200,7 @@ def test_a_request_that_is_too_large_for_the_memory_fails_alone(
     large, small = Row(3, {}, context), Row(5, {}, context)
     embedding = embedded.image.embedding
     prompted = [
-        Prompted(row, 0.1, _prompts(embedding, **fields), embedded, ServerTiming())
+        Prompted(row, 0.1, 0.1, _prompts(embedding, **fields), embedded, ServerTiming())
         for row, fields in ((large, {"prompts": boxes}), (small, {"bbox": [20, 30, 70, 78]}))
     ]
     Short(monkeypatch, most=1)

@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from samserve.errors import InvalidField, SamserveError, TooLarge
-from samserve.pictures.drawn_masks import mask_input
+from samserve.pictures.decoding import Decoded, decode_page
+from samserve.pictures.drawn_masks import _brighter, mask_input
 from tests.support.sample_pictures import base64_png
 
 LIMIT = 10**7
@@ -83,8 +84,29 @@ def test_object_is_what_is_bright(drawn: NDArray[Any]) -> None:
 
 @pytest.mark.parametrize("size", [(255, 256), (800, 600), (1, 1), (1024, 1024)])
 def test_another_size_is_refused(size: tuple[int, int]) -> None:
-    with pytest.raises(InvalidField, match=rf"{size[1]}x{size[0]}; it must be 800x600"):
+    with pytest.raises(InvalidField, match=rf"{size[1]} ?x ?{size[0]}.*; it must be 800x600"):
         logits(np.full(size, 255, np.uint8), 600, 800)
+
+
+@pytest.mark.parametrize("shape", [(601, 800), (600, 801), (3000, 4000)])
+def test_a_mask_larger_than_the_image_is_not_decoded(shape: tuple[int, int]) -> None:
+    def decode(data: bytes, max_pixels: int, field: str, page: int) -> Decoded:
+        assert max_pixels == 600 * 800
+        return decode_page(data[:-200], max_pixels, field, page)  # decoding it would fail
+
+    text = base64_png(np.random.default_rng(0).integers(0, 255, shape, np.uint8))
+    with pytest.raises(InvalidField, match=f"{shape[1]} x {shape[0]} pixels") as refused:
+        mask_input(text, (600, 800), input_size(600, 800), LIMIT, "b64mask", decode)
+    assert refused.value.field == "b64mask"
+
+
+@pytest.mark.parametrize("brightest", [1, 2, 3, 128, 255])
+def test_brighter_than_half_in_any_channel(brightest: int) -> None:
+    """By the definition, in more rows than are read at once."""
+    colours = np.random.default_rng(brightest).integers(0, brightest + 1, (1500, 700, 3), np.uint8)
+    colours[0, 0] = brightest
+    expected = (colours.max(axis=2) > brightest / 2).astype(np.float32)
+    assert np.array_equal(_brighter(colours, brightest // 2), expected)
 
 
 def test_a_mask_without_an_object_is_refused() -> None:

@@ -88,11 +88,12 @@ def test_decoding_of_a_batch_is_bounded_together(prompt_lane: Any) -> None:
 
 def test_a_damaged_picture_uses_up_the_time_too(prompt_lane: Any) -> None:
     """It is refused after nearly all of it was decoded."""
-    handler = with_settings(prompt_lane, light={"decode_s": 5, "batch_decode_s": 0.1})
+    pixels = {"max_image_pixels": 10**8}
+    handler = with_settings(prompt_lane, light={"decode_s": 5, "batch_decode_s": 0.1, **pixels})
     damaged = [base64_of(interlaced_png(side)[:-3000]) for side in (5000, 5001)]
     got = answers(handler, [{**CLICK, "b64img": text} for text in damaged])
     assert [answer.status for answer in got] == [421, 421]
-    handler = with_settings(prompt_lane, light={"decode_s": 5, "batch_decode_s": 10})
+    handler = with_settings(prompt_lane, light={"decode_s": 5, "batch_decode_s": 10, **pixels})
     got = answers(handler, [{**CLICK, "b64img": text} for text in damaged])
     assert [answer.status for answer in got] == [422, 422]
 
@@ -189,14 +190,22 @@ def test_pixels_times_masks_have_a_limit() -> None:
         assert f"{prompts * (3 if three else 1) * 10**8} pixels" in str(error.value)
 
 
-def test_too_many_masks_are_refused_before_they_are_made(automask_lane: Any) -> None:
+def test_too_many_masks_are_refused_before_they_are_made(
+    automask_lane: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     handler = with_settings(automask_lane, limits={"max_mask_pixels": 303 * 384 * 5})
     boxes = [{"bbox": BOX}] * 6
     bodies = [{**CLICK, "bbox": None, "prompts": boxes[:n]} for n in (5, 6)]
     got = [answers(handler, [body], [{"X-Mode": "prompt"}])[0] for body in bodies]
     assert [answer.status for answer in got] == [200, 413]
     assert got[1].body["error"]["field"] == "prompts"
-    assert "6 masks of 384x303 pixels" in got[1].message
+    assert "384 x 303 pixels" in got[1].message
+    assert f"6 masks may have {303 * 384 * 5} pixels" in got[1].message
+    embedded = handler.segmenter.embed(picture("coins"))  # as a known picture: no header is read
+    monkeypatch.setattr(handler.segmenter, "embed_file", lambda picture: embedded)
+    [known] = answers(handler, [bodies[1]], [{"X-Mode": "prompt"}])
+    assert known.status == 413
+    assert "6 masks of 384x303 pixels" in known.message
 
 
 @pytest.mark.parametrize("form", ["features", "feature_collection", "coco_rle"])
