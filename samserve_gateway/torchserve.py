@@ -1,7 +1,7 @@
 """A client of TorchServe's two HTTP APIs, inference and management.
 
-Each API wants its token (`tokens.py`). TorchServe can be started without tokens. Several TorchServes
-behind one address must be, because each would make tokens of its own.
+Each API wants its token (`tokens.py`), unless TorchServe was started without tokens. Several
+TorchServes behind one address must be started so, because each would make its own tokens.
 
 This module knows nothing of samapi; the gateway, the launcher and the benchmarks use it.
 """
@@ -9,6 +9,7 @@ This module knows nothing of samapi; the gateway, the launcher and the benchmark
 from __future__ import annotations
 
 import asyncio
+import io
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -21,30 +22,19 @@ from .torchserve_answers import (
     Answer,
     ConnectionLost,
     TorchServeError,
-    died_with_worker,
     is_refused_token,
-    is_torchserves,
-    is_workers,
     message_of,
     read,
     ready_workers,
 )
 
-__all__ = [
-    "Answer",
-    "ConnectionLost",
-    "TorchServe",
-    "TorchServeError",
-    "died_with_worker",
-    "is_torchserves",
-    "is_workers",
-    "message_of",
-    "read",
-    "ready_workers",
-]
+__all__ = ["Answer", "TorchServe", "TorchServeError", "ready_workers"]
 
 CONTROL_TIMEOUT_S = 30.0
 """Longest time for a connection, and for an answer of the management API."""
+
+SENT_AT_ONCE_BYTES = 2**20
+"""A larger body is sent in pieces, so that other requests go on meanwhile."""
 
 
 class TorchServe:
@@ -243,6 +233,10 @@ class TorchServe:
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
         url = self._urls[role] + path
+        body = request.get("data")
+        if isinstance(body, bytes) and len(body) > SENT_AT_ONCE_BYTES:
+            # aiohttp would copy it at once; a file is sent piece by piece.
+            request["data"] = io.BytesIO(body)
         return await self._http.request(method, url, headers=headers, timeout=timeout, **request)
 
     async def _request_token(self, role: Role, api_key: str) -> Answer:
@@ -260,6 +254,7 @@ def _as_our_errors(path: str) -> Iterator[None]:
     try:
         yield
     except asyncio.TimeoutError as exc:
-        raise TorchServeError(f"TorchServe gave no answer in time: {path}", 504) from exc
+        raise TorchServeError("There was no answer in time.", 504, path) from exc
     except aiohttp.ClientError as exc:
-        raise ConnectionLost(f"TorchServe cannot be reached: {exc!r}") from exc
+        message = "TorchServe cannot be reached. It is starting, or it has ended."
+        raise ConnectionLost(message, detail=f"{path}: {exc!r}") from exc
