@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -102,7 +102,7 @@ def test_a_worker_from_start_to_drained(worker: Worker) -> None:
 def only_with_the_secret(options: Options) -> None:
     """Ask each API without the secret, with a wrong one, and with the right one."""
     body = prompt_body(new_picture(), bbox=[20, 30, 70, 78])
-    urls = {
+    urls: dict[str, Callable[..., requests.Response]] = {
         f"{options.inference_url}/ping": loopback.get,
         f"{options.management_url}/models": loopback.get,
         f"{options.inference_url}/predictions/vit_t": partial(loopback.post, json=body),
