@@ -14,7 +14,6 @@ import contextlib
 import json
 import logging
 import os
-import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,11 +41,10 @@ from samserve.network import devices
 from samserve.pictures.decoder_process import DecoderProcess
 from samserve.pictures.decoding import Decode
 from samserve.pictures.picture import Picture
-from samserve.progress import Job
 from samserve.serving import budgets, logs, rows
 from samserve.serving.budgets import DecodingBudget, OutlineBudget
 from samserve.serving.headers import IMAGE_PAGES, JOB
-from samserve.serving.jobs import JobFolder, JobProgress, is_job_id
+from samserve.serving.jobs import JobFolder, is_job_id
 from samserve.serving.lanes import mode_of
 from samserve.serving.memory import Memory
 from samserve.serving.metrics import METRICS, Emit, WorkerMetrics
@@ -109,22 +107,18 @@ class SamHandler:
     def handle(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
         """Answer a batch. An error of one request does not touch the others."""
         with self.pulse.working():
-            return self.answer(data, context)
-
-    def answer(self, data: list[dict[str, Any]], context: Any) -> list[bytes]:
-        """Answer a batch, as `handle` does."""
-        batch = [Row(index, content, context) for index, content in enumerate(data)]
-        questions = [row for row in batch if not row.asks_for_description]
-        for row in batch:
-            if row.asks_for_description:
-                row.answer = Answer(200, JSON, orjson.dumps(self.describe()))
-        for row in questions:
-            with self.errors_as_answers([row]):
-                row.read(self.mode, self.settings, self.weights)
-        self.segment(questions)
-        self.log_and_count(questions)
-        self.memory.give_back()
-        return [row.send() for row in batch]
+            batch = [Row(index, content, context) for index, content in enumerate(data)]
+            questions = [row for row in batch if not row.asks_for_description]
+            for row in batch:
+                if row.asks_for_description:
+                    row.answer = Answer(200, JSON, orjson.dumps(self.describe()))
+            for row in questions:
+                with self.errors_as_answers([row]):
+                    row.read(self.mode, self.settings, self.weights)
+            self.segment(questions)
+            self.log_and_count(questions)
+            self.memory.give_back()
+            return [row.send() for row in batch]
 
     def segment(self, questions: Sequence[Row]) -> None:
         """Answer the requests that were read: embed their images, make masks, outline them."""
@@ -265,7 +259,8 @@ class SamHandler:
         job_id = row.header(JOB)
         if job_id is not None and not is_job_id(job_id):
             raise InvalidRequest(f"{JOB} must be 32 hexadecimal digits.")
-        job = self.job(row, job_id, request.timeout_s or self.settings.limits.max_automask_s)
+        deadline_s = request.timeout_s or self.settings.limits.max_automask_s
+        job = rows.job_of(row, self.jobs, job_id, self.pulse.step, deadline_s)
         try:
             with timing.step("masks"):
                 objects = self.segmenter.find_objects(embedded, request, job)
@@ -281,23 +276,6 @@ class SamHandler:
                 return rows.end_of_stream(formats.lines(content), job, embedded.pages)
             answer = self.write(row, objects, embedded, timing, allow)
         return answer if job.stopped is None else rows.partial(answer, job)
-
-    def job(self, row: Row, job_id: str | None, deadline_s: float) -> Job:
-        """Return a job that reports to the job folder and to the stream, if there are any."""
-        started = time.time()
-        folder = self.jobs if job_id is not None else None
-
-        def report(done: int, total: int) -> None:
-            if folder is not None and job_id is not None:
-                folder.write(job_id, JobProgress(row.lane, done, total, started))
-            if row.streams:
-                row.send_part(formats.event("progress", done=done, total=total))
-
-        def cancelled() -> bool:
-            self.pulse.step()  # this is called between batches of points
-            return folder is not None and job_id is not None and folder.is_cancelled(job_id)
-
-        return Job(deadline_s=deadline_s, cancelled=cancelled, report=report)
 
     def write(
         self,

@@ -15,6 +15,7 @@ from samserve.serving.lanes import mode_of
 from samserve.serving.memory import Memory
 from samserve.serving.metrics import WorkerMetrics
 from samserve.serving.model_settings import ModelSettings
+from samserve.serving.pulse import Pulse
 from tests.support.settings import SETTINGS
 
 
@@ -55,6 +56,7 @@ def handler_of(
     handler.metrics = WorkerMetrics(lane, lambda metric, value, labels: None)
     handler.weights = {"name": "default", "url": "file:vit_t.pt", "sha256": ""}
     handler.lane, handler.memory = lane, Memory()
+    handler.pulse = Pulse(None, settings.step_s)
     return handler
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, NamedTuple
@@ -22,6 +22,7 @@ from samserve.segmenter import EmbeddedPicture
 
 from . import forms, logs
 from .headers import DEADLINE, MODE, REQUEST_ID, STAND_IN, STREAM
+from .jobs import JobFolder, JobProgress
 from .lanes import Mode
 from .model_settings import ModelSettings
 from .requests import AutomaskRequest, PromptRequest
@@ -245,6 +246,34 @@ def by_picture(prompted: Iterable[Prompted]) -> list[list[Prompted]]:
     for request in prompted:
         groups.setdefault(id(request.embedded), []).append(request)
     return list(groups.values())
+
+
+def job_of(
+    row: Row,
+    folder: JobFolder | None,
+    job_id: str | None,
+    step: Callable[[], None],
+    deadline_s: float,
+) -> Job:
+    """Return a job that reports to the job folder and to the stream, if there are any.
+
+    Args:
+        step: called between batches of points.
+        deadline_s: seconds from now that the job may take.
+    """
+    started = time.time()
+
+    def report(done: int, total: int) -> None:
+        if folder is not None and job_id is not None:
+            folder.write(job_id, JobProgress(row.lane, done, total, started))
+        if row.streams:
+            row.send_part(formats.event("progress", done=done, total=total))
+
+    def cancelled() -> bool:
+        step()
+        return folder is not None and job_id is not None and folder.is_cancelled(job_id)
+
+    return Job(deadline_s=deadline_s, cancelled=cancelled, report=report)
 
 
 def end_of_stream(features: bytes, job: Job, pages: int) -> Answer:
