@@ -35,6 +35,7 @@ PACKAGES = {
     "prometheus": "prometheus",
     "promtool": "prometheus",
     "redis-server": "redis-server",
+    "systemd-analyze": "systemd",
 }
 
 
