@@ -16,7 +16,7 @@ import yaml
 from samserve.model_types import MODEL_TYPES
 from samserve_gateway.settings import Settings
 from samserve_launcher import worker
-from samserve_launcher.door import SECRET
+from samserve_launcher.door import CONFIG, SECRET
 from samserve_launcher.processes import GATEWAY_ENVIRONMENT
 from tests.support.deployment import (
     DEPLOY,
@@ -177,7 +177,15 @@ def test_haproxys_configuration() -> None:
         str(of_worker["management"]),
     }
     assert set(re.findall(r"check port (\d+)", HAPROXY)) == {str(of_worker["ready"])}
-    assert set(re.findall(r"httpchk GET (/\w+)", HAPROXY)) <= paths_of("worker")
+    asked = re.findall(
+        r"http-check connect(?: port (\d+))?\n +http-check send .*uri (/\w+)", HAPROXY
+    )
+    assert asked == [
+        *(("", "/readyz"), (str(of_worker["inference"]), "/healthz")),
+        *(("", "/readyz"), (str(of_worker["management"]), "/healthz")),
+    ]
+    assert "/readyz" in paths_of("worker")
+    assert "{ path /healthz }" in CONFIG.read_text()
     longest = Settings().automask_timeout_s
     for side in ("client", "server"):
         assert float(re.findall(rf"timeout {side} (\d+)s", HAPROXY)[0]) > longest

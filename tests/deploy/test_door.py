@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from samserve_launcher.door import (
@@ -38,6 +39,7 @@ class Recorder:
     """A server that records what it gets, and answers each connection once."""
 
     def __init__(self, port: int) -> None:
+        self.answer = ANSWER
         self.received: list[bytes] = []
         self.listener = socket.create_server((LOOPBACK, port))
         threading.Thread(target=self._accept, daemon=True).start()
@@ -46,9 +48,9 @@ class Recorder:
         with contextlib.suppress(OSError):  # it is closed
             while True:
                 connection, _ = self.listener.accept()
-                with connection:
+                with connection, contextlib.suppress(ConnectionError):
                     self.received.append(connection.recv(65536))
-                    connection.sendall(ANSWER)
+                    connection.sendall(self.answer)
 
 
 class Door:
@@ -56,9 +58,13 @@ class Door:
         self.ports = {api: getattr(options, f"{api}_port") for api in APIS}
         self.recorders = {api: Recorder(getattr(inside, f"{api}_port")) for api in APIS}
 
-    def send(self, api: str, *pieces: bytes) -> bytes:
+    def connect(self, api: str, sender: str = LOOPBACK) -> socket.socket:
+        address = (LOOPBACK, self.ports[api])
+        return socket.create_connection(address, timeout=30, source_address=(sender, 0))
+
+    def send(self, api: str, *pieces: bytes, sender: str = LOOPBACK) -> bytes:
         """Return the whole answer to these bytes."""
-        with socket.create_connection((LOOPBACK, self.ports[api]), timeout=30) as connection:
+        with self.connect(api, sender) as connection:
             return exchange(connection, pieces)
 
     def reached(self) -> list[bytes]:
@@ -93,6 +99,7 @@ def running() -> Iterator[tuple[Door, subprocess.Popen[bytes]]]:
 def door(running: tuple[Door, subprocess.Popen[bytes]]) -> Door:
     for recorder in running[0].recorders.values():
         recorder.received.clear()
+        recorder.answer = ANSWER
     return running[0]
 
 
@@ -102,6 +109,7 @@ def head(line: bytes, *headers: bytes) -> bytes:
 
 SHUT_OUT = {
     "no secret": head(b"GET /ping"),
+    "its health": head(b"GET /healthz"),
     "another's": head(b"GET /ping", b"X-Samserve-Secret: " + b"x" * len(GOOD) + b"\r\n"),
     "an empty one": head(b"GET /ping", b"X-Samserve-Secret:\r\n"),
     "the beginning": head(b"GET /ping", HEADER[:-3] + b"\r\n"),
@@ -212,6 +220,49 @@ def test_metrics_pass_without_what_the_sender_adds(door: Door) -> None:
 def test_metrics_are_one_request_only(door: Door, request_: bytes) -> None:
     assert door.send("metrics", request_).startswith(b"HTTP/1.1 403 ")
     assert door.reached() == []
+
+
+@pytest.mark.parametrize("api", ["inference", "management"])
+def test_it_answers_for_its_own_health(door: Door, api: str) -> None:
+    assert door.send(api, head(b"GET /healthz", HEADER)).startswith(b"HTTP/1.1 200 ")
+    assert door.reached() == []
+
+
+@pytest.mark.parametrize("api", ["inference", "management"])
+def test_one_address_cannot_take_all_connections(door: Door, api: str) -> None:
+    """It holds connections on which it sends nothing, until it gets no more."""
+    greedy = "127.0.0.2"
+    request = head(b"GET /ping", HEADER)
+    with contextlib.ExitStack() as opened:
+
+        def has_all_it_can_get() -> bool:
+            for _ in range(450):
+                with contextlib.suppress(ConnectionError):
+                    opened.enter_context(door.connect(api, greedy))
+            with contextlib.suppress(ConnectionError):
+                return door.send("inference", request, sender=greedy) == b""
+            return True
+
+        wait_for(has_all_it_can_get)
+        assert door.send("inference", request).endswith(b"hi")
+
+
+def test_a_stranger_who_does_not_read_is_cut_off(door: Door) -> None:
+    length = 2**23
+    door.recorders["metrics"].answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % length
+    door.recorders["metrics"].answer += b"x" * length
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((LOOPBACK, door.ports["metrics"]))
+        connection.sendall(head(b"GET /metrics"))
+        ours = connection.getsockname()
+
+        def is_open() -> bool:
+            states = psutil.net_connections("tcp")
+            return any(c.raddr == ours and c.status == psutil.CONN_ESTABLISHED for c in states)
+
+        wait_for(is_open)
+        wait_for(lambda: not is_open())
 
 
 def test_the_refusal_says_which_header(door: Door) -> None:

@@ -67,17 +67,25 @@ class Cluster:
         """Return the number of a picture whose requests HAProxy sends to this worker."""
         return next(picture for picture in range(1000) if self.worker_of(picture) == worker)
 
-    def tell(self, worker: str, **state: bool) -> None:
+    def tell(self, worker: str, **state: object) -> None:
         _until(lambda: self.ask("POST", 8090, "/state", host=worker, json=state).ok)
 
     def asked(self, worker: str) -> int:
         """Return how many predictions the worker has been asked for."""
         return len(self.ask("GET", 8090, "/seen", host=worker).json())
 
-    def wait_for(self, up: int) -> None:
-        """Return once HAProxy counts so many workers of vit_t as up."""
-        line = f'haproxy_backend_active_servers{{proxy="vit_t"}} {up}\n'
-        _until(lambda: line in self.ask("GET", 8405, "/metrics").text)
+    def wait_for(self, up: int, model_type: str = "vit_t") -> None:
+        """Return once HAProxy counts so many workers of a model type as up, for both APIs."""
+        lines = [
+            f'haproxy_backend_active_servers{{proxy="{proxy}"}} {up}\n'
+            for proxy in (model_type, f"{model_type}-management")
+        ]
+
+        def counted() -> bool:
+            page = self.ask("GET", 8405, "/metrics").text
+            return all(line in page for line in lines)
+
+        _until(counted)
 
 
 def _until(condition: Callable[[], bool]) -> None:
@@ -112,8 +120,9 @@ def cluster(started: Cluster) -> Cluster:
     """The cluster with all three workers up, whatever the last test did to them."""
     for worker in WORKERS:
         started.network.mend(worker)
-        started.tell(worker, ready=True, full=False)
+        started.tell(worker, ready=True, full=False, secret=None)
     started.wait_for(3)
+    started.wait_for(1, "vit_b")
     return started
 
 
@@ -214,6 +223,21 @@ def test_the_workers_get_the_secret(cluster: Cluster, sent: str | None) -> None:
     for port in (8080, 8081):
         answer = cluster.ask("GET", port, PATHS[port], headers=headers)
         assert answer.json()["secrets"] == [SECRET]
+
+
+def test_a_worker_with_another_secret_gets_no_requests(cluster: Cluster) -> None:
+    """As while the secret is changed: it is ready, but would answer 403 to each request."""
+    picture = cluster.picture_of("worker1")
+    for worker in WORKERS:
+        cluster.tell(worker, secret=SECRET)
+    cluster.tell("worker1", secret="another")
+    cluster.wait_for(2)
+    assert cluster.worker_of(picture) in ("worker2", "worker3")
+    paths = [f"/models/vit_t?{number}" for number in range(20)]
+    assert {cluster.ask("GET", 8081, path).status_code for path in paths} == {200}
+    cluster.tell("worker1", secret=SECRET)
+    cluster.wait_for(3)
+    assert cluster.worker_of(picture) == "worker1"
 
 
 def test_each_type_has_its_own_workers(cluster: Cluster) -> None:

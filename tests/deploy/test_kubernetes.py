@@ -12,6 +12,7 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 
+from samserve.model_types import MODEL_TYPES
 from samserve.pictures.decoder_process import ADDRESS_SPACE
 from samserve_gateway.settings import Settings
 from samserve_launcher import worker
@@ -270,7 +271,7 @@ def test_nobody_is_stopped_before_the_longest_automask(overlay: str) -> None:
 
 
 @needs_kubectl
-@overlays
+@pytest.mark.parametrize("overlay", [*OVERLAYS, *(f"workers/{name}" for name in MODEL_TYPES)])
 def test_memory_suffices_for_what_is_kept_in_it(overlay: str) -> None:
     redis = read_conf(DEPLOY / "redis/redis.conf")
     assert redis["maxmemory-policy"] == "allkeys-lru"
@@ -292,7 +293,8 @@ def test_memory_suffices_for_what_is_kept_in_it(overlay: str) -> None:
             processes = 2 if gpu else 3  # configuration.two_prompt_workers_fit
             torchserve = 400 * 10**6
             embeddings = size(memory["emptyDir"]["sizeLimit"])
-            assert limit >= processes * process + torchserve + embeddings
+            weights = 0 if model_type == "vit_t" else 2600 * 10**6  # vit_h's, the largest
+            assert limit >= processes * process + torchserve + embeddings + weights
 
 
 @needs_kubectl

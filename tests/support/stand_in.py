@@ -1,7 +1,8 @@
 """A worker without a model, for tests of haproxy.cfg: `python -m tests.support.stand_in NAME`.
 
 It answers its name after the seconds that the body of a request gives. `POST :8090/state` with a
-JSON object changes its state: `ready`, and `full` for a TorchServe whose queue is full.
+JSON object changes its state: `ready`, `full` for a TorchServe whose queue is full, and `secret`,
+without which it answers 403 on the other ports.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
 
 NAME = sys.argv[1]
 PORTS = (8080, 8081, 8090)
 
-state = {"ready": True, "full": False}
+state: dict[str, Any] = {"ready": True, "full": False, "secret": None}
 seen: list[str] = []
 
 
@@ -27,6 +29,8 @@ class Handler(BaseHTTPRequestHandler):
             self._answer(200 if state["ready"] else 503, state)
         elif self.path == "/seen":
             self._answer(200, seen)
+        elif self._is_shut_out():
+            self._answer(403, {})
         else:
             secrets = self.headers.get_all("X-Samserve-Secret")
             self._answer(200, {"name": NAME, "path": self.path, "secrets": secrets})
@@ -37,10 +41,16 @@ class Handler(BaseHTTPRequestHandler):
             state.update(json.loads(body))
             self._answer(200, state)
             return
+        if self._is_shut_out():
+            self._answer(403, {})
+            return
         seen.append(self.path)
         time.sleep(json.loads(body)["seconds"])
         error = {"code": 503, "type": "ServiceUnavailableException", "message": "full"}
         self._answer(*((503, error) if state["full"] else (200, {"name": NAME})))
+
+    def _is_shut_out(self) -> bool:
+        return state["secret"] not in (None, self.headers["X-Samserve-Secret"])
 
     def _answer(self, status: int, content: object) -> None:
         encoded = json.dumps(content).encode()
