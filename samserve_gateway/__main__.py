@@ -17,6 +17,7 @@ from samserve.serving.logs import JsonFormatter
 
 from .app import create_app
 from .keys import KeysFileError
+from .listening import OpenSockets, listeners
 from .protocol import Protocol
 from .settings import PREFIX, Settings, problems
 from .tls import Certificate, CertificateError, certificate_of
@@ -28,7 +29,7 @@ the gateway: a body sent while the gateway closes the connection is lost. uvicor
 is about the time between two clicks."""
 
 STARTUP_FAILURE = 3
-"""uvicorn's exit status if the server could not start, as when its port is taken."""
+"""The exit status if the server cannot start, as when its port is taken. uvicorn has the same."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -54,8 +55,13 @@ def main(arguments: list[str] | None = None) -> int:
     logging.captureWarnings(True)
     logging.getLogger("uvicorn.error").addFilter(_is_news)
     _raise_file_limit()
+    counts = OpenSockets(
+        settings.max_connections,
+        settings.max_connections_per_address,
+        tls=certificate is not None,
+    )
     try:
-        app = create_app(settings)
+        app = create_app(settings, counts)
     except KeysFileError as error:
         print(f"samserve gateway: {error}", file=sys.stderr)
         return 2
@@ -65,40 +71,55 @@ def main(arguments: list[str] | None = None) -> int:
     # `request_log.py` logs the requests. uvicorn's other messages go to the root logger.
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         access_log=False,
         log_config=None,
         timeout_keep_alive=KEEP_ALIVE_S,
         http=Protocol,
         proxy_headers=bool(settings.trusted_proxies),
         forwarded_allow_ips=settings.trusted_proxies,
+        loop="asyncio",  # its transports close the sockets that `OpenSockets` counts
         ws="none",  # `Protocol` ignores an offered websocket, as it ignores other protocols
         ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
     )
-    server = Server(config, certificate)
+    try:
+        sockets = listeners(settings.host, settings.port, counts)
+    except OSError as exc:
+        print(
+            f"samserve gateway: it cannot listen on {settings.host}, port {settings.port}: "
+            f"{exc.strerror or exc}. Set {PREFIX}HOST or {PREFIX}PORT.",
+            file=sys.stderr,
+        )
+        return STARTUP_FAILURE
+    server = Server(config, certificate, counts)
     with contextlib.suppress(KeyboardInterrupt):
-        server.run()
+        server.run(sockets)
     return 0 if server.started else STARTUP_FAILURE
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server, which also looks whether its certificate has changed."""
+    """uvicorn's server, which also watches handshakes, and whether its certificate has changed."""
 
-    def __init__(self, config: uvicorn.Config, certificate: Certificate | None) -> None:
+    def __init__(
+        self, config: uvicorn.Config, certificate: Certificate | None, counts: OpenSockets
+    ) -> None:
         super().__init__(config)
         self._certificate = certificate
+        self._counts = counts
 
     async def main_loop(self) -> None:
         """Serve until a signal comes."""
         if self._certificate is None:
             await super().main_loop()
             return
-        watching = asyncio.create_task(self._certificate.watch())
+        watching = [
+            asyncio.create_task(self._certificate.watch()),
+            asyncio.create_task(self._counts.end_slow_handshakes()),
+        ]
         try:
             await super().main_loop()
         finally:
-            watching.cancel()
+            for task in watching:
+                task.cancel()
 
 
 def _is_news(record: logging.LogRecord) -> bool:

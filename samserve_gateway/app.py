@@ -38,6 +38,7 @@ from .forwarding import Forwarder
 from .jobs import Jobs
 from .keyring import KeyPaths, Keyring, client_of
 from .known_pictures import KnownPictures
+from .listening import OpenSockets
 from .metrics import Metrics
 from .paths import HeadAsGet, Paths
 from .queues import LaneQueues
@@ -56,8 +57,12 @@ from .torchserve import TorchServe
 from .weights import Weights
 
 
-def create_app(settings: Settings) -> ASGIApp:
-    """Return the gateway as an ASGI application."""
+def create_app(settings: Settings, sockets: OpenSockets | None = None) -> ASGIApp:
+    """Return the gateway as an ASGI application.
+
+    Args:
+        sockets: the connections that its listening sockets have accepted.
+    """
     model_types = settings.models.split()
     has_tokens = settings.torchserve_tokens == "on"
     key_file = settings.key_file if has_tokens else None
@@ -86,7 +91,10 @@ def create_app(settings: Settings) -> ASGIApp:
             settings.max_connections_per_address,
             record_refusal=request_log.record_refusal,
             record_end=lambda reason: metrics.closed.labels(reason).inc(),
+            sockets=sockets,
         )
+        if sockets is not None:
+            sockets.record_end = connections.record_end
         metrics.connections.set_function(lambda: len(connections))
         registration.remove_leftovers()
         async with torchserve:

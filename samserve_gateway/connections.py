@@ -13,6 +13,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
+from .listening import OpenSockets
+
 logger = logging.getLogger(__name__)
 
 STATE = "connections"
@@ -45,6 +47,7 @@ class Connections:
             application. Its arguments are the answer's id, status, code and size.
         record_end: counts a connection that is closed against its client's will. Its argument is
             the reason: `slow_head`, `slow_answer`, `unread_body` or `too_many`.
+        sockets: the connections from `accept` on; None in a test without listening sockets.
 
     Attributes:
         buffer: where each connection in turn reads its bytes.
@@ -56,11 +59,13 @@ class Connections:
         most_per_address: int = 200,
         record_refusal: Callable[[str, int, str, int], None] = lambda *refusal: None,
         record_end: Callable[[str], None] = lambda reason: None,
+        sockets: OpenSockets | None = None,
     ) -> None:
         self.most = most
         self.most_per_address = most_per_address
         self.record_refusal = record_refusal
         self.record_end = record_end
+        self.sockets = sockets
         self.buffer = memoryview(bytearray(BUFFER_BYTES))
         self._open: dict[Watched, str] = {}
         self._of_address: Counter[str] = Counter()

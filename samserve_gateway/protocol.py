@@ -182,6 +182,8 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         """Count the connection. One too many is told so when its request comes."""
         super().connection_made(transport)
         self._head_since_s = self.loop.time()
+        if self._connections.sockets is not None:
+            self._connections.sockets.shaken(transport.get_extra_info("socket").fileno())
         self._unwelcome = self._connections.add(self, self.client[0] if self.client else "")
         if self._unwelcome is not None:
             self._connections.record_end("too_many")

@@ -17,6 +17,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from samserve_gateway.app import create_app
+from samserve_gateway.listening import OpenSockets
 from samserve_gateway.protocol import Protocol
 from samserve_gateway.settings import Settings
 from tests.support.paths import ROOT
@@ -77,12 +78,17 @@ def serving(app: ASGIApp) -> Iterator[int]:
         thread.join()
 
 
-def lone_gateway(**settings: Any) -> ASGIApp:
-    """Return a gateway whose TorchServe is down: every request that it does not refuse gets 503."""
+def lone_gateway(sockets: OpenSockets | None = None, **settings: Any) -> ASGIApp:
+    """Return a gateway whose TorchServe is down: every request that it does not refuse gets 503.
+
+    Args:
+        sockets: the connections of its listening sockets.
+    """
     nowhere = "http://127.0.0.1:9"
     key_file = ROOT / "nowhere" / "key_file.json"
     return create_app(
-        Settings(inference_url=nowhere, management_url=nowhere, key_file=key_file, **settings)
+        Settings(inference_url=nowhere, management_url=nowhere, key_file=key_file, **settings),
+        sockets,
     )
 
 

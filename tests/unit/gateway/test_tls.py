@@ -21,6 +21,7 @@ import uvicorn
 
 from samserve_gateway import tls
 from samserve_gateway.__main__ import Server
+from samserve_gateway.listening import OpenSockets, listeners
 from samserve_gateway.protocol import Protocol
 from samserve_gateway.tls import Certificate, CertificateError
 from samserve_launcher.loopback import LoopbackSession
@@ -47,19 +48,23 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 
 @contextmanager
-def serving(certificate: Certificate, files: tuple[Path, Path]) -> Iterator[int]:
+def serving(
+    certificate: Certificate, files: tuple[Path, Path], counts: OpenSockets | None = None
+) -> Iterator[int]:
     """Run a gateway with this certificate, and yield its port."""
-    app = lone_gateway(tls_certificate=files[0], tls_key=files[1])
+    if counts is None:
+        counts = OpenSockets(1000, 200, tls=True)
+    app = lone_gateway(counts, tls_certificate=files[0], tls_key=files[1])
     config = uvicorn.Config(
         app,
-        port=0,
         http=Protocol,
         ws="none",
         log_config=None,
         ssl_context_factory=lambda *_: certificate.context,
     )
-    server = Server(config, certificate)
-    thread = threading.Thread(target=lambda: asyncio.run(server.serve()))
+    server = Server(config, certificate, counts)
+    sockets = listeners("127.0.0.1", 0, counts)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets)))
     thread.start()
     wait_for(lambda: server.started)
     try:

@@ -21,11 +21,11 @@ class Server:
     def __init__(self, listening: socket.socket) -> None:
         self.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        self.held: list[socket.socket] = []
         self._listening = listening
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
-        held = []
         with contextlib.suppress(OSError):
             while True:
                 connection, _ = self._listening.accept()
@@ -34,7 +34,7 @@ class Server:
                         connection.recv(1000)
                         connection.sendall(self.answer)
                 else:
-                    held.append(connection)
+                    self.held.append(connection)
 
 
 @pytest.fixture
@@ -42,7 +42,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setattr(health, "EVERY_S", 0.02)
     monkeypatch.setattr(health, "SILENT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        yield Server(listening)
+        server = Server(listening)
+        yield server
+    for connection in server.held:
+        connection.close()
 
 
 @pytest.fixture

@@ -1,0 +1,158 @@
+"""The sockets on which the gateway listens. They bound the connections before anything is read.
+
+A TLS connection takes some 300 KB before its first request. Only after its handshake does it reach
+`protocol.py`, which counts requests' connections and refuses those beyond the limits. So a client
+that connects and sends nothing is counted here: the listening socket closes at once what is far
+beyond the limits, and ends handshakes that take too long.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+HANDSHAKE_TIMEOUT_S = 10.0
+"""Longest time for a TLS handshake."""
+
+CHECK_INTERVAL_S = 1.0
+
+BEYOND, BEYOND_TLS = 2.0, 1.1
+"""Multiples of the limits. Connections up to here get an answer that says that they are too many.
+Further ones are closed at once. A TLS connection gets its answer only after its handshake."""
+
+
+class OpenSockets:
+    """The connections of all listening sockets, from `accept` to `close`.
+
+    Args:
+        most, most_per_address: the limits of `Connections`. They get answers that say so, and
+            what is far beyond them is closed without an answer.
+        tls: whether each connection begins with a TLS handshake.
+
+    Attributes:
+        record_end: called with `too_many` or `slow_handshake` when a connection is ended.
+    """
+
+    def __init__(self, most: int, most_per_address: int, *, tls: bool) -> None:
+        beyond = BEYOND_TLS if tls else BEYOND
+        self._most = int(most * beyond)
+        self._most_per_address = int(most_per_address * beyond)
+        self._tls = tls
+        self.record_end: Callable[[str], None] = lambda reason: None
+        self._open = 0
+        self._of_address: Counter[str] = Counter()
+        self._shaking: dict[int, tuple[float, OpenSocket]] = {}
+
+    def __len__(self) -> int:
+        return self._open
+
+    def admit(self, connection: OpenSocket, address: str) -> bool:
+        """Count a new connection. Return False if there are too many already."""
+        if self._open >= self._most or self._of_address[address] >= self._most_per_address:
+            if not self._of_address[address]:
+                del self._of_address[address]
+            self.record_end("too_many")
+            return False
+        self._open += 1
+        self._of_address[address] += 1
+        if self._tls:
+            self._shaking[connection.fileno()] = (time.monotonic(), connection)
+        return True
+
+    def shaken(self, descriptor: int) -> None:
+        """Say that the TLS handshake of a connection has ended."""
+        self._shaking.pop(descriptor, None)
+
+    def closed(self, descriptor: int, address: str) -> None:
+        """Count a connection no longer."""
+        self._shaking.pop(descriptor, None)
+        self._open -= 1
+        self._of_address[address] -= 1
+        if not self._of_address[address]:
+            del self._of_address[address]
+
+    async def end_slow_handshakes(self) -> None:
+        """End handshakes that take too long, until this task is cancelled."""
+        while True:
+            await asyncio.sleep(CHECK_INTERVAL_S)
+            too_old = time.monotonic() - HANDSHAKE_TIMEOUT_S
+            for descriptor, (since, connection) in list(self._shaking.items()):
+                if since < too_old:
+                    del self._shaking[descriptor]
+                    self.record_end("slow_handshake")
+                    # asyncio then reads an end of file, and closes the connection.
+                    with contextlib.suppress(OSError):
+                        connection.shutdown(socket.SHUT_RDWR)
+
+
+class OpenSocket(socket.socket):
+    """A connection that says when it is closed."""
+
+    on_close: Callable[[], None] | None = None
+
+    def close(self) -> None:
+        """Close the connection."""
+        on_close, self.on_close = self.on_close, None
+        if on_close is not None:
+            on_close()
+        super().close()
+
+
+class Listener(socket.socket):
+    """A listening socket whose connections are counted.
+
+    Args:
+        counts: where they are counted.
+        arguments: those of `socket.socket`.
+    """
+
+    def __init__(self, counts: OpenSockets, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._counts = counts
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        """Return a connection and its address.
+
+        Raises:
+            ConnectionAbortedError: the next connection was one too many, and is closed. asyncio
+                goes on when the next one comes.
+        """
+        accepted, address = super().accept()
+        counts, host = self._counts, str(address[0])
+        connection = OpenSocket(
+            accepted.family, accepted.type, accepted.proto, fileno=accepted.detach()
+        )
+        if not counts.admit(connection, host):
+            connection.close()
+            raise ConnectionAbortedError
+        descriptor = connection.fileno()
+        connection.on_close = lambda: counts.closed(descriptor, host)
+        return connection, address
+
+
+def listeners(host: str, port: int, counts: OpenSockets) -> list[socket.socket]:
+    """Return a bound socket for each address of a host, as for both of `localhost`.
+
+    Raises:
+        OSError: the host has no address, or the port cannot be used.
+    """
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    bound: list[socket.socket] = []
+    try:
+        for family, kind, protocol, _, address in dict.fromkeys(found):
+            listener = Listener(counts, family, kind, protocol)
+            bound.append(listener)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            listener.bind(address)
+    except OSError:
+        for socket_of_another in bound:
+            socket_of_another.close()
+        raise
+    return bound

@@ -1,0 +1,154 @@
+"""Connections are bounded from the moment at which they are accepted, before any TLS handshake."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import ssl
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from samserve_gateway import listening
+from samserve_gateway.listening import OpenSockets, listeners
+from samserve_gateway.tls import Certificate
+from samserve_launcher.loopback import LoopbackSession
+from tests.support.waiting import wait_for
+from tests.unit.gateway.test_tls import serving, write_certificate
+
+SILENT = "127.0.0.2"
+"""An address of this machine from which many connections come. Others come from 127.0.0.1."""
+
+
+class Tls:
+    """A gateway with TLS, whose connections are counted.
+
+    Attributes:
+        ended: the reasons for which connections were ended.
+    """
+
+    def __init__(self, counts: OpenSockets, port: int, certificate: Path) -> None:
+        self.counts, self.port, self._certificate = counts, port, certificate
+        self.ended: list[str] = []
+        wait_for(lambda: len(counts) == 0)
+        counts.record_end = self.ended.append
+
+    def connect(self, address: str = SILENT) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), 30, (address, 0))
+
+    def health(self) -> int:
+        with LoopbackSession(30, certificate=self._certificate) as http:
+            return http.get(f"https://127.0.0.1:{self.port}/healthz").status_code
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def tls(tmp_path: Path, stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> Tls:
+    monkeypatch.setattr(listening, "HANDSHAKE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(listening, "CHECK_INTERVAL_S", 0.1)
+    files = write_certificate(tmp_path, "name.example")
+    counts = OpenSockets(100, 20, tls=True)
+    port = stack.enter_context(serving(Certificate(*files), files, counts))
+    return Tls(counts, port, files[0])
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Return whether the other side has closed the connection, or closes it within a second."""
+    connection.settimeout(1)
+    with contextlib.suppress(ConnectionError):
+        try:
+            return connection.recv(1) == b""
+        except TimeoutError:
+            return False
+    return True
+
+
+@pytest.mark.needs("openssl")
+def test_silent_connections_of_one_address_are_few_and_end(tls: Tls, stack: ExitStack) -> None:
+    silent = [stack.enter_context(tls.connect()) for _ in range(60)]
+    wait_for(lambda: tls.ended.count("too_many") == 60 - 22)
+    assert len(tls.counts) == 22  # the limit of an address, 20, and a tenth
+    assert tls.health() == 200
+    wait_for(lambda: tls.ended.count("slow_handshake") == 22)
+    wait_for(lambda: len(tls.counts) == 0)
+    assert all(is_closed(connection) for connection in silent)
+
+
+@pytest.mark.needs("openssl")
+def test_silent_connections_of_many_addresses_are_bounded(tls: Tls, stack: ExitStack) -> None:
+    for number in range(2, 12):
+        for _ in range(20):
+            stack.enter_context(tls.connect(f"127.0.0.{number}"))
+    wait_for(lambda: tls.ended.count("too_many") == 200 - 110)
+    assert len(tls.counts) == 110
+    wait_for(lambda: len(tls.counts) == 0)
+    assert tls.health() == 200
+
+
+@pytest.mark.needs("openssl")
+@pytest.mark.parametrize("begins_with", [b"\x16\x03\x01\x02\x00", b"\x16", b"\x00\x00"])
+def test_a_handshake_of_slow_bytes_ends(tls: Tls, begins_with: bytes) -> None:
+    with tls.connect() as connection, contextlib.suppress(ConnectionError):
+        deadline = time.monotonic() + 60
+        for byte in (begins_with + b"\x01" * 2000)[:2000]:
+            connection.sendall(bytes([byte]))
+            time.sleep(0.05)
+            assert time.monotonic() < deadline
+            if not len(tls.counts):
+                break
+    wait_for(lambda: len(tls.counts) == 0)
+
+
+@pytest.mark.needs("openssl")
+def test_an_idle_client_with_a_handshake_is_kept(tls: Tls) -> None:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with context.wrap_socket(tls.connect()) as connection:
+        time.sleep(2)
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 200")
+    assert tls.ended == []
+
+
+@pytest.mark.needs("openssl")
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda connection: connection.close(),
+        lambda connection: connection.sendall(b"GET / HTTP/1.1\r\n\r\n"),
+        lambda connection: connection.shutdown(socket.SHUT_WR),
+        lambda connection: connection.sendall(b"\x16\x03\x01\xff\xff" + b"x" * 999),
+    ],
+)
+def test_whoever_leaves_is_counted_no_longer(
+    tls: Tls, leave: Callable[[socket.socket], None]
+) -> None:
+    for _ in range(30):
+        with tls.connect() as connection:
+            leave(connection)
+    wait_for(lambda: len(tls.counts) == 0)
+    assert tls.health() == 200
+    wait_for(lambda: not tls.counts._of_address and not tls.counts._shaking)
+
+
+def test_each_address_of_a_host_is_listened_on() -> None:
+    counts = OpenSockets(10, 10, tls=False)
+    sockets = listeners("localhost", 0, counts)
+    families = {found[0] for found in socket.getaddrinfo("localhost", 0)}
+    assert {bound.family for bound in sockets} == families
+    for bound in sockets:
+        bound.close()
+
+
+def test_a_port_that_is_taken() -> None:
+    counts = OpenSockets(10, 10, tls=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(OSError, match="in use"):
+        listeners("127.0.0.1", taken.getsockname()[1], counts)
