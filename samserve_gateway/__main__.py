@@ -105,9 +105,7 @@ class Server(uvicorn.Server):
                 task.cancel()
 
 
-def _config(
-    app: ASGIApp, settings: Settings, certificate: Certificate | None
-) -> uvicorn.Config:
+def _config(app: ASGIApp, settings: Settings, certificate: Certificate | None) -> uvicorn.Config:
     """Return uvicorn's settings."""
     # `request_log.py` logs the requests. uvicorn's other messages go to the root logger.
     return uvicorn.Config(
