@@ -256,5 +256,9 @@ def _as_our_errors(path: str) -> Iterator[None]:
     except asyncio.TimeoutError as exc:
         raise TorchServeError("There was no answer in time.", 504, path) from exc
     except aiohttp.ClientError as exc:
-        message = "TorchServe cannot be reached. It is starting, or it has ended."
+        message = (
+            "TorchServe, which runs the models, cannot be reached: it is starting, or it has "
+            "ended. Try again in some seconds. If it stays so, logs/torchserve.log of the server "
+            "says why."
+        )
         raise ConnectionLost(message, detail=f"{path}: {exc!r}") from exc
