@@ -41,7 +41,7 @@ def rendered_with(folder: Path, overlay: str, lines: str) -> list[Manifest]:
         lines: more lines of its kustomization.yaml, where {kubernetes} is deploy/kubernetes.
     """
     kubernetes = os.path.relpath(DEPLOY / "kubernetes", folder)
-    text = f"resources: [{kubernetes}/{overlay}]\n{lines.format(kubernetes=kubernetes)}\n"
+    text = f"resources: [{kubernetes}/{overlay}]\n{lines}\n".replace("{kubernetes}", kubernetes)
     (folder / "kustomization.yaml").write_text(text)
     return rendered(folder)
 
