@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import subprocess
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,6 @@ import yaml
 
 from samserve_gateway.metrics import Metrics
 from samserve_gateway.queues import LaneQueue
-from tests.support.addresses import free_ports
 from tests.support.deployment import DEPLOY, HAPROXY
 from tests.support.paths import ROOT
 
@@ -34,12 +35,14 @@ class Case:
 
     Attributes:
         labels: those of the alert, without its severity.
+        says: a part of its summary.
     """
 
     alert: str
     fires: dict[str, str]
     quiet: dict[str, str]
     labels: dict[str, str]
+    says: str = ""
 
 
 GATEWAY = 'instance="10.0.0.1:8000"'
@@ -157,6 +160,7 @@ CASES = [
         # What a pod that is not ready looks like
         {DOWN.format("a", "MAINT"): always(1), DOWN.format("a", "DOWN"): always(0)},
         {"proxy": "vit_t"},
+        "1 worker(s) of vit_t",
     ),
     Case(
         "SamservePodsUnavailable",
@@ -185,8 +189,8 @@ CASES = [
     ),
     Case(
         "SamserveRedis",
-        {'samserve_redis_total{outcome="timeout"}': rising(10)},
-        {'samserve_redis_total{outcome="miss"}': rising(10)},
+        {'samserve_redis_total{lane="vit_t", outcome="timeout"}': rising(10)},
+        {'samserve_redis_total{lane="vit_t", outcome="miss"}': rising(10)},
         {},
     ),
 ]
@@ -233,6 +237,7 @@ def fired(case: Case, series: dict[str, str], folder: Path) -> list[dict[str, st
     if done.returncode == 0:
         return []
     assert "got:" in said, said
+    assert case.says in said
     found = []
     for labels in re.findall(r"Labels:\{([^}]*)\}", said.split("got:")[1]):
         pairs = dict(re.findall(r'(\w+)="([^"]*)"', labels))
@@ -280,16 +285,17 @@ def test_the_gateways_series_are_as_in_the_cases() -> None:
 
 
 def test_the_workers_series_are_as_in_the_cases() -> None:
-    text = (ROOT / "config/metrics.yaml").read_text()
-    for name, labels in series_of_the_cases().items():
-        if name.startswith(("ts_", "samserve_redis")):
-            [dimensions] = re.findall(rf"name: {name}\s+unit: \w+\s+dimensions: (.*)", text)
-            known = set(re.findall(r"\w+", dimensions)) | {"outcome"}
-            assert {label.lower() for label in labels} <= {d.lower() for d in known} | {
-                "model_name",
-                "model_version",
-                "hostname",
-            }
+    config = yaml.safe_load((ROOT / "config/metrics.yaml").read_text())
+    known = {
+        metric["name"]: set(metric["dimensions"])
+        for section in ("ts_metrics", "model_metrics")
+        for metrics in config[section].values()
+        for metric in metrics
+    }
+    used = {n: v for n, v in series_of_the_cases().items() if n.startswith(("ts_", "samserve_r"))}
+    assert len(used) == 3
+    for name, labels in used.items():
+        assert labels == known[name]
 
 
 def test_kubernetes_series_are_as_in_the_cases() -> None:
@@ -301,7 +307,11 @@ def test_kubernetes_series_are_as_in_the_cases() -> None:
 
 @pytest.mark.needs("haproxy")
 def test_haproxys_series_are_as_in_the_cases(tmp_path: Path) -> None:
-    ports = free_ports(3)
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(3)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        ports = [each.getsockname()[1] for each in sockets]
     text = HAPROXY
     for port, free in zip((8080, 8081, 8405), ports, strict=True):
         text = text.replace(f"bind :{port}", f"bind 127.0.0.1:{free}")
