@@ -1,5 +1,5 @@
 /** A source of OpenLayers that shows pixels which are in memory. */
-import type { Extent } from "ol/extent";
+import { getHeight, getWidth, type Extent } from "ol/extent";
 import ImageWrapper from "ol/Image";
 import ImageState from "ol/ImageState";
 import type Projection from "ol/proj/Projection";
@@ -12,7 +12,8 @@ export class BitmapSource extends ImageSource {
   constructor(levels: ImageBitmap[], extent: Extent, projection: Projection, interpolate: boolean) {
     super({ projection, interpolate });
     this.wrappers = levels.map((level) => {
-      const wrapper = new ImageWrapper(extent, undefined, 1, ImageState.LOADED);
+      const resolution = [getWidth(extent) / level.width, getHeight(extent) / level.height];
+      const wrapper = new ImageWrapper(extent, resolution, 1, ImageState.LOADED);
       wrapper.setImage(level);
       return wrapper;
     });

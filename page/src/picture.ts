@@ -28,7 +28,7 @@ export async function readPicture(file: File): Promise<Picture> {
     levels.push(level);
   }
   const { width, height } = bitmap;
-  const digest = digestOf(file).catch(() => null);
+  const digest = digestOf(file);
   return { name: file.name || "picture.png", file, width, height, levels, digest };
 }
 
@@ -54,17 +54,10 @@ async function decode(file: File, head: Uint8Array): Promise<ImageBitmap> {
   }
 }
 
-/** Return `sha256:` and the SHA-256 of the file's base64 text, which the server knows pictures by. */
+/** Return `sha256:` and the SHA-256 of the file, which the server knows the picture by. */
 async function digestOf(file: Blob): Promise<string | null> {
   // Browsers have no SHA-256 on plain HTTP, except on the machine itself.
   if (!globalThis.isSecureContext) return null;
-  const url = await new Promise<string>((resolve, reject) => {
-    const reader = new FileReader();
-    reader.onload = () => resolve(reader.result as string);
-    reader.onerror = () => reject(reader.error ?? new Error("The file cannot be read."));
-    reader.readAsDataURL(file);
-  });
-  const text = new TextEncoder().encode(url.slice(url.indexOf(",") + 1));
-  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", text));
+  const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", await file.arrayBuffer()));
   return "sha256:" + Array.from(hash, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

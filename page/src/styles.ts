@@ -12,7 +12,7 @@ const WHITE = "#ffffff";
 function line(color: string, width: number, dash?: number[]): Style[] {
   const dashes = dash === undefined ? {} : { lineDash: dash };
   return [
-    new Style({ stroke: new Stroke({ color: "rgba(0,0,0,0.55)", width: width + 2 }) }),
+    new Style({ stroke: new Stroke({ color: "rgba(0,0,0,0.4)", width: width + 1.5 }) }),
     new Style({ stroke: new Stroke({ color, width, ...dashes }) }),
   ];
 }
