@@ -31,6 +31,8 @@ export class Editor {
   search: Search | null = null;
   /** What to say after a step that shows nothing. */
   notice = "";
+  /** How the last search ended. */
+  found = "";
   /** The last request. */
   asked: Asked | null = null;
 
@@ -67,7 +69,7 @@ export class Editor {
     this.selected = this.hovered = null;
     this.waiting = false;
     this.search = null;
-    this.notice = "";
+    this.notice = this.found = "";
     this.asked = null;
     this.history.reset({ ...emptySnapshot(), classes: this.now.classes });
     this.changed();
@@ -173,7 +175,7 @@ export class Editor {
     const { signal } = this.searchAbort;
     this.search = { done: 0, total: 0 };
     this.asked = { path: "sam/automask/", fields };
-    this.notice = "";
+    this.found = "";
     this.changed();
     try {
       const masks = await automask(picture, fields, signal, (done, total) => {
@@ -183,7 +185,7 @@ export class Editor {
       if (signal.aborted) return;
       this.search = null;
       const items = masks.map((mask) => this.itemOf(mask));
-      this.notice = masks.length > 0 ? `Found ${masks.length} objects.` : "Found no objects.";
+      this.found = masks.length > 0 ? `Found ${masks.length} objects.` : "Found no objects.";
       this.commit({ ...this.now, items: [...this.now.items, ...items] });
     } catch (error) {
       if (isAbort(error)) return;
@@ -197,7 +199,8 @@ export class Editor {
     if (this.search === null) return;
     this.searchAbort.abort();
     this.search = null;
-    this.say("Stopped. Nothing was added.");
+    this.found = "Stopped. Nothing was added.";
+    this.changed();
   }
 
   private itemOf(mask: Mask): Item {

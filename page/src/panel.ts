@@ -79,6 +79,7 @@ export class Panel {
   private showSearch(): void {
     const { search } = this.editor;
     const progress = byId<HTMLProgressElement>("progress");
+    byId("search-note").textContent = this.editor.found;
     byId("automask").hidden = search !== null;
     byId("stop").hidden = search === null;
     progress.hidden = search === null;

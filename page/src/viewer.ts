@@ -68,6 +68,7 @@ export class Viewer {
       interactions: [pan, new PinchZoom(), new MouseWheelZoom(), pointer],
       layers: [],
     });
+    this.map.on("moveend", () => this.publish());
     this.map.on("pointermove", (event) => this.pointerMoved(event));
     this.map.on("click", (event) => {
       if (this.tool === "move") this.events.select(this.itemAt(event.coordinate));
@@ -112,7 +113,7 @@ export class Viewer {
   fit(): void {
     this.map.updateSize();
     const [width, height] = this.size;
-    this.map.getView().fit([0, -height, width, 0], { padding: [24, 24, 24, 24] });
+    this.map.getView().fit([0, -height, width, 0], { padding: [20, 20, 84, 20] });
   }
 
   zoom(factor: number): void {
@@ -165,12 +166,12 @@ export class Viewer {
     return { at: this.inside([x, y]), resolution: view.getResolution() ?? 1 };
   }
 
-  /** Return where on the screen a point of the picture is, from the page's top left corner. */
-  onScreen(x: number, y: number): [number, number] {
-    this.map.renderSync();
-    const [left = 0, top = 0] = this.map.getPixelFromCoordinate([x, -y]);
-    const { x: originX, y: originY } = this.target.getBoundingClientRect();
-    return [left + originX, top + originY];
+  /** Write into the page what the view shows, for programs that use the page. */
+  private publish(): void {
+    const view = this.map.getView();
+    const [x = 0, y = 0] = view.getCenter() ?? [];
+    this.target.dataset["center"] = `${x} ${-y}`;
+    this.target.dataset["resolution"] = String(view.getResolution());
   }
 
   private showItems(items: Item[], recolored: boolean): void {

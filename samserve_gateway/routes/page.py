@@ -14,7 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
+from fastapi.responses import RedirectResponse
 from starlette.datastructures import Headers
+from starlette.types import Scope
+
+from samserve.errors import SamserveError, Unauthorized
+from samserve_gateway.keyring import NO_SLASH
 
 FOLDER = Path(__file__).parents[1] / "page"
 
@@ -23,6 +28,9 @@ POLICY = (
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 """The page's Content-Security-Policy: nothing from elsewhere, and no script or style in the page."""
+
+KEY_PAGE = "key.html"
+"""Asks a person for a key. It is sent only as the refusal of a request without a right one."""
 
 _COMPRESSED = (".html", ".js", ".css", ".svg")
 
@@ -68,7 +76,8 @@ class PageRoutes:
     """The page and its files, which are read once."""
 
     def __init__(self, folder: Path = FOLDER) -> None:
-        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        files = (path for path in folder.rglob("*") if path.is_file())
+        paths = sorted(path for path in files if path.name != KEY_PAGE)
         self._files = {path.relative_to(folder).as_posix(): File.read(path) for path in paths}
 
     def add_to(self, app: FastAPI) -> None:
@@ -80,6 +89,20 @@ class PageRoutes:
 
 def _sender(file: File) -> Callable[[Request], Awaitable[Response]]:
     async def send(request: Request) -> Response:
+        if request.scope.get(NO_SLASH):
+            return RedirectResponse(request.scope["root_path"] + "/")
         return file.answer(request.headers)
 
     return send
+
+
+def wants_key_page(error: SamserveError, scope: Scope, headers: Headers) -> bool:
+    """Return whether the refused request is a browser's, for the page, without a right key."""
+    is_browser = "text/html" in headers.get("accept", "")
+    return isinstance(error, Unauthorized) and scope["path"] == "/" and is_browser
+
+
+def key_page(error: SamserveError) -> Response:
+    """Return the refusal as a page with a field for the key."""
+    content = (FOLDER / KEY_PAGE).read_bytes()
+    return Response(content, error.status, {"Cache-Control": "no-store"}, "text/html")
