@@ -68,7 +68,7 @@ export class Viewer {
       interactions: [pan, new PinchZoom(), new MouseWheelZoom(), pointer],
       layers: [],
     });
-    this.map.on("moveend", () => this.publish());
+    this.map.on("postrender", () => this.publish());
     this.map.on("pointermove", (event) => this.pointerMoved(event));
     this.map.on("click", (event) => {
       if (this.tool === "move") this.events.select(this.itemAt(event.coordinate));

@@ -11,6 +11,7 @@ import hashlib
 import mimetypes
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
@@ -27,7 +28,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""The page's Content-Security-Policy: nothing from elsewhere, and no script or style in the page."""
+"""The page's Content-Security-Policy: nothing from elsewhere, no script and no style in the page."""
 
 KEY_PAGE = "key.html"
 """Asks a person for a key. It is sent only as the refusal of a request without a right one."""
@@ -104,5 +105,10 @@ def wants_key_page(error: SamserveError, scope: Scope, headers: Headers) -> bool
 
 def key_page(error: SamserveError) -> Response:
     """Return the refusal as a page with a field for the key."""
-    content = (FOLDER / KEY_PAGE).read_bytes()
-    return Response(content, error.status, {"Cache-Control": "no-store"}, "text/html")
+    headers = {"Cache-Control": "no-store", "WWW-Authenticate": "Bearer"}
+    return Response(_key_page(), error.status, headers, "text/html")
+
+
+@cache
+def _key_page() -> bytes:
+    return (FOLDER / KEY_PAGE).read_bytes()
