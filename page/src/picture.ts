@@ -1,4 +1,5 @@
 /** The picture that is open: its file for the server, and its pixels for the screen. */
+import { withoutExif } from "./exif";
 import { Problem } from "./problem";
 
 export interface Picture {
@@ -35,10 +36,7 @@ export async function readPicture(file: File): Promise<Picture> {
 /** Decode the pixels as they are stored, because the server does not turn pictures by EXIF either. */
 async function decode(file: File, head: Uint8Array): Promise<ImageBitmap> {
   try {
-    return await createImageBitmap(file, {
-      imageOrientation: "none" as ImageOrientation,
-      premultiplyAlpha: "none",
-    });
+    return await createImageBitmap(await withoutExif(file));
   } catch {
     const [a, b] = head;
     if ((a === 0x49 && b === 0x49) || (a === 0x4d && b === 0x4d)) {
