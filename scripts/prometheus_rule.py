@@ -1,6 +1,6 @@
 """This program writes the PrometheusRule of deploy/kubernetes from alerts.yml.
 
-    python -m scripts.prometheus_rule
+python -m scripts.prometheus_rule
 """
 
 from __future__ import annotations
