@@ -14,10 +14,10 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
 
 from samserve.errors import (
     InvalidField,
@@ -83,7 +83,7 @@ async def refuse_address(request: Request, error: HTTPException) -> JSONResponse
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         # The framework lists the methods of one route, but a path may have several routes.
-        headers["Allow"] = ", ".join(_methods(request.app.routes, get_route_path(request.scope)))
+        headers["Allow"] = ", ".join(_methods(request.app.routes, request.scope))
     return JSONResponse(error_body(code, f"{phrase}."), error.status_code, headers)
 
 
@@ -111,10 +111,12 @@ def torchserve_failure(error: TorchServeError) -> tuple[int, dict[str, Any]]:
     return 503, error_body("unavailable", str(error))
 
 
-def _methods(routes: Iterable[BaseRoute], path: str) -> list[str]:
-    """Return the methods of all routes with this path."""
-    of_path = [route for route in routes if isinstance(route, Route) and route.path == path]
-    methods = {method for route in of_path for method in route.methods or ()}
-    if "GET" in methods and path != CANCEL_PATH:  # see `HeadAsGet`
-        methods.add("HEAD")
+def _methods(routes: Iterable[BaseRoute], scope: Scope) -> list[str]:
+    """Return the methods of all routes with the path of this request."""
+    methods = set()
+    for route in routes:
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+            if "GET" in methods and route.path != CANCEL_PATH:  # see `HeadAsGet`
+                methods.add("HEAD")
     return sorted(methods)

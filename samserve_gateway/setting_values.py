@@ -70,7 +70,7 @@ def _redis_url(value: SecretStr) -> SecretStr:
     from redis.connection import parse_url  # imported only where a Redis is configured
 
     try:
-        parse_url(value.get_secret_value())
+        parse_url(value.get_secret_value())  # type: ignore[no-untyped-call]
     except ValueError:
         # No message repeats the address, or a part of it: it may have a password.
         raise ValueError("it is no address of the form redis://host:port/0") from None
