@@ -103,10 +103,13 @@ class TorchServe:
             ) as response:
                 yield response
 
-    async def lanes(self) -> list[str]:
+    async def lanes(self, timeout_s: float = CONTROL_TIMEOUT_S) -> list[str]:
         """Return the names of the registered lanes.
 
         A balancer may reach the TorchServes of some model types only; then the list has theirs.
+
+        Args:
+            timeout_s: the longest time for the list.
 
         Raises:
             TorchServeError: no TorchServe gives a list.
@@ -115,7 +118,7 @@ class TorchServe:
         # balancer chooses the TorchServe.
         queries = [{"limit": "100", "type": model_type} for model_type in self._model_types]
         results = await asyncio.gather(
-            *(self._manage("GET", "/models", params=params) for params in queries),
+            *(self._manage("GET", "/models", params=q, timeout_s=timeout_s) for q in queries),
             return_exceptions=True,
         )
         lists = [models for models in results if not isinstance(models, BaseException)]
@@ -123,9 +126,10 @@ class TorchServe:
             raise next(error for error in results if isinstance(error, BaseException))
         return list(dict.fromkeys(m["modelName"] for models in lists for m in models["models"]))
 
-    async def lane(self, name: str) -> dict[str, Any]:
+    async def lane(self, name: str, timeout_s: float = CONTROL_TIMEOUT_S) -> dict[str, Any]:
         """Return TorchServe's description of a lane: its workers, their states, batch and queue."""
-        descriptions: list[dict[str, Any]] = await self._manage("GET", f"/models/{name}")
+        path = f"/models/{name}"
+        descriptions: list[dict[str, Any]] = await self._manage("GET", path, timeout_s=timeout_s)
         return descriptions[0]
 
     async def worker_description(self, name: str) -> dict[str, Any]:
