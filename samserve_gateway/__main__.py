@@ -12,6 +12,7 @@ import sys
 
 import uvicorn
 from pydantic import ValidationError
+from starlette.types import ASGIApp
 
 from samserve.serving.logs import JsonFormatter
 
@@ -48,12 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     except CertificateError as exc:
         print(f"{PREFIX}TLS_CERTIFICATE, {PREFIX}TLS_KEY: {exc}", file=sys.stderr)
         return 2
-    console = logging.StreamHandler(sys.stdout)
-    console.setFormatter(JsonFormatter())
-    console.addFilter(RepeatedTracebacks())
-    logging.basicConfig(handlers=[console], level=settings.log_level.upper())
-    logging.captureWarnings(True)
-    logging.getLogger("uvicorn.error").addFilter(_is_news)
+    _log_to_stdout(settings.log_level)
     _raise_file_limit()
     counts = OpenSockets(
         settings.max_connections,
@@ -68,19 +64,6 @@ def main(arguments: list[str] | None = None) -> int:
     # What the start has made stays for good: the collector need not look at it again and again.
     gc.collect()
     gc.freeze()
-    # `request_log.py` logs the requests. uvicorn's other messages go to the root logger.
-    config = uvicorn.Config(
-        app,
-        access_log=False,
-        log_config=None,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        http=Protocol,
-        proxy_headers=bool(settings.trusted_proxies),
-        forwarded_allow_ips=settings.trusted_proxies,
-        loop="asyncio",  # its transports close the sockets that `OpenSockets` counts
-        ws="none",  # `Protocol` ignores an offered websocket, as it ignores other protocols
-        ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
-    )
     try:
         sockets = listeners(settings.host, settings.port, counts)
     except OSError as exc:
@@ -90,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return STARTUP_FAILURE
-    server = Server(config, certificate, counts)
+    server = Server(_config(app, settings, certificate), certificate, counts)
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets)
     return 0 if server.started else STARTUP_FAILURE
@@ -120,6 +103,33 @@ class Server(uvicorn.Server):
         finally:
             for task in watching:
                 task.cancel()
+
+
+def _config(app: ASGIApp, settings: Settings, certificate: Certificate | None) -> uvicorn.Config:
+    """Return uvicorn's settings."""
+    # `request_log.py` logs the requests. uvicorn's other messages go to the root logger.
+    return uvicorn.Config(
+        app,
+        access_log=False,
+        log_config=None,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        http=Protocol,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
+        loop="asyncio",  # its transports close the sockets that `OpenSockets` counts
+        ws="none",  # `Protocol` ignores an offered websocket, as it ignores other protocols
+        ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
+    )
+
+
+def _log_to_stdout(level: str) -> None:
+    """Log from this level on, as lines of JSON."""
+    console = logging.StreamHandler(sys.stdout)
+    console.setFormatter(JsonFormatter())
+    console.addFilter(RepeatedTracebacks())
+    logging.basicConfig(handlers=[console], level=level.upper())
+    logging.captureWarnings(True)
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

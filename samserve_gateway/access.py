@@ -10,6 +10,7 @@ import asyncio
 from contextlib import ExitStack
 
 from fastapi import Request
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from samserve.errors import Busy, SamserveError
@@ -17,6 +18,7 @@ from samserve.serving.lanes import Mode
 
 from .access_modes import FOR_EVERYBODY
 from .keyring import Keyring, put_key_back
+from .origins import Origins
 from .pace import SLOW
 from .queues import LaneQueues
 from .refusals import refusal
@@ -45,9 +47,11 @@ class Access:
         keyring: Keyring,
         shares: Shares,
         queues: LaneQueues,
+        origins: Origins,
         max_body_bytes: int,
     ) -> None:
         self._app = app
+        self._origins = origins
         self._keyring = keyring
         self._shares = shares
         self._queues = queues
@@ -72,6 +76,7 @@ class Access:
         who = self._keyring.identify(scope)
         if scope["path"] in FOR_EVERYBODY and scope["method"] in ("GET", "HEAD"):
             return
+        self._origins.check(scope["method"], Headers(scope=scope))
         await self._keyring.require_key(scope, who)
         await self._shares.count(who.name)
         mode = SEGMENTATION.get(scope["path"])

@@ -40,6 +40,7 @@ from .keyring import KeyPaths, Keyring, client_of
 from .known_pictures import KnownPictures
 from .listening import OpenSockets
 from .metrics import Metrics
+from .origins import Origins
 from .paths import HeadAsGet, Paths
 from .queues import LaneQueues
 from .readiness import Readiness
@@ -113,7 +114,8 @@ def create_app(settings: Settings, sockets: OpenSockets | None = None) -> ASGIAp
     budget = BodyBudget(settings.body_budget())
     metrics.bodies_bytes.set_function(lambda: budget.held)
     inner: ASGIApp = WithShare(app, budget, _owner_of_body(keyring))
-    inner = Access(inner, keyring, shares, queues, settings.max_body_bytes)
+    origins = Origins(settings, keyring.mode)
+    inner = Access(inner, keyring, shares, queues, origins, settings.max_body_bytes)
     request_log = RequestLog(_for_browsers(inner, settings), metrics, paths)
     return KeyPaths(Paths(request_log, paths))
 

@@ -93,6 +93,12 @@ class Settings(BaseModel):
         description="web pages that may use the API in a browser, as https://host[:port], "
         "space-separated",
     )
+    allowed_hosts: str = Field(
+        "",
+        pattern=r"^(\s*[A-Za-z0-9._-]+(\s|$))*$",
+        description="names of this server, space-separated, under which a reverse proxy on this "
+        "machine offers it without API keys",
+    )
     prompt_timeout_s: float = Field(120, gt=0, description="longest time for a prompt")
     automask_timeout_s: float = Field(7200, gt=0, description="longest time for an automask")
     log_level: Literal["info", "warning", "error"] = Field(

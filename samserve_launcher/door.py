@@ -1,4 +1,4 @@
-"""The door of `samserve worker`: an HAProxy through which all requests to TorchServe pass.
+"""The door of `samserve worker`: an HAProxy through which all requests pass.
 
 TorchServe 0.12.0 gets no more security patches. So it listens on loopback only, and HAProxy lets
 nobody reach it who does not know the secret of the cluster (`worker-haproxy.cfg`).
@@ -54,24 +54,27 @@ def take_secrets(environ: MutableMapping[str, str]) -> dict[str, str]:
     return secrets
 
 
-def behind_the_door(options: Options) -> Options:
-    """Return the same options with free ports on loopback for TorchServe's three APIs."""
+def behind_the_door(options: Options) -> tuple[Options, int]:
+    """Return free ports on loopback: options with TorchServe's three, and the health server's.
+
+    `port` of these options is the public one, after which the run folder is named.
+    """
     public = {port for _, port in options.ports().values()}
     while True:
         free = free_ports(options)
-        ports = {f"{api}_port": getattr(free, f"{api}_port") for api in APIS}
-        if public.isdisjoint(ports.values()):
-            return replace(options, **ports)
+        if public.isdisjoint(port for _, port in free.ports().values()):
+            return replace(free, port=options.port), free.port
 
 
 def start_door(
-    options: Options, torchserve: Options, secrets: Mapping[str, str]
+    options: Options, torchserve: Options, health_port: int, secrets: Mapping[str, str]
 ) -> subprocess.Popen[bytes]:
     """Start HAProxy on the public ports. The kernel kills it when this process ends.
 
     Args:
         options: the public address and ports.
         torchserve: TorchServe's own ports.
+        health_port: the health server's own port.
         secrets: what a request must carry one of.
 
     Raises:
@@ -82,10 +85,13 @@ def start_door(
     if program is None:
         raise ServerError("HAProxy is not installed. A worker needs it in front of TorchServe.")
     host = f"[{options.host}]" if ":" in options.host else options.host
-    environ = dict(secrets)
-    for api in APIS:
-        environ[f"LISTEN_{api.upper()}"] = f"{host}:{getattr(options, f'{api}_port')}"
-        environ[f"TORCHSERVE_{api.upper()}"] = f"{LOOPBACK}:{getattr(torchserve, f'{api}_port')}"
+    public = {"ready": options.port, **_ports(options)}
+    inside = {"ready": health_port, **_ports(torchserve)}
+    environ = {
+        **secrets,
+        **{f"LISTEN_{api.upper()}": f"{host}:{port}" for api, port in public.items()},
+        **{f"SERVER_{api.upper()}": f"{LOOPBACK}:{port}" for api, port in inside.items()},
+    }
     wrapper = [sys.executable, "-I", "-S", parents.__file__, str(os.getpid())]
     return subprocess.Popen(
         [*wrapper, program, "-db", "-f", str(CONFIG)],
@@ -93,3 +99,7 @@ def start_door(
         stdin=subprocess.DEVNULL,
         start_new_session=True,
     )
+
+
+def _ports(options: Options) -> dict[str, int]:
+    return {api: getattr(options, f"{api}_port") for api in APIS}

@@ -2,8 +2,8 @@
 
     samserve worker
 
-It takes the flags and variables of `samserve serve`. `host` is the address of TorchServe's APIs,
-with HAProxy in front (`door.py`), and of a small health server, which listens on `port` and
+It takes the flags and variables of `samserve serve`. `host` is the address of TorchServe's APIs and
+of a small health server, with HAProxy in front (`door.py`). The health server is at `port` and
 answers anybody:
 
     GET /readyz    200: each lane has answered a real inference; 503: not yet, or no longer
@@ -14,7 +14,8 @@ loaded, and its management API needs a client that reads JSON.
 
 TorchServe runs without tokens here. It accepts only tokens that it creates at its start, and a
 gateway cannot hold those of several TorchServes. It listens on loopback. HAProxy passes on only
-requests that carry the secret of the variable SAMSERVE_WORKER_SECRET, and `GET /metrics`.
+requests that carry the secret of the variable SAMSERVE_WORKER_SECRET, `GET /metrics`, and those for
+the health server.
 
 SIGTERM drains: `/readyz` answers 503, running requests get their answers, and then all processes
 stop.
@@ -84,23 +85,23 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         secrets = take_secrets(os.environ)
         check_ports(options)
-        inside = behind_the_door(options)
+        inside, health_port = behind_the_door(options)
         with torchserve_running(inside, worker_host=LOOPBACK) as children:
-            children.start("haproxy", lambda: start_door(options, inside, secrets))
-            return asyncio.run(_run(inside, children))
+            children.start("haproxy", lambda: start_door(options, inside, health_port, secrets))
+            return asyncio.run(_run(inside, health_port, children))
     except ServerError as error:
         logger.error("%s", error)
         return 1
 
 
-async def _run(options: Options, children: Processes) -> int:
+async def _run(options: Options, health_port: int, children: Processes) -> int:
     names = {"torchserve": "TorchServe", "haproxy": "HAProxy"}
     leave = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, leave.set)
     pulses = Pulses(options.pulse_dir)
-    async with HealthServer(options) as health:
+    async with HealthServer(options, health_port) as health:
         while not leave.is_set():
             for name, child in children.items():
                 if child.poll() is not None:
@@ -156,8 +157,9 @@ class HealthServer:
     It asks TorchServe once a second, however many clients ask.
     """
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, port: int) -> None:
         self._options = options
+        self._port = port
         self._ready = False
         self._lanes: dict[str, dict[str, Any]] = {}
         self._heard = -math.inf
@@ -167,7 +169,7 @@ class HealthServer:
         app.add_routes([web.get("/readyz", self._readyz), web.get("/healthz", self._healthz)])
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
-        await web.TCPSite(self._runner, self._options.host, self._options.port).start()
+        await web.TCPSite(self._runner, LOOPBACK, self._port).start()
         self._watching = asyncio.create_task(self._watch())
         return self
 

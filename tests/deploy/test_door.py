@@ -54,9 +54,11 @@ class Recorder:
 
 
 class Door:
-    def __init__(self, options: Options, inside: Options) -> None:
+    def __init__(self, options: Options, inside: Options, health_port: int) -> None:
         self.ports = {api: getattr(options, f"{api}_port") for api in APIS}
+        self.ports["ready"] = options.port
         self.recorders = {api: Recorder(getattr(inside, f"{api}_port")) for api in APIS}
+        self.recorders["ready"] = Recorder(health_port)
 
     def connect(self, api: str, sender: str = LOOPBACK) -> socket.socket:
         address = (LOOPBACK, self.ports[api])
@@ -82,9 +84,9 @@ pytestmark = pytest.mark.needs("haproxy")
 @pytest.fixture(scope="module")
 def running() -> Iterator[tuple[Door, subprocess.Popen[bytes]]]:
     options = free_ports(Options())
-    inside = behind_the_door(options)
-    door = Door(options, inside)
-    process = start_door(options, inside, {SECRET: GOOD, SECOND_SECRET: OTHER})
+    inside, health_port = behind_the_door(options)
+    door = Door(options, inside, health_port)
+    process = start_door(options, inside, health_port, {SECRET: GOOD, SECOND_SECRET: OTHER})
     try:
         wait_for(door.is_open)
         yield door, process
@@ -160,7 +162,7 @@ def test_nothing_without_the_secret(door: Door, api: str, request_: bytes) -> No
     assert door.reached() == []
 
 
-@pytest.mark.parametrize("api", ["inference", "management", "metrics"])
+@pytest.mark.parametrize("api", ["inference", "management", "metrics", "ready"])
 @pytest.mark.parametrize("request_", MALFORMED.values(), ids=MALFORMED)
 def test_nothing_malformed(door: Door, api: str, request_: bytes) -> None:
     assert door.send(api, request_).split()[1] in (b"400", b"403")
@@ -197,28 +199,38 @@ def test_the_secret_opens_for_one_request(door: Door, framing: list[bytes]) -> N
     assert not [request for request in door.reached() if b"/two" in request]
 
 
-def test_metrics_pass_without_what_the_sender_adds(door: Door) -> None:
-    assert door.send("metrics", head(b"GET /metrics?name[]=a", b"X-A: b\r\n")).endswith(b"hi")
+FOR_STRANGERS = [("metrics", b"/metrics"), ("ready", b"/readyz"), ("ready", b"/healthz")]
+
+
+@pytest.mark.parametrize(("api", "path"), FOR_STRANGERS)
+def test_what_strangers_may_ask_passes_without_what_they_add(
+    door: Door, api: str, path: bytes
+) -> None:
+    request_ = head(b"GET " + path + b"?name[]=a", b"X-A: b\r\n", HEADER)
+    assert door.send(api, request_).endswith(b"hi")
     [request] = door.reached()
     line, *headers = request.lower().splitlines()
-    assert line == b"get /metrics http/1.1"
+    assert line == b"get " + path + b" http/1.1"
     assert set(headers) == {b"host: localhost", b"connection: close", b""}
 
 
+@pytest.mark.parametrize(("api", "path"), FOR_STRANGERS)
 @pytest.mark.parametrize(
     "request_",
     [
-        head(b"GET /metrics", b"Content-Length: 2\r\n") + b"{}",
-        head(b"GET /metrics", b"Transfer-Encoding: chunked\r\n") + b"0\r\n\r\n",
-        head(b"GET /metrics", b"Upgrade: websocket\r\n"),
-        head(b"POST /metrics", b"Content-Length: 0\r\n"),
-        head(b"HEAD /metrics"),
-        head(b"GET /metrics/"),
-        head(b"GET /metrics;a", HEADER),
+        head(b"GET /path", b"Content-Length: 2\r\n") + b"{}",
+        head(b"GET /path", b"Transfer-Encoding: chunked\r\n") + b"0\r\n\r\n",
+        head(b"GET /path", b"Upgrade: websocket\r\n"),
+        head(b"POST /path", b"Content-Length: 0\r\n"),
+        head(b"HEAD /path"),
+        head(b"GET /path/"),
+        head(b"GET //path"),
+        head(b"GET /path;a", HEADER),
+        head(b"GET /", HEADER),
     ],
 )
-def test_metrics_are_one_request_only(door: Door, request_: bytes) -> None:
-    assert door.send("metrics", request_).startswith(b"HTTP/1.1 403 ")
+def test_strangers_may_ask_only_so(door: Door, api: str, path: bytes, request_: bytes) -> None:
+    assert door.send(api, request_.replace(b"/path", path)).startswith(b"HTTP/1.1 403 ")
     assert door.reached() == []
 
 
@@ -228,11 +240,13 @@ def test_it_answers_for_its_own_health(door: Door, api: str) -> None:
     assert door.reached() == []
 
 
-@pytest.mark.parametrize("api", ["inference", "management"])
-def test_one_address_cannot_take_all_connections(door: Door, api: str) -> None:
+@pytest.mark.parametrize(
+    ("api", "path"), [*FOR_STRANGERS, ("inference", b"/a"), ("management", b"/a")]
+)
+def test_one_address_cannot_take_all_connections(door: Door, api: str, path: bytes) -> None:
     """It holds connections on which it sends nothing, until it gets no more."""
     greedy = "127.0.0.2"
-    request = head(b"GET /ping", HEADER)
+    request = head(b"GET " + path, HEADER)
     with contextlib.ExitStack() as opened:
 
         def has_all_it_can_get() -> bool:
@@ -240,11 +254,11 @@ def test_one_address_cannot_take_all_connections(door: Door, api: str) -> None:
                 with contextlib.suppress(ConnectionError):
                     opened.enter_context(door.connect(api, greedy))
             with contextlib.suppress(ConnectionError):
-                return door.send("inference", request, sender=greedy) == b""
+                return door.send(api, request, sender=greedy) == b""
             return True
 
         wait_for(has_all_it_can_get)
-        assert door.send("inference", request).endswith(b"hi")
+        assert door.send(api, request).endswith(b"hi")
 
 
 def test_a_stranger_who_does_not_read_is_cut_off(door: Door) -> None:
@@ -298,4 +312,4 @@ def test_no_haproxy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda *_, **__: None)
     options = Options()
     with pytest.raises(ServerError, match="HAProxy is not installed"):
-        start_door(options, replace(options, inference_port=1), {SECRET: GOOD})
+        start_door(options, replace(options, inference_port=1), 2, {SECRET: GOOD})

@@ -89,7 +89,9 @@ def changed(rng: random.Random) -> bytes:
     for _ in range(rng.choice((0, 0, 0, 1, 5))):
         body[rng.randrange(len(body))] = rng.randrange(256)
     kind = rng.choice(("application/json", "application/json; charset=utf-16", "text/plain", ""))
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: {kind}\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: {kind}\r\n"
+    )
     accept = rng.choice(("", "Accept: image/png\r\n", "Accept: */*\r\n", "Accept: ;;q=\r\n"))
     length = len(body) if rng.random() < 0.97 else rng.randrange(len(body))
     return f"{head}{accept}Content-Length: {length}\r\n\r\n".encode() + bytes(body)
@@ -103,7 +105,7 @@ def noise(rng: random.Random) -> bytes:
     parts = [
         line,
         b"\r\n",
-        b"Host: x\r\n",
+        b"Host: localhost\r\n",
         b"Connection: close\r\n",
         b"Transfer-Encoding: chunked\r\n",
     ]

@@ -124,7 +124,7 @@ def balanced(
         key_file=server.options.key_file,
     )
     try:
-        with TestClient(create_app(settings)) as gateway:
+        with TestClient(create_app(settings), base_url="http://127.0.0.1") as gateway:
             yield gateway, balancer.passed
     finally:
         balancer.finished.set()

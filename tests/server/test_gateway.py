@@ -212,7 +212,7 @@ def test_torchserve_gone_is_503_with_retry_after() -> None:
         management_url="http://127.0.0.1:9",
         key_file=ROOT / "nowhere" / "key_file.json",
     )
-    with TestClient(create_app(settings)) as client:
+    with TestClient(create_app(settings), base_url="http://127.0.0.1") as client:
         answer = client.post("/sam/", json=BODY)
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert answer.json()["error"]["code"] == "unavailable"

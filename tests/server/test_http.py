@@ -50,7 +50,7 @@ def test_curl_gets_its_mask(server: Any, expected: Any) -> None:
 def test_who_offers_and_hangs_up_ends_the_automask(server: Any) -> None:
     long = json.dumps({"type": "vit_t", "b64img": COINS, "points_per_side": 128}).encode()
     head = (
-        b"POST /sam/automask HTTP/1.1\r\nHost: here\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        b"POST /sam/automask HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade, HTTP2-Settings\r\n"
         b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\nContent-Length: %d\r\n\r\n" % len(long)
     )
     with socket.create_connection(("127.0.0.1", server.options.port), timeout=60) as connection:
@@ -189,7 +189,7 @@ def test_other_headers_are_no_matter(server: Any, expected: Any, header: bytes) 
 
 
 def posted(server: Any, headers: bytes) -> tuple[int, Any]:
-    head = b"POST /sam/ HTTP/1.1\r\nHost: here\r\nContent-Length: %d\r\n" % len(BODY)
+    head = b"POST /sam/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n" % len(BODY)
     with socket.create_connection(("127.0.0.1", server.options.port), timeout=60) as connection:
         connection.sendall(head + headers + b"\r\n" + BODY)
         response = HTTPResponse(connection)

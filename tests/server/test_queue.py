@@ -48,7 +48,7 @@ def post(port: int, path: str, body: Any, **headers: str) -> Answered:
 
 def test_prompts_of_clients_that_left_are_not_computed(server: Any) -> None:
     body = json.dumps(prompt_body(new_picture())).encode()
-    head = b"POST /sam/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = b"POST /sam/ HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     request = head + b"Content-Length: %d\r\n\r\n" % len(body) + body
     with gateway(server) as port:
         assert ask(port, "POST", "/sam/", body).status == 200
@@ -110,7 +110,9 @@ def test_clients_take_turns_with_automasks(server: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", ["/sam/automask/", "/sam/automask/?stream=1"])
 def test_an_automask_that_waits_and_leaves_is_never_begun(server: Any, path: str) -> None:
     body = json.dumps({**automask_body(new_picture()), "points_per_side": 16}).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    )
     with gateway(server) as port, ThreadPoolExecutor(1) as pool:
         first = pool.submit(ask, port, "POST", "/sam/automask/", body)
         time.sleep(0.3)

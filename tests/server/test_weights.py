@@ -96,7 +96,7 @@ class InBackground:
 
 
 def test_off_without_a_token() -> None:
-    with TestClient(create_app(Settings())) as gateway:
+    with TestClient(create_app(Settings()), base_url="http://127.0.0.1") as gateway:
         for answer in (
             gateway.post("/sam/weights/", headers=ADMIN),
             gateway.get("/sam/weights/cancel/", headers=ADMIN),

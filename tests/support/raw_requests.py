@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 BOUNDARY = b"b" * 31
 FORM = b"multipart/form-data; boundary=" + BOUNDARY
 JSON = b"application/json"
-HEAD = b"POST /sam/ HTTP/1.1\r\nHost: x\r\n"
+HEAD = b"POST /sam/ HTTP/1.1\r\nHost: localhost\r\n"
 CLOSE = b"Connection: close"
 
 

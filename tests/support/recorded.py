@@ -53,7 +53,7 @@ def recorded(server: Server) -> Iterator[tuple[TestClient, list[tuple[int, int]]
         key_file=server.options.key_file,
     )
     try:
-        with TestClient(create_app(settings)) as gateway:
+        with TestClient(create_app(settings), base_url="http://127.0.0.1") as gateway:
             yield gateway, passed
     finally:
         between.shutdown()

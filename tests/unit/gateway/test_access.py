@@ -185,7 +185,7 @@ def test_many_wrong_keys_are_refused_with_429_but_a_right_one_is_accepted(keys_f
 
 
 def test_a_refusal_comes_before_the_body(closed: Gateway) -> None:
-    head = b"POST /sam/ HTTP/1.1\r\nHost: x\r\nContent-Length: 50000000\r\n\r\n"
+    head = b"POST /sam/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50000000\r\n\r\n"
     with socket.create_connection(("127.0.0.1", closed.port), timeout=20) as client:
         client.sendall(head)
         assert client.recv(100).startswith(b"HTTP/1.1 401")

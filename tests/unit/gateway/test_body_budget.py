@@ -93,7 +93,7 @@ def test_a_body_beyond_the_budget_is_refused_until_there_is_room(
         for _ in range(2):
             holder = opened.enter_context(socket.create_connection(("127.0.0.1", small.port)))
             holder.sendall(
-                b"POST /sam/ HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s"
+                b"POST /sam/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n%s"
                 % (len(BODY), BODY[:-1])
             )
         wait_for(lambda: held_by(small) == 2 * (len(BODY) - 1))

@@ -21,8 +21,8 @@ from tests.support.metrics import value_of
 from tests.support.torchserve import Gateway, answer, cut
 from tests.support.waiting import wait_for
 
-GET = b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-POST = b"POST /sam/ HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
+POST = b"POST /sam/ HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n"
 
 
 @pytest.fixture

@@ -32,7 +32,9 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
 
 def send(gateway: Gateway, path: str) -> socket.socket:
     body = json.dumps(BODY).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    )
     client = socket.create_connection(("127.0.0.1", gateway.port), timeout=30)
     client.sendall(head + body)
     return client

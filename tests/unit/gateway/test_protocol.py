@@ -74,7 +74,7 @@ def served() -> Iterator[Served]:
 def head(offer: bytes = b"", *, method: bytes = b"POST", framing: bytes | None = None) -> bytes:
     if framing is None:
         framing = b"Content-Length: %d\r\n" % len(BODY) if method == b"POST" else b""
-    return method + b" / HTTP/1.1\r\nHost: here\r\n" + offer + framing + b"\r\n"
+    return method + b" / HTTP/1.1\r\nHost: localhost\r\n" + offer + framing + b"\r\n"
 
 
 def chunked(body: bytes, size: int) -> bytes:
@@ -145,7 +145,7 @@ def test_byte_by_byte(served: Served, framing: bytes) -> None:
 def test_who_hangs_up_is_noticed_before_the_answer(served: Served, offer: bytes) -> None:
     served.echo.hung_up.clear()
     with served.connect() as connection:
-        connection.sendall(b"POST /wait HTTP/1.1\r\nHost: here\r\nContent-Length: 2\r\n")
+        connection.sendall(b"POST /wait HTTP/1.1\r\nHost: localhost\r\nContent-Length: 2\r\n")
         connection.sendall(offer + b"\r\n{}")
         assert not served.echo.hung_up.wait(0.2)
     assert served.echo.hung_up.wait(20)
@@ -166,13 +166,13 @@ NOT_HTTP: dict[str, tuple[bytes, int]] = {
     "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400),
     "HTTP/3": (b"GET / HTTP/3.0\r\n\r\n", 400),
     "no host": (b"GET / HTTP/1.1\r\n\r\n", 400),
-    "a header without a colon": (b"GET / HTTP/1.1\r\nHost: x\r\nAccept\r\n\r\n", 400),
-    "a header with NUL": (b"GET / HTTP/1.1\r\nHost: x\r\nAccept: a\0b\r\n\r\n", 400),
-    "a header with ^A": (b"GET / HTTP/1.1\r\nHost: x\r\nAccept: a\x01b\r\n\r\n", 400),
-    "a header with DEL": (b"GET / HTTP/1.1\r\nHost: x\r\nX-Other: \x7f\r\n\r\n", 400),
-    "a header with a lone CR": (b"GET / HTTP/1.1\r\nHost: x\r\nAccept: a\rb\r\n\r\n", 400),
-    "an address with a space": (b"GET /a b HTTP/1.1\r\nHost: x\r\n\r\n", 400),
-    "an address beyond ASCII": ("GET /ä HTTP/1.1\r\nHost: x\r\n\r\n".encode(), 400),
+    "a header without a colon": (b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept\r\n\r\n", 400),
+    "a header with NUL": (b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: a\0b\r\n\r\n", 400),
+    "a header with ^A": (b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: a\x01b\r\n\r\n", 400),
+    "a header with DEL": (b"GET / HTTP/1.1\r\nHost: localhost\r\nX-Other: \x7f\r\n\r\n", 400),
+    "a header with a lone CR": (b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: a\rb\r\n\r\n", 400),
+    "an address with a space": (b"GET /a b HTTP/1.1\r\nHost: localhost\r\n\r\n", 400),
+    "an address beyond ASCII": ("GET /ä HTTP/1.1\r\nHost: localhost\r\n\r\n".encode(), 400),
     "two lengths": (head(framing=b"Content-Length: 1\r\nContent-Length: 2\r\n"), 400),
     "no length": (head(framing=b"Content-Length: many\r\n"), 400),
     "a negative length": (head(framing=b"Content-Length: -1\r\n"), 400),
@@ -180,8 +180,8 @@ NOT_HTTP: dict[str, tuple[bytes, int]] = {
     "no chunk": (head(framing=b"Transfer-Encoding: chunked\r\n") + b"zz\r\nabc\r\n", 400),
     "a long header": (head(b"Cookie: " + LONG + b"\r\n"), 431),
     "many headers": (head(b"A: b\r\n" * 12_000), 431),
-    "a long address": (b"GET /" + b"a" * MAX_TARGET_BYTES + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
-    "a long query": (b"GET /?" + b"a" * MAX_TARGET_BYTES + b" HTTP/1.1\r\nHost: x\r\n\r\n", 414),
+    "a long address": (b"GET /" + b"a" * MAX_TARGET_BYTES + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
+    "a long query": (b"GET /?" + b"a" * MAX_TARGET_BYTES + b" HTTP/1.1\r\nHost: a\r\n\r\n", 414),
     "an endless first line": (b"GET /" + LONG, 431),
 }  # fmt: skip
 

@@ -48,7 +48,7 @@ def lines(content: bytes) -> list[Any]:
 def connect(gateway: Gateway, path: str) -> socket.socket:
     """Send an automask, and return the connection on which its answer would come."""
     content = json.dumps(AUTOMASK).encode()
-    head = f"POST {path} HTTP/1.1\r\nHost: here\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(content)}\r\n\r\n"
     connection = socket.create_connection(("127.0.0.1", gateway.port), timeout=30)
     connection.sendall(head.encode() + content)
     return connection
