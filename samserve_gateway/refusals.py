@@ -34,6 +34,12 @@ from .torchserve_answers import TorchServeError
 
 logger = logging.getLogger(__name__)
 
+LOGS = (
+    "The server's logs (in run/<port>/logs, or those of its containers) say why, under this "
+    "request's id, the answer's X-Request-Id."
+)
+"""What a failure tells the operator. The ids are in `request_log.py`."""
+
 
 def add_to(app: FastAPI) -> None:
     """Install the handlers of all errors."""
@@ -69,10 +75,11 @@ async def refuse_parameter(request: Request, error: RequestValidationError) -> J
     return await refuse(request, InvalidField(f"{name}: {first['msg']}.", name))
 
 
-async def report_torchserve(_: Request, error: TorchServeError) -> JSONResponse:
+async def report_torchserve(request: Request, error: TorchServeError) -> JSONResponse:
     """Answer a request that TorchServe did not answer."""
     log_detail(error)
     status, content = torchserve_failure(error)
+    request.state.retry_after_s = error.retry_after_s  # see `request_log.py`
     return JSONResponse(content, status)
 
 
@@ -94,7 +101,7 @@ async def end_without_client(_: Request, error: ClientDisconnect) -> Response:
 
 async def report_failure(_: Request, error: Exception) -> JSONResponse:
     """Answer a request on which the gateway itself failed."""
-    message = "The gateway failed on this request; its log says why."
+    message = f"The gateway failed on this request. {LOGS}"
     return JSONResponse(error_body("internal_error", message), 500)
 
 
@@ -107,8 +114,10 @@ def log_detail(error: TorchServeError) -> None:
 def torchserve_failure(error: TorchServeError) -> tuple[int, dict[str, Any]]:
     """Return the status and the body of the answer if TorchServe gave none."""
     if error.status == 504:
-        return 504, error_body("timeout", str(error))
-    return 503, error_body("unavailable", str(error))
+        advice = "It hangs, or has too much to do. Try again in a minute."
+        return 504, error_body("timeout", f"{error} {advice} {LOGS}")
+    advice = f"Try again in {error.retry_after_s} s. If that does not help:"
+    return 503, error_body("unavailable", f"{error} {advice} {LOGS[0].lower()}{LOGS[1:]}")
 
 
 def _methods(routes: Iterable[BaseRoute], scope: Scope) -> list[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ import aiohttp
 
 from .tokens import Role, Tokens
 from .torchserve_answers import (
+    RESTART_S,
     Answer,
     ConnectionLost,
     TorchServeError,
@@ -97,7 +99,7 @@ class TorchServe:
         Args, Raises: as `predict`. Reading the content within the block raises the same.
         """
         path = f"/predictions/{lane}"
-        with _as_our_errors(path):
+        with _as_our_errors(path, timeout_s):
             async with await self._open(
                 "inference", "POST", path, data=body, headers=headers, timeout_s=timeout_s
             ) as response:
@@ -198,11 +200,17 @@ class TorchServe:
     async def _manage(self, method: str, path: str, **request: Any) -> Any:
         answer = await self._send("management", method, path, **request)
         if answer.status != 200:
-            raise TorchServeError(message_of(answer), answer.status)
+            raise TorchServeError(
+                f"TorchServe's management API answers with HTTP {answer.status}: "
+                f"{message_of(answer).rstrip('.')}.",
+                answer.status,
+                f"{method} {path}",
+            )
         return answer.json()
 
     async def _send(self, role: Role, method: str, path: str, **request: Any) -> Answer:
-        with _as_our_errors(path):
+        timeout_s = request.get("timeout_s", CONTROL_TIMEOUT_S)
+        with _as_our_errors(path, timeout_s):
             async with await self._open(role, method, path, **request) as response:
                 return await read(response)
 
@@ -253,12 +261,19 @@ class TorchServe:
 
 
 @contextmanager
-def _as_our_errors(path: str) -> Iterator[None]:
+def _as_our_errors(path: str, timeout_s: float) -> Iterator[None]:
     """Raise aiohttp's errors as TorchServeError."""
     try:
         yield
     except asyncio.TimeoutError as exc:
-        raise TorchServeError("There was no answer in time.", 504, path) from exc
+        message = f"TorchServe gave no answer within {math.ceil(timeout_s)} s."
+        raise TorchServeError(message, 504, path) from exc
+    except aiohttp.ClientConnectorError as exc:
+        message = "TorchServe cannot be reached: it is starting, or it has ended."
+        detail = f"{path}: {exc!r}"
+        raise ConnectionLost(message, detail=detail, retry_after_s=RESTART_S) from exc
     except aiohttp.ClientError as exc:
-        message = "TorchServe cannot be reached. It is starting, or it has ended."
+        message = (
+            "TorchServe, or a balancer in front of it, ended the connection and did not answer."
+        )
         raise ConnectionLost(message, detail=f"{path}: {exc!r}") from exc
