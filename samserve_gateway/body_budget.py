@@ -16,8 +16,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from samserve.errors import Busy
 from samserve.machine import give_memory_back
 
+from .settings import PREFIX
+
 _SHARE = "samserve.share"
 """The key of a request's share in its ASGI scope."""
+
+RETRY_AFTER_S = 1
 
 MAX_DECOMPRESSING = 4
 """Most bodies that are decompressed at once. A few kilobytes may become as large as is allowed."""
@@ -89,13 +93,16 @@ class BodyBudget:
         if self._held + size > self.limit:
             return Busy(
                 f"The bodies of all requests together have {self._held} bytes, of at most "
-                f"{self.limit}. Try again later."
+                f"{self.limit} ({PREFIX}BODIES_BYTES). Try again in {RETRY_AFTER_S} s.",
+                RETRY_AFTER_S,
             )
         held = self._of_clients[client]
         if held + size > self.limit // 2:
             return Busy(
                 f"The bodies of your requests together have {held} bytes, of at most "
-                f"{self.limit // 2}. Try again later."
+                f"{self.limit // 2}, half of {PREFIX}BODIES_BYTES. Try again in {RETRY_AFTER_S} s, "
+                "or send fewer at once.",
+                RETRY_AFTER_S,
             )
         self._of_clients[client] += size
         self._held += size

@@ -351,8 +351,10 @@ def _refused_by_torchserve(answer: Answer) -> Exception:
     if is_queue_full(answer):
         return Busy("The queue is full. Try again in a second.", 1)
     if died_with_worker(answer):
-        return TorchServeError("The worker that had this request has ended. Try again.", 503)
-    message = "The server could not answer this request; its log says why. Try again."
+        return TorchServeError("The worker that had this request has ended.", 503)
+    message = (
+        f"TorchServe, or a balancer in front of it, refused this request (HTTP {answer.status})."
+    )
     return TorchServeError(message, answer.status, f"HTTP {answer.status}: {message_of(answer)}")
 
 

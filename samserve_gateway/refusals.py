@@ -14,10 +14,10 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from starlette._utils import get_route_path
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Match, Route
+from starlette.types import Scope
 
 from samserve.errors import (
     InvalidField,
@@ -33,6 +33,12 @@ from .routes.weights import CANCEL_PATH
 from .torchserve_answers import TorchServeError
 
 logger = logging.getLogger(__name__)
+
+LOGS = (
+    "The server's logs (in run/<port>/logs, or those of its containers) say why, under this "
+    "request's id, the answer's X-Request-Id."
+)
+"""What a failure tells the operator. The ids are in `request_log.py`."""
 
 
 def add_to(app: FastAPI) -> None:
@@ -69,10 +75,11 @@ async def refuse_parameter(request: Request, error: RequestValidationError) -> J
     return await refuse(request, InvalidField(f"{name}: {first['msg']}.", name))
 
 
-async def report_torchserve(_: Request, error: TorchServeError) -> JSONResponse:
+async def report_torchserve(request: Request, error: TorchServeError) -> JSONResponse:
     """Answer a request that TorchServe did not answer."""
     log_detail(error)
     status, content = torchserve_failure(error)
+    request.state.retry_after_s = error.retry_after_s  # see `request_log.py`
     return JSONResponse(content, status)
 
 
@@ -83,7 +90,7 @@ async def refuse_address(request: Request, error: HTTPException) -> JSONResponse
     headers = dict(error.headers or {})
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
         # The framework lists the methods of one route, but a path may have several routes.
-        headers["Allow"] = ", ".join(_methods(request.app.routes, get_route_path(request.scope)))
+        headers["Allow"] = ", ".join(_methods(request.app.routes, request.scope))
     return JSONResponse(error_body(code, f"{phrase}."), error.status_code, headers)
 
 
@@ -94,7 +101,7 @@ async def end_without_client(_: Request, error: ClientDisconnect) -> Response:
 
 async def report_failure(_: Request, error: Exception) -> JSONResponse:
     """Answer a request on which the gateway itself failed."""
-    message = "The gateway failed on this request; its log says why."
+    message = f"The gateway failed on this request. {LOGS}"
     return JSONResponse(error_body("internal_error", message), 500)
 
 
@@ -107,14 +114,18 @@ def log_detail(error: TorchServeError) -> None:
 def torchserve_failure(error: TorchServeError) -> tuple[int, dict[str, Any]]:
     """Return the status and the body of the answer if TorchServe gave none."""
     if error.status == 504:
-        return 504, error_body("timeout", str(error))
-    return 503, error_body("unavailable", str(error))
+        advice = "It hangs, or has too much to do. Try again in a minute."
+        return 504, error_body("timeout", f"{error} {advice} {LOGS}")
+    advice = f"Try again in {error.retry_after_s} s. If that does not help:"
+    return 503, error_body("unavailable", f"{error} {advice} {LOGS[0].lower()}{LOGS[1:]}")
 
 
-def _methods(routes: Iterable[BaseRoute], path: str) -> list[str]:
-    """Return the methods of all routes with this path."""
-    of_path = [route for route in routes if isinstance(route, Route) and route.path == path]
-    methods = {method for route in of_path for method in route.methods or ()}
-    if "GET" in methods and path != CANCEL_PATH:  # see `HeadAsGet`
-        methods.add("HEAD")
+def _methods(routes: Iterable[BaseRoute], scope: Scope) -> list[str]:
+    """Return the methods of all routes with the path of this request."""
+    methods = set()
+    for route in routes:
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
+            methods |= route.methods or set()
+            if "GET" in methods and route.path != CANCEL_PATH:  # see `HeadAsGet`
+                methods.add("HEAD")
     return sorted(methods)

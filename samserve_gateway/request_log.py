@@ -2,7 +2,8 @@
 
 A client's own `X-Request-Id` is kept if it has a valid form; otherwise the request gets a new one.
 The id goes to TorchServe and the worker (`logs.request_id()`), and is in every log line about the
-request and in the answer. Every 503, whatever its origin, gets a Retry-After header.
+request and in the answer. Every 503, whatever its origin, gets a Retry-After header: that of its
+own, or what the state `retry_after_s` says, or a second.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ class RequestLog:
         client_id = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = client_id if logs.is_request_id(client_id) else secrets.token_hex(16)
         status, received, sent, busy = 500, 0, 0, False
+        state = scope.setdefault("state", {})  # all copies of the scope have the same one
 
         async def count_receive() -> Message:
             nonlocal received
@@ -58,7 +60,8 @@ class RequestLog:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 busy = status == 503 and "retry-after" in Headers(scope=message)
-                _complete(MutableHeaders(scope=message), request_id, status)
+                retry_after_s = state.get("retry_after_s", RETRY_AFTER_S)
+                _complete(MutableHeaders(scope=message), request_id, status, retry_after_s)
             sent += len(message.get("body", b""))
             await send(message)
 
@@ -90,11 +93,11 @@ class RequestLog:
         self._metrics.sent.labels(route).inc(sent)
 
 
-def _complete(headers: MutableHeaders, request_id: str, status: int) -> None:
+def _complete(headers: MutableHeaders, request_id: str, status: int, retry_after_s: int) -> None:
     """Add the headers that every answer has."""
     headers[REQUEST_ID] = request_id
     if status == 503:
-        headers.setdefault("Retry-After", str(RETRY_AFTER_S))
+        headers.setdefault("Retry-After", str(retry_after_s))
 
 
 def _log(

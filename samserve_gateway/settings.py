@@ -20,6 +20,8 @@ from pydantic import (
 from samserve.model_types import MODEL_TYPES
 from samserve.serving.lanes import lanes_of
 
+from .setting_values import ModelTypes, Networks, Origins, RedisUrl, ServerAddress, Switch
+
 PREFIX = "SAMSERVE_"
 
 ADMIN_TOKEN = PREFIX + "ADMIN_TOKEN"
@@ -27,8 +29,6 @@ ADMIN_TOKEN = PREFIX + "ADMIN_TOKEN"
 
 KEYS_FILE = PREFIX + "API_KEYS_FILE"
 OPEN = PREFIX + "OPEN"
-
-_ORIGIN = r"https?://[^\s/?#@]+"
 
 # The hosts of known weights, and the hosts to which they redirect a download. GitHub's files and
 # releases are on its other three hosts. The hosts of the QuPath extension's catalogue and of
@@ -44,17 +44,25 @@ class Settings(BaseModel):
     """Each field is read from `SAMSERVE_<FIELD>`. If that is empty or absent, the default holds."""
 
     # hide_input_in_errors: errors are logged, and the token must not be in a log.
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", hide_input_in_errors=True, allow_inf_nan=False
+    )
 
     host: str = Field("127.0.0.1", description="address the gateway listens on")
     port: int = Field(8000, ge=0, le=65535, description="port the gateway listens on")
-    inference_url: str = Field("http://127.0.0.1:8080", description="TorchServe's inference API")
-    management_url: str = Field("http://127.0.0.1:8081", description="TorchServe's management API")
+    inference_url: ServerAddress = Field(
+        "http://127.0.0.1:8080", description="TorchServe's inference API"
+    )
+    management_url: ServerAddress = Field(
+        "http://127.0.0.1:8081", description="TorchServe's management API"
+    )
     key_file: Path = Field(Path("key_file.json"), description="TorchServe's token file")
     torchserve_tokens: Literal["on", "off"] = Field(
         "on", description="off: TorchServe runs without tokens, on a private network"
     )
-    models: str = Field("vit_t", description="model types that must be ready, space-separated")
+    models: ModelTypes = Field(
+        "vit_t", description="model types that must be ready, space-separated"
+    )
     stand_in: str | None = Field(
         None, description="the model type, one of `models`, that answers for types not loaded"
     )
@@ -80,9 +88,8 @@ class Settings(BaseModel):
     tls_key: Path | None = Field(
         None, validate_default=True, description="PEM file of the certificate's private key"
     )
-    cors_origins: str = Field(
+    cors_origins: Origins = Field(
         "",
-        pattern=rf"^(\s*{_ORIGIN}(\s|$))*$",
         description="web pages that may use the API in a browser, as https://host[:port], "
         "space-separated",
     )
@@ -101,10 +108,10 @@ class Settings(BaseModel):
     api_keys_file: Path | None = Field(
         None, description="file of API keys, made by `samserve keys`; then every client needs one"
     )
-    open: bool = Field(
-        False, description="1: everybody who reaches the gateway may use it without a key"
+    open: Switch = Field(
+        False, description="1: everybody who reaches the gateway may use it without a key; 0: not"
     )
-    trusted_proxies: str = Field(
+    trusted_proxies: Networks = Field(
         "",
         description="addresses or networks of proxies whose X-Forwarded-For is believed, "
         "comma-separated",
@@ -116,7 +123,7 @@ class Settings(BaseModel):
         None, ge=0, description="most requests a minute of one client; 0: any number"
     )
     queue_size: int = Field(256, gt=0, description="requests that wait in one lane")
-    limits_redis_url: SecretStr | None = Field(
+    limits_redis_url: RedisUrl | None = Field(
         None,
         description="redis://…, in which several gateways count the requests of a client together",
     )
@@ -125,9 +132,8 @@ class Settings(BaseModel):
         None,
         description="a client that sends this token may register weights; without it none may",
     )
-    weights_origins: str = Field(
+    weights_origins: Origins = Field(
         _DEFAULT_ORIGINS,
-        pattern=rf"^(\s*{_ORIGIN}(\s|$))*$",
         description="addresses from which weights may be downloaded, as https://host[:port], "
         "space-separated; a redirect must lead to one of them, too",
     )
@@ -171,13 +177,13 @@ class Settings(BaseModel):
     @field_validator("stand_in")
     @classmethod
     def _check_stand_in(cls, value: str | None, others: ValidationInfo) -> str | None:
-        if value is None:
-            return None
+        if value is None or "models" not in others.data:  # `models` has a message of its own
+            return value
         if value not in MODEL_TYPES:
             raise ValueError(
                 f"there is no model type {value!r}; there are {', '.join(MODEL_TYPES)}"
             )
-        models = others.data.get("models", "").split()
+        models = others.data["models"].split()
         if value not in models:
             raise ValueError(
                 f"{value} is not among the models to be loaded, {' '.join(models)} ({PREFIX}MODELS)"

@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Literal
 
-from .torchserve_answers import Answer, TorchServeError, message_of
+from .torchserve_answers import RESTART_S, Answer, TorchServeError, message_of
 
 Role = Literal["inference", "management"]
 """Which of TorchServe's two APIs a token is for."""
@@ -58,7 +58,9 @@ class Tokens:
             if keys[role] == refused:
                 renewed = await self._request_renewal(role, keys["API"])
                 if renewed.status != 200:
-                    raise TorchServeError(f"no new {role} token: {message_of(renewed)}")
+                    raise TorchServeError(
+                        f"TorchServe gives the gateway no new {role} token: {message_of(renewed)}"
+                    )
                 keys = self._read()
             return keys[role]
 
@@ -68,7 +70,7 @@ class Tokens:
             names = ("inference", "management", "API")
             self._keys = {name: entries[name]["key"] for name in names}
         except (OSError, ValueError, KeyError, TypeError) as exc:
-            detail = f"no tokens in {self._key_file}: {exc}"
+            detail = f"no tokens in {self._key_file} (SAMSERVE_KEY_FILE): {exc}"
             message = "The gateway has no token for TorchServe, which is starting or has ended."
-            raise TorchServeError(message, detail=detail) from exc
+            raise TorchServeError(message, detail=detail, retry_after_s=RESTART_S) from exc
         return self._keys

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import math
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ import aiohttp
 
 from .tokens import Role, Tokens
 from .torchserve_answers import (
+    RESTART_S,
     Answer,
     ConnectionLost,
     TorchServeError,
@@ -97,16 +99,19 @@ class TorchServe:
         Args, Raises: as `predict`. Reading the content within the block raises the same.
         """
         path = f"/predictions/{lane}"
-        with _as_our_errors(path):
+        with _as_our_errors(path, timeout_s):
             async with await self._open(
                 "inference", "POST", path, data=body, headers=headers, timeout_s=timeout_s
             ) as response:
                 yield response
 
-    async def lanes(self) -> list[str]:
+    async def lanes(self, timeout_s: float = CONTROL_TIMEOUT_S) -> list[str]:
         """Return the names of the registered lanes.
 
         A balancer may reach the TorchServes of some model types only; then the list has theirs.
+
+        Args:
+            timeout_s: the longest time for the list.
 
         Raises:
             TorchServeError: no TorchServe gives a list.
@@ -115,7 +120,7 @@ class TorchServe:
         # balancer chooses the TorchServe.
         queries = [{"limit": "100", "type": model_type} for model_type in self._model_types]
         results = await asyncio.gather(
-            *(self._manage("GET", "/models", params=params) for params in queries),
+            *(self._manage("GET", "/models", params=q, timeout_s=timeout_s) for q in queries),
             return_exceptions=True,
         )
         lists = [models for models in results if not isinstance(models, BaseException)]
@@ -123,9 +128,10 @@ class TorchServe:
             raise next(error for error in results if isinstance(error, BaseException))
         return list(dict.fromkeys(m["modelName"] for models in lists for m in models["models"]))
 
-    async def lane(self, name: str) -> dict[str, Any]:
+    async def lane(self, name: str, timeout_s: float = CONTROL_TIMEOUT_S) -> dict[str, Any]:
         """Return TorchServe's description of a lane: its workers, their states, batch and queue."""
-        descriptions: list[dict[str, Any]] = await self._manage("GET", f"/models/{name}")
+        path = f"/models/{name}"
+        descriptions: list[dict[str, Any]] = await self._manage("GET", path, timeout_s=timeout_s)
         return descriptions[0]
 
     async def worker_description(self, name: str) -> dict[str, Any]:
@@ -194,11 +200,17 @@ class TorchServe:
     async def _manage(self, method: str, path: str, **request: Any) -> Any:
         answer = await self._send("management", method, path, **request)
         if answer.status != 200:
-            raise TorchServeError(message_of(answer), answer.status)
+            raise TorchServeError(
+                f"TorchServe's management API answers with HTTP {answer.status}: "
+                f"{message_of(answer).rstrip('.')}.",
+                answer.status,
+                f"{method} {path}",
+            )
         return answer.json()
 
     async def _send(self, role: Role, method: str, path: str, **request: Any) -> Answer:
-        with _as_our_errors(path):
+        timeout_s = request.get("timeout_s", CONTROL_TIMEOUT_S)
+        with _as_our_errors(path, timeout_s):
             async with await self._open(role, method, path, **request) as response:
                 return await read(response)
 
@@ -249,16 +261,19 @@ class TorchServe:
 
 
 @contextmanager
-def _as_our_errors(path: str) -> Iterator[None]:
+def _as_our_errors(path: str, timeout_s: float) -> Iterator[None]:
     """Raise aiohttp's errors as TorchServeError."""
     try:
         yield
     except asyncio.TimeoutError as exc:
-        raise TorchServeError("There was no answer in time.", 504, path) from exc
+        message = f"TorchServe gave no answer within {math.ceil(timeout_s)} s."
+        raise TorchServeError(message, 504, path) from exc
+    except aiohttp.ClientConnectorError as exc:
+        message = "TorchServe cannot be reached: it is starting, or it has ended."
+        detail = f"{path}: {exc!r}"
+        raise ConnectionLost(message, detail=detail, retry_after_s=RESTART_S) from exc
     except aiohttp.ClientError as exc:
         message = (
-            "TorchServe, which runs the models, cannot be reached: it is starting, or it has "
-            "ended. Try again in some seconds. If it stays so, logs/torchserve.log of the server "
-            "says why."
+            "TorchServe, or a balancer in front of it, ended the connection and did not answer."
         )
         raise ConnectionLost(message, detail=f"{path}: {exc!r}") from exc

@@ -15,22 +15,30 @@ import aiohttp
 
 from samserve.errors import Heavy
 
+RESTART_S = 5
+"""When to try again if TorchServe has ended. It is started again a second later, and its workers
+have loaded their models some seconds after that."""
+
 
 class TorchServeError(Exception):
     """TorchServe refused a request, or could not be reached.
 
     Args:
-        message: a sentence that a client may read.
+        message: a sentence that a client may read: what happened.
 
     Attributes:
         status: its HTTP status; None if there was no answer.
         detail: what the log says in addition. No client reads it.
+        retry_after_s: whole seconds after which the client may try again.
     """
 
-    def __init__(self, message: str, status: int | None = None, detail: str = "") -> None:
+    def __init__(
+        self, message: str, status: int | None = None, detail: str = "", retry_after_s: int = 1
+    ) -> None:
         super().__init__(message)
         self.status = status
         self.detail = detail
+        self.retry_after_s = retry_after_s
 
 
 class ConnectionLost(TorchServeError):

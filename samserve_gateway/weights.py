@@ -28,7 +28,7 @@ from samserve.serving.lanes import mode_of, model_type_of
 
 from .settings import PREFIX
 from .torchserve import TorchServe
-from .torchserve_answers import TorchServeError
+from .torchserve_answers import RESTART_S, TorchServeError
 
 LOOK_EVERY_S = 5.0
 """How old the list of loaded types may be when a stand-in may have to answer."""
@@ -193,8 +193,9 @@ class Weights:
         if model_type in self._must_be_loaded:
             raise TorchServeError(
                 f"Model type {model_type} is not loaded although this server should have it. It is "
-                "still starting, or it failed to start; then the server's log says why.",
+                "still starting, or it failed to start.",
                 503,
+                retry_after_s=RESTART_S,
             )
         models = " ".join([*loaded, model_type])
         return NotFound(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
@@ -12,10 +10,6 @@ from samserve_gateway.keyring import Keyring, client_of
 from samserve_gateway.metrics import CONTENT_TYPE_LATEST, Metrics
 from samserve_gateway.queues import LaneQueues
 from samserve_gateway.readiness import Readiness
-
-SCRAPE_TIMEOUT_S = 5.0
-"""A scrape by Prometheus times out after 10 s. If TorchServe has not answered after 5 s, its lanes
-are reported as unreachable."""
 
 
 class HealthRoutes:
@@ -53,8 +47,5 @@ class HealthRoutes:
 
     async def metrics(self) -> Response:
         """Return the page that Prometheus reads."""
-        try:
-            _, lanes = await asyncio.wait_for(self._readiness.check(), SCRAPE_TIMEOUT_S)
-        except asyncio.TimeoutError:
-            lanes = self._readiness.unreachable()
+        _, lanes = await self._readiness.check()
         return Response(self._metrics.page(lanes, self._queues), media_type=CONTENT_TYPE_LATEST)

@@ -130,6 +130,7 @@ class TorchServeStandIn:
         probes: how the next probes are answered.
         tokens: if set, the valid token of each role, and the API key; requests must have them.
         hangs: whether the management API answers nothing.
+        cut_off: lanes of another TorchServe, which the balancer does not reach.
         batch_size: of the lanes for prompts.
     """
 
@@ -156,6 +157,7 @@ class TorchServeStandIn:
     tokens: dict[str, str] | None = None
     key_file: Path | None = None
     hangs: bool = False
+    cut_off: set[str] = field(default_factory=set)
     batch_size: int = 1
     _scripts: dict[str, list[Handler]] = field(default_factory=dict)
     _new_tokens: Iterator[int] = field(default_factory=itertools.count)
@@ -207,10 +209,13 @@ class TorchServeStandIn:
         return await (script.pop(0) if script else answer([]))(request)
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response({"models": [{"modelName": lane} for lane in self.lanes]})
+        names = [lane for lane in self.lanes if lane not in self.cut_off]
+        return web.json_response({"models": [{"modelName": lane} for lane in names]})
 
     async def _describe(self, request: web.Request) -> web.StreamResponse:
         lane = request.match_info["lane"]
+        if lane in self.cut_off:
+            return web.Response(text="no server is available", status=503)
         if lane not in self.lanes:
             return await self._unknown(lane)
         self.described.append(lane)
@@ -240,15 +245,15 @@ class TorchServeStandIn:
 
 
 @asynccontextmanager
-async def on_loop() -> AsyncIterator[TorchServeStandIn]:
-    """Run a stand-in on the running event loop."""
+async def on_loop(port: int = 0) -> AsyncIterator[TorchServeStandIn]:
+    """Run a stand-in on the running event loop, on this port or any free one."""
     stand_in = TorchServeStandIn()
     runner = web.AppRunner(
         stand_in.app(), access_log=None, shutdown_timeout=0.01, handler_cancellation=True
     )
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", 0)
+        site = web.TCPSite(runner, "127.0.0.1", port)
         await site.start()
         [address] = runner.addresses
         stand_in.url = f"http://127.0.0.1:{address[1]}"

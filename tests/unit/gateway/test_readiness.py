@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
@@ -15,7 +16,14 @@ from samserve_gateway.settings import Settings
 from samserve_gateway.torchserve import TorchServe, TorchServeError
 from tests.support import torchserve
 from tests.support.metrics import value_of
-from tests.support.torchserve import Gateway, TorchServeStandIn, answer
+from tests.support.redis import free_port
+from tests.support.torchserve import (
+    Gateway,
+    TorchServeStandIn,
+    answer,
+    answer_when,
+    wait_for_ever,
+)
 from tests.support.waiting import wait_for
 
 
@@ -93,7 +101,7 @@ def test_metrics_have_each_lanes_state(gateway: Gateway) -> None:
 def test_metrics_answer_although_torchserve_does_not(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("samserve_gateway.routes.health.SCRAPE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("samserve_gateway.readiness.LOOK_TIMEOUT_S", 0.1)
     wait_for(lambda: gateway.get("/readyz").status == 200)
     gateway.torchserve.hangs = True
     got = gateway.get("/metrics")
@@ -117,6 +125,28 @@ def test_a_torchserve_that_is_down() -> None:
         }
         assert gateway.get("/healthz").status == 200
         assert value_of(gateway.metrics(), "samserve_gateway_lane_ready", lane="vit_t") == 0
+
+
+def test_a_torchserve_that_hangs_is_unreachable_and_then_ready_again(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("samserve_gateway.readiness.LOOK_TIMEOUT_S", 0.1)
+    wait_for(lambda: gateway.get("/readyz").status == 200)
+    gateway.torchserve.hangs = True
+    assert {lane["state"] for lane in lanes(gateway).values()} == {"unreachable"}
+    gateway.torchserve.hangs = False
+    assert gateway.get("/readyz").status == 200
+
+
+def test_lanes_of_a_torchserve_that_the_balancer_does_not_reach() -> None:
+    with torchserve.gateway(models="vit_t vit_b vit_l") as gateway:
+        gateway.torchserve.lanes |= {"vit_b": {103}, "vit_b-automask": {104}}
+        gateway.torchserve.cut_off = {"vit_b", "vit_b-automask"}
+        wait_for(lambda: lanes(gateway)["vit_t-automask"]["state"] == "ready")
+        states = {name: lane["state"] for name, lane in lanes(gateway).items()}
+        assert (states["vit_b"], states["vit_b-automask"]) == ("unreachable", "unreachable")
+        assert (states["vit_l"], states["vit_l-automask"]) == ("missing", "missing")
+        assert gateway.get("/readyz").status == 503
 
 
 # The parts that only the launcher and a registration use
@@ -207,3 +237,80 @@ def test_a_prompt_lane_that_answers_nothing_is_silent_until_it_answers_a_probe()
         await seen("ready", "ready", "ready")
 
     run(work, silent_s=silence.__getitem__)
+
+
+def test_a_torchserve_that_has_ended_is_unreachable_and_a_new_one_is_looked_at() -> None:
+    async def main() -> None:
+        port = free_port()
+        url = f"http://127.0.0.1:{port}"
+        async with TorchServe(url, url, None) as client:
+            readiness = Readiness(client, Settings(), set())
+
+            async def states() -> set[str]:
+                return {lane["state"] for lane in (await readiness.check())[1].values()}
+
+            async with torchserve.on_loop(port):
+                while await states() != {"ready"}:
+                    await asyncio.sleep(0.01)
+            assert await states() == {"unreachable"}
+            async with torchserve.on_loop(port) as stand_in:
+                stand_in.lanes = {"vit_t": set(), "vit_t-automask": set()}
+                assert await states() == {"starting"}
+                stand_in.lanes = {"vit_t": {201}, "vit_t-automask": {202}}
+                assert await states() == {"warming"}
+                while await states() != {"ready"}:
+                    await asyncio.sleep(0.01)
+            await readiness.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_probe_that_is_lost_with_one_of_its_workers_is_sent_again(count: int) -> None:
+    async def work(stand_in: TorchServeStandIn, readiness: Readiness) -> None:
+        async def warming() -> list[str]:
+            _, lanes = await readiness.check()
+            return [name for name, lane in lanes.items() if lane["state"] == "warming"]
+
+        stand_in.lanes = {name: set(range(count)) for name in stand_in.lanes}
+        begun = threading.Event()
+        stand_in.probes += [wait_for_ever(begun)]
+        while len(await warming()) != 1 or not begun.is_set():
+            await asyncio.sleep(0.01)
+        [lost] = await warming()
+        stand_in.lanes[lost] = set(range(1, count + 1))
+        while await warming():
+            await asyncio.sleep(0.01)
+
+    run(work)
+
+
+def test_lanes_are_probed_although_nobody_asks_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samserve_gateway.readiness.LOOK_EVERY_S", 0.01)
+
+    async def work(stand_in: TorchServeStandIn, readiness: Readiness) -> None:
+        probed = [threading.Event(), threading.Event()]
+        released = threading.Event()
+        released.set()
+        stand_in.probes = [answer_when(event, released) for event in probed]
+        workers, stand_in.lanes = stand_in.lanes, {}
+        _, lanes = await readiness.check()
+        assert {lane["state"] for lane in lanes.values()} == {"missing"}
+        stand_in.lanes = workers
+        while not all(event.is_set() for event in probed):
+            await asyncio.sleep(0.01)
+
+    run(work)
+
+
+def test_nobody_has_asked_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("samserve_gateway.readiness.LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr("samserve_gateway.readiness.LOOK_ON_S", 0.0)
+
+    async def work(stand_in: TorchServeStandIn, readiness: Readiness) -> None:
+        stand_in.lanes = {"vit_t": set(), "vit_t-automask": set()}
+        await readiness.check()
+        await asyncio.sleep(0.1)
+        assert sorted(stand_in.described) == ["vit_t", "vit_t-automask"]
+
+    run(work)

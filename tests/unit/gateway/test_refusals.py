@@ -111,7 +111,7 @@ def test_torchserves_refusals(gateway: Gateway, caplog: pytest.LogCaptureFixture
         "field": None,
     }
     assert (odd.status, odd.error()["code"]) == (503, "unavailable")
-    assert "its log says why" in odd.error()["message"]
+    assert "refused this request (HTTP 507)" in odd.error()["message"]
     assert "Odd." not in odd.error()["message"]
     assert "HTTP 507: Odd." in caplog.text
 
