@@ -68,8 +68,7 @@ def create_app(settings: Settings, sockets: OpenSockets | None = None) -> ASGIAp
     model_types = settings.models.split()
     has_tokens = settings.torchserve_tokens == "on"
     key_file = settings.key_file if has_tokens else None
-    redis_url = settings.limits_redis_url
-    counters = Counters(None if redis_url is None else redis_url.get_secret_value())
+    counters = _counters(settings)
     keyring = Keyring(settings, counters)
     shares = _shares(settings, keyring, counters)
     torchserve = TorchServe(settings.inference_url, settings.management_url, key_file, model_types)
@@ -116,10 +115,14 @@ def create_app(settings: Settings, sockets: OpenSockets | None = None) -> ASGIAp
     budget = BodyBudget(settings.body_budget())
     metrics.bodies_bytes.set_function(lambda: budget.held)
     inner: ASGIApp = WithShare(app, budget, _owner_of_body(keyring))
-    origins = Origins(settings, keyring.mode)
-    inner = Access(inner, keyring, shares, queues, origins, settings.max_body_bytes)
+    inner = Access(inner, keyring, shares, queues, Origins(settings, keyring.mode), settings)
     request_log = RequestLog(_for_browsers(inner, settings), metrics, paths)
     return KeyPaths(Paths(request_log, paths))
+
+
+def _counters(settings: Settings) -> Counters:
+    redis_url = settings.limits_redis_url
+    return Counters(None if redis_url is None else redis_url.get_secret_value())
 
 
 def _without_routes(lifespan: Callable[[FastAPI], AbstractAsyncContextManager[Any]]) -> FastAPI:

@@ -28,7 +28,7 @@ POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-"""The page's Content-Security-Policy: nothing from elsewhere, no script and no style in the page."""
+"""The Content-Security-Policy of the page: nothing from elsewhere, no script or style in it."""
 
 KEY_PAGE = "key.html"
 """Asks a person for a key. It is sent only as the refusal of a request without a right one."""

@@ -10,7 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Locator, Page, Request, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Locator,
+    Page,
+    Request,
+    expect,
+    sync_playwright,
+)
 
 MASK = "Quality"
 """How the hint begins when a mask is visible."""
@@ -41,13 +49,18 @@ class Studio:
         self.page = page
         self.asked: list[Request] = []
         self.faults: list[str] = []
-        page.on("request", lambda request: request.method == "POST" and self.asked.append(request))
+        page.on("request", self._note_request)
         page.on("pageerror", lambda error: self.faults.append(str(error)))
-        page.on(
-            "console",
-            lambda message: message.type == "error" and self.faults.append(message.text),
-        )
+        page.on("console", self._note_message)
         page.goto(url)
+
+    def _note_request(self, request: Request) -> None:
+        if request.method == "POST":
+            self.asked.append(request)
+
+    def _note_message(self, message: ConsoleMessage) -> None:
+        if message.type == "error":
+            self.faults.append(message.text)
 
     def sample(self, name: str) -> None:
         """Open one of the page's samples."""
