@@ -26,6 +26,10 @@ BUFFER_BYTES = 2**19
 CHECK_INTERVAL_S = 2.0
 """Seconds between two looks at a connection. A timer for each request would cost more."""
 
+MAX_UNSENT_BYTES = 2**28
+"""Most bytes of answers that clients have not taken yet, of all clients together. Beyond it, the
+client with the most loses its connection. Clients on a usual network need far less."""
+
 REPORT_INTERVAL_S = 60.0
 """Shortest time between two log lines that connections are refused."""
 
@@ -35,6 +39,12 @@ class Watched(Protocol):
 
     def check(self, now: float) -> None:
         """Close the connection if its client is too slow."""
+
+    def unsent(self) -> int:
+        """Return the bytes of answers that the client has not taken yet."""
+
+    def abandon(self) -> None:
+        """Close the connection, and drop what is unsent."""
 
 
 class Connections:
@@ -46,7 +56,7 @@ class Connections:
         record_refusal: counts and logs a request that is refused before it reaches the
             application. Its arguments are the answer's id, status, code and size.
         record_end: counts a connection that is closed against its client's will. Its argument is
-            the reason: `slow_head`, `slow_answer`, `unread_body` or `too_many`.
+            the reason: `slow_head`, `slow_answer`, `unread_body`, `unsent_answers` or `too_many`.
         sockets: the connections from `accept` on; None in a test without listening sockets.
 
     Attributes:
@@ -117,3 +127,14 @@ class Connections:
         self._timer = loop.call_later(CHECK_INTERVAL_S, self._check)
         for connection in list(self._open):
             connection.check(loop.time())
+        self._bound_unsent()
+
+    def _bound_unsent(self) -> None:
+        unsent = {connection: size for connection in self._open if (size := connection.unsent())}
+        total = sum(unsent.values())
+        for connection, size in sorted(unsent.items(), key=lambda pair: -pair[1]):
+            if total <= MAX_UNSENT_BYTES:
+                return
+            total -= size
+            self.record_end("unsent_answers")
+            connection.abandon()

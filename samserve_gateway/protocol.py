@@ -215,6 +215,14 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         elif self._head_since_s is None:
             self._head_since_s = self.loop.time()
 
+    def unsent(self) -> int:
+        """Return the bytes of answers that the client has not taken yet."""
+        return self.transport.get_write_buffer_size()
+
+    def abandon(self) -> None:
+        """Close the connection, and drop what is unsent."""
+        self.transport.abort()
+
     def check(self, now: float) -> None:
         """Close the connection if its client sends or reads too slowly.
 

@@ -33,8 +33,14 @@ class HealthRoutes:
         return {"status": "alive"}
 
     async def readyz(self, request: Request) -> JSONResponse:
-        """Return 200 if all lanes are ready, else 503. A client with a key sees each lane."""
+        """Return 200 if all lanes are ready, else 503. A client with a key sees each lane.
+
+        With `?lanes=any`, one ready lane is enough: an orchestrator then starts a gateway although
+        another lane is down.
+        """
         ready, lanes = await self._readiness.check()
+        if request.query_params.get("lanes") == "any":
+            ready = any(lane["state"] == "ready" for lane in lanes.values())
         knows = self._keyring.mode != "keys" or client_of(request.scope).has_key
         content = {"ready": ready, **({"lanes": lanes} if knows else {})}
         return JSONResponse(content, 200 if ready else 503)

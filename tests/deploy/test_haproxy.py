@@ -27,7 +27,7 @@ CONFIG = ROOT / "deploy/haproxy/haproxy.cfg"
 WORKERS = ("worker1", "worker2", "worker3")
 NAMES = {"worker.samserve": WORKERS, "other.samserve": WORKERS[:1]}
 SECRET = "s3cret-" * 6
-TYPES = {"VIT_T": "worker.samserve", "VIT_B": "other.samserve"}
+TYPES = {"VIT_T": "worker", "VIT_B": "other", "DOMAIN": ".samserve"}
 
 PATHS = {8080: "/predictions/vit_t", 8081: "/models/vit_t"}
 

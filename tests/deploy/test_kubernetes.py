@@ -20,6 +20,7 @@ from samserve_launcher.configuration import LARGE_PROCESS_BYTES, PROCESS_BYTES
 from samserve_launcher.door import SECOND_SECRET, SECRET
 from tests.support.deployment import (
     DEPLOY,
+    DOCKERFILE,
     HAPROXY,
     Manifest,
     built,
@@ -80,7 +81,7 @@ def test_ports_and_paths(overlay: str) -> None:
                 if request:
                     port = request["port"]
                     assert named.get(port, port) in ports_of(image)
-                    assert request["path"] in paths_of(image)
+                    assert request["path"].partition("?")[0] in paths_of(image)
                     checked += 1
             scraped = pod["metadata"].get("annotations", {}).get("prometheus.io/port")
             if scraped:
@@ -104,38 +105,43 @@ def test_services_lead_somewhere(overlay: str) -> None:
 @overlays
 def test_the_network_is_open_just_where_it_must_be(overlay: str) -> None:
     policies = {p["metadata"]["name"]: p["spec"] for p in of_kind(overlay, "NetworkPolicy")}
-    assert policies["closed"] == {"podSelector": {}, "policyTypes": ["Ingress"]}
+    assert policies["closed"] == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
+    names = policies.pop("names")
+    [asks] = names["podSelector"]["matchExpressions"]
+    assert set(asks["values"]) == {"gateway", "haproxy", "worker"}
+    assert {port["port"] for rule in names["egress"] for port in rule["ports"]} == {53}
+    assert all(rule["to"] for rule in names["egress"])
     open_to: dict[tuple[str, int], set[str]] = {}
     for name, policy in policies.items():
         for pod in selected(overlay, policy["podSelector"].get("matchLabels", {})):
             [container] = containers(pod, first=False)
             for rule in policy.get("ingress", []):
-                whom = {json.dumps(source, sort_keys=True) for source in rule.get("from", ["all"])}
+                whom = {json.dumps(source, sort_keys=True) for source in rule["from"]}
                 for port in rule["ports"]:
                     assert port["port"] in ports_of(image_of(container)), (name, port)
                     open_to.setdefault((image_of(container), port["port"]), set()).update(whom)
             for rule in policy.get("egress", []):
-                for destination in rule.get("to", []):
+                for destination in rule["to"]:
                     for other in selected(overlay, destination["podSelector"]["matchLabels"]):
                         [target] = containers(other, first=False)
                         assert {p["port"] for p in rule["ports"]} <= ports_of(image_of(target))
     haproxy = '{"podSelector": {"matchLabels": {"app": "haproxy"}}}'
     gateway = '{"podSelector": {"matchLabels": {"app": "gateway"}}}'
-    operator = '{"podSelector": {"matchLabels": {"samserve.operator": "true"}}}'
+    clients = '{"namespaceSelector": {"matchLabels": {"samserve.clients": "true"}}}'
     prometheus = (
         '{"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}'
     )
     of_worker, of_haproxy = worker_ports(), haproxy_ports()
     assert open_to == {
         ("worker", of_worker["inference"]): {haproxy},
-        ("worker", of_worker["management"]): {haproxy, operator},
+        ("worker", of_worker["management"]): {haproxy},
         ("worker", of_worker["ready"]): {haproxy},
         ("worker", of_worker["metrics"]): {prometheus},
         ("haproxy", of_haproxy["inference"]): {gateway},
         ("haproxy", of_haproxy["management"]): {gateway},
         ("haproxy", of_haproxy["operator"]): {prometheus},
         ("redis", 6379): {'{"podSelector": {"matchLabels": {"app": "worker"}}}'},
-        ("gateway", Settings().port): {'"all"'},
+        ("gateway", Settings().port): {clients, prometheus},
     }
 
 
@@ -203,19 +209,17 @@ def test_each_type_has_workers_that_haproxy_finds(overlay: str) -> None:
     }
     names = {t: models[f"SAMSERVE_WORKERS_{t.upper()}"] for t in types}
     assert len([name for name in models if name.startswith("SAMSERVE_WORKERS_")]) == len(types)
-    for model_type, name in names.items():
-        service, namespace, rest = name.split(".", 2)
-        assert (namespace, rest) == ("samserve", "svc.cluster.local")
+    balancer = environment(overlay, by_name["haproxy"]["spec"]["containers"][0])
+    assert balancer["SAMSERVE_WORKERS_DOMAIN"] == ".$(NAMESPACE).svc.cluster.local"
+    for model_type, service in names.items():
         [pod] = selected(overlay, headless[service])
         for container in containers(pod):
             assert environment(overlay, container)["SAMSERVE_MODELS"] == model_type
-        store = environment(overlay, container)["SAMSERVE_MODEL_STORE"]
-        assert {m["mountPath"] for m in container["volumeMounts"]} >= {store}
-    [redis] = [s for s in of_kind(overlay, "Service") if s["metadata"]["name"] == "redis"]
-    url = environment(overlay, pod["spec"]["containers"][0])["SAMSERVE_REDIS_URL"]
-    assert url == f"redis://redis:{redis['spec']['ports'][0]['port']}/0"
-    balancer = {s["metadata"]["name"]: s["spec"]["ports"] for s in of_kind(overlay, "Service")}
-    offered = {port["name"]: f"http://haproxy:{port['port']}" for port in balancer["haproxy"]}
+        # where the Dockerfile puts the archives
+        assert environment(overlay, container)["SAMSERVE_MODEL_STORE"] == "/app/model_store"
+        assert "COPY model_store/${ARCHIVES} model_store/" in DOCKERFILE
+    services = {s["metadata"]["name"]: s["spec"]["ports"] for s in of_kind(overlay, "Service")}
+    offered = {port["name"]: f"http://haproxy:{port['port']}" for port in services["haproxy"]}
     assert offered == {
         "inference": models["SAMSERVE_INFERENCE_URL"],
         "management": models["SAMSERVE_MANAGEMENT_URL"],
@@ -255,8 +259,14 @@ def test_every_pod_is_shut_in(overlay: str) -> None:
             assert context["readOnlyRootFilesystem"], name
             assert not context["allowPrivilegeEscalation"]
             assert context["capabilities"] == {"drop": ["ALL"]}
-            assert "memory" in container["resources"]["limits"]
-            assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+            assert {"memory", "ephemeral-storage"} <= set(container["resources"]["limits"])
+            assert {"cpu", "memory", "ephemeral-storage"} <= set(container["resources"]["requests"])
+            disk = size(container["resources"]["limits"]["ephemeral-storage"])
+            assert disk > sum(
+                size(volume["emptyDir"]["sizeLimit"])
+                for volume in pod["spec"].get("volumes", [])
+                if "medium" not in volume.get("emptyDir", {"medium": ""})
+            )
             if image_of(container) in ("gateway", "worker"):
                 assert "/tmp" in {mount["mountPath"] for mount in container["volumeMounts"]}
 
@@ -267,7 +277,13 @@ def test_nobody_is_stopped_before_the_longest_automask(overlay: str) -> None:
     longest = max(Settings().automask_timeout_s, worker.DRAIN_S + worker.NOTICE_S)
     for name, pod in pods(overlay).items():
         if name != "redis":
-            assert pod["spec"]["terminationGracePeriodSeconds"] > longest, name
+            grace = pod["spec"]["terminationGracePeriodSeconds"]
+            [container] = pod["spec"]["containers"]
+            before = container["lifecycle"]["preStop"]["sleep"]["seconds"]
+            assert grace > longest + before, name
+            if name == "haproxy":
+                [minutes] = re.findall(r"hard-stop-after (\d+)m", HAPROXY)
+                assert grace > int(minutes) * 60 + before
 
 
 @needs_kubectl
@@ -280,6 +296,10 @@ def test_memory_suffices_for_what_is_kept_in_it(overlay: str) -> None:
         limit = size(container["resources"]["limits"]["memory"])
         if name == "redis":
             assert limit >= 1.2 * size(redis["maxmemory"])
+        if image_of(container) == "gateway":
+            budget = Settings.from_environ(environment(overlay, container)).body_budget()
+            # Parsing copies bodies.
+            assert limit >= 250 * 10**6 + 2 * budget
         if image_of(container) == "worker":
             [model_type] = environment(overlay, container)["SAMSERVE_MODELS"].split()
             [memory] = [v for v in pod["spec"]["volumes"] if v["name"] == "embeddings"]
@@ -310,7 +330,7 @@ def test_one_scaler_each(overlay: str) -> None:
     for scaler in of_kind(overlay, "ScaledObject"):
         model_type = scaler["metadata"]["name"].removeprefix("worker-").replace("-", "_")
         queries = [t["metadata"]["query"] for t in scaler["spec"]["triggers"] if t["type"] != "cpu"]
-        lanes = [set(re.findall(r'model_name="([^"]*)"', query)) for query in queries]
+        lanes = [set(re.findall(r'lane="([^"]*)"', query)) for query in queries]
         assert lanes == [{model_type}, {f"{model_type}-automask"}]
     guarded = {p["metadata"]["name"] for p in of_kind(overlay, "PodDisruptionBudget")}
     assert guarded == deployments - {"redis"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -30,7 +31,23 @@ Manifest = dict[str, Any]
 @cache
 def built(overlay: str) -> list[Manifest]:
     """Return the manifests that `kubectl apply -k` would apply."""
-    command = ["kubectl", "kustomize", str(DEPLOY / "kubernetes" / overlay)]
+    return rendered(DEPLOY / "kubernetes" / overlay)
+
+
+def rendered_with(folder: Path, overlay: str, lines: str) -> list[Manifest]:
+    """Return the manifests of an overlay of one's own, in an empty folder, on top of one of ours.
+
+    Args:
+        lines: more lines of its kustomization.yaml, where {kubernetes} is deploy/kubernetes.
+    """
+    kubernetes = os.path.relpath(DEPLOY / "kubernetes", folder)
+    text = f"resources: [{kubernetes}/{overlay}]\n{lines}\n".replace("{kubernetes}", kubernetes)
+    (folder / "kustomization.yaml").write_text(text)
+    return rendered(folder)
+
+
+def rendered(folder: Path) -> list[Manifest]:
+    command = ["kubectl", "kustomize", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return list(yaml.safe_load_all(done.stdout))
@@ -60,8 +77,8 @@ def containers(pod: Manifest, *, first: bool = True) -> Iterator[Manifest]:
 
 def image_of(container: Manifest) -> str:
     """Return `worker`, `gateway`, or the name of a foreign image."""
-    name = container["image"].partition(":")[0]
-    return "worker" if name == "samserve-worker-cuda" else name.removeprefix("samserve-")
+    name: str = container["image"].partition(":")[0]
+    return name.removeprefix("samserve-")
 
 
 def environment(overlay: str, container: Manifest) -> dict[str, str]:
@@ -132,7 +149,7 @@ def known_variables(image: str) -> set[str]:
                 code,
             )
         ),
-        "haproxy": set(re.findall(r"defined\((\w+)\)", HAPROXY)),
+        "haproxy": set(re.findall(r"(?:defined\(|\$\{)(\w+)", HAPROXY)),
     }
     return of_image.get(image, set())
 

@@ -54,10 +54,10 @@ class Lanes(TorchServe):
         self.mute: set[str] = set()
         self.making = asyncio.Event()
 
-    async def lanes(self) -> list[str]:
+    async def lanes(self, timeout_s: float = 30) -> list[str]:
         return list(self.there)
 
-    async def lane(self, name: str) -> dict[str, Any]:
+    async def lane(self, name: str, timeout_s: float = 30) -> dict[str, Any]:
         return self.there[name]
 
     async def worker_description(self, name: str) -> dict[str, Any]:

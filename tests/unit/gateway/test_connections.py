@@ -94,11 +94,27 @@ def test_beyond_twice_the_bound_there_is_not_even_an_answer() -> None:
         assert answer_on(idle[0])[0].status == 200
 
 
-def test_connections_are_forgotten() -> None:
-    class Idle:
-        def check(self, now: float) -> None:
-            """Do nothing."""
+class Idle:
+    """A connection whose client does nothing.
 
+    Args:
+        unread: bytes of answers that it has not taken.
+    """
+
+    def __init__(self, unread: int = 0) -> None:
+        self.unread = unread
+
+    def check(self, now: float) -> None:
+        """Do nothing."""
+
+    def unsent(self) -> int:
+        return self.unread
+
+    def abandon(self) -> None:
+        self.unread = -1
+
+
+def test_connections_are_forgotten() -> None:
     async def come_and_go() -> Connections:
         counted = Connections(3, 2)
         for _ in range(10):
@@ -213,6 +229,54 @@ def test_an_answer_that_nobody_reads(impatient: Gateway) -> None:
     with connect(impatient.port) as connection:
         connection.sendall(POST.replace(b"100", b"%d" % len(body)) + body)
         wait_for(lambda: closed(impatient, "slow_answer") == 1)
+    assert impatient.get("/healthz").status == 200
+
+
+@pytest.mark.parametrize(
+    ("unread", "kept"),
+    [
+        ([0, 10, 90], [0, 10, 90]),
+        ([0, 10, 91], [0, 10]),
+        ([60, 50, 40, 30], [40, 30]),
+        ([101], []),
+        ([30] * 10, [30] * 3),
+    ],
+)
+def test_whoever_has_most_of_too_many_answers_loses_the_connection(
+    monkeypatch: pytest.MonkeyPatch, unread: list[int], kept: list[int]
+) -> None:
+    monkeypatch.setattr(connections, "MAX_UNSENT_BYTES", 100)
+    monkeypatch.setattr(connections, "CHECK_INTERVAL_S", 0.01)
+    ended: list[str] = []
+
+    async def wait() -> list[int]:
+        counted = Connections(100, 100, record_end=ended.append)
+        idle = [Idle(size) for size in unread]
+        for number, connection in enumerate(idle):
+            counted.add(connection, str(number))
+        await asyncio.sleep(0.1)
+        for connection in idle:
+            counted.remove(connection)
+        return [connection.unread for connection in idle if connection.unread >= 0]
+
+    assert asyncio.run(wait()) == kept
+    assert set(ended) <= {"unsent_answers"}
+    assert bool(ended) == (kept != unread)
+
+
+def test_answers_that_nobody_reads_are_bounded_together(
+    impatient: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "MAX_UNSENT_BYTES", 2**26)
+    monkeypatch.setattr(protocol, "ANSWER_WINDOW_S", 1000.0)
+    body = b'{"type": "vit_t", "bbox": [1, 2, 3, 4], "b64img": "QUJD"}'
+    large = answer(b"[" + b" " * (3 * 2**24) + b"]")
+    impatient.torchserve.script("vit_t", large, large)
+    with connect(impatient.port) as first, connect(impatient.port) as second:
+        for connection in (first, second):
+            connection.sendall(POST.replace(b"100", b"%d" % len(body)) + body)
+        wait_for(lambda: closed(impatient, "unsent_answers") == 1)
+        assert closed(impatient, "slow_answer") == 0
     assert impatient.get("/healthz").status == 200
 
 

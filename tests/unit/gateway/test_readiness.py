@@ -65,6 +65,16 @@ def test_lanes_without_workers_and_lanes_that_are_missing(gateway: Gateway) -> N
     }
 
 
+def test_one_ready_lane_is_enough_for_whoever_asks_for_any(gateway: Gateway) -> None:
+    gateway.torchserve.lanes = {"vit_t": set()}
+    assert gateway.get("/readyz?lanes=any").status == 503
+    gateway.torchserve.lanes = {"vit_t": {101}}
+    wait_for(lambda: gateway.get("/readyz?lanes=any").status == 200)
+    assert gateway.get("/readyz?lanes=any").json()["lanes"]["vit_t-automask"]["state"] == "missing"
+    assert gateway.get("/readyz").status == 503
+    assert gateway.get("/readyz?lanes=all").status == 503
+
+
 def test_lanes_of_registered_weights_must_be_ready_too(gateway: Gateway) -> None:
     wait_for(lambda: gateway.get("/readyz").status == 200)
     gateway.torchserve.lanes["vit_t.mine"] = set()
