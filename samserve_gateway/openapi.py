@@ -281,8 +281,9 @@ PROGRESS: dict[str, Any] = {
 HEALTHZ: dict[str, Any] = {"summary": "Check that the gateway's process answers"}
 READYZ: dict[str, Any] = {
     "summary": "Check that every lane has a READY worker and has answered a real inference",
-    "description": "200 if all lanes are ready, else 503; with `?lanes=any`, if one is. A client with a key also gets the state "
-    "of each lane; so does every client if the server wants no keys.",
+    "description": "200 if all lanes are ready, else 503; with `?lanes=any`, if one is. A "
+    "client with a key also gets the state of each lane; so does every client if the server "
+    "wants no keys.",
     "responses": {
         200: {
             "content": {

@@ -1,4 +1,7 @@
-"""Write the PrometheusRule of deploy/kubernetes from alerts.yml: `python -m scripts.prometheus_rule`."""
+"""This program writes the PrometheusRule of deploy/kubernetes from alerts.yml.
+
+python -m scripts.prometheus_rule
+"""
 
 from __future__ import annotations
 

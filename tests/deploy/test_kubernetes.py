@@ -254,6 +254,10 @@ def test_the_config_is_ours_and_mounted_whole(overlay: str) -> None:
 def test_every_pod_is_shut_in(overlay: str) -> None:
     for name, pod in pods(overlay).items():
         assert pod["spec"]["securityContext"]["runAsNonRoot"], name
+        assert pod["spec"]["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        assert pod["spec"]["automountServiceAccountToken"] is False
+        assert pod["spec"]["enableServiceLinks"] is False
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod["spec"])
         for container in containers(pod):
             context = container["securityContext"]
             assert context["readOnlyRootFilesystem"], name

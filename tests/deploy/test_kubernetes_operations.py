@@ -1,13 +1,16 @@
-"""Who operates the manifests meets no trap: rollouts, drains, probes, images, names and examples."""
+"""An operator meets no trap in the manifests: rollouts, drains, probes, images, names, examples."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import kubernetes_validate
 import pytest
+import redis
 import yaml
 
 from samserve.model_types import MODEL_TYPES
@@ -25,6 +28,8 @@ from tests.support.deployment import (
     rendered_with,
     size,
 )
+from tests.support.redis import free_port
+from tests.support.waiting import wait_for
 
 OVERLAYS = ["overlays/cpu", "overlays/cpu-keda", "overlays/gpu"]
 README = (DEPLOY / "README.md").read_text()
@@ -266,6 +271,43 @@ def test_alerts_and_the_runbook_name_what_there_is() -> None:
     # Rules of Kubernetes' own series are for the namespace of the overlays.
     namespaces = set(re.findall(r'namespace="(\w+)"', prometheus_rule.ALERTS.read_text()))
     assert namespaces == {m["metadata"]["name"] for m in of_kind(OVERLAYS[0], "Namespace")}
+
+
+@pytest.mark.needs("redis-server")
+def test_redis_wants_its_password(tmp_path: Path) -> None:
+    """The command of the manifest runs here, with another folder and port."""
+    [container] = pods("overlays/cpu")["redis"]["spec"]["containers"]
+    conf = (DEPLOY / "redis/redis.conf").read_text()
+    port = free_port()
+    (tmp_path / "redis.conf").write_text(f"{conf}\nport {port}\ndir {tmp_path}\n")
+    [script] = container["args"]
+    command = [*container["command"], script.replace("/etc/redis", str(tmp_path))]
+    path = os.environ["PATH"]
+    refused = subprocess.run(command, env={"PATH": path}, capture_output=True, check=False)
+    assert refused.returncode != 0  # without a password it does not start
+    environ = {"PATH": path, "REDIS_PASSWORD": "s3cret"}
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)
+    try:
+        with redis.Redis(port=port, password="s3cret") as client:
+            wait_for(lambda: answers(client))
+            assert client.config_get("maxmemory")["maxmemory"] == str(2**30)
+        with redis.Redis(port=port) as client, pytest.raises(redis.AuthenticationError):
+            client.ping()
+        probe = container["livenessProbe"]["exec"]["command"]
+        asked = [part.replace("redis-cli", f"redis-cli -p {port}") for part in probe]
+        assert subprocess.run(asked, env=environ, check=False).returncode == 0
+        wrong = {**environ, "REDIS_PASSWORD": "wrong"}
+        assert subprocess.run(asked, env=wrong, check=False).returncode != 0
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def answers(client: redis.Redis) -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
 
 
 def test_images_of_workers_are_told_apart() -> None:

@@ -26,7 +26,8 @@ def test_without_a_key_the_page_asks_for_one_and_works_below_it(
         context = browser.new_context()
         page = context.new_page()
         answer = page.goto(base + "/")
-        assert answer is not None and answer.status == 401
+        assert answer is not None
+        assert answer.status == 401
         page.get_by_label("Key").fill("a-wrong-one")
         page.keyboard.press("Enter")
         page.wait_for_url("**/key/a-wrong-one/")

@@ -118,7 +118,7 @@ def test_a_picture_of_ten_thousand_pixels_opens_and_zooms(studio: Studio, tmp_pa
 def test_the_copied_curl_and_python_give_the_same_answer(
     studio: Studio, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    name = "it's a \"coin\" $HOME.png"
+    name = 'it\'s a "coin" $HOME.png'
     (tmp_path / name).write_bytes(COINS.read_bytes())
     studio.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     studio.open(tmp_path / name)

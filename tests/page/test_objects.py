@@ -39,7 +39,8 @@ def test_a_box_gives_the_outline_that_the_api_gives(
     [expected] = from_the_api(server, {"type": "vit_t", "bbox": fields["bbox"]})
     assert feature["geometry"] == expected["geometry"]
     assert feature["properties"]["quality"] == expected["properties"]["quality"]
-    assert "b64img" in fields and fields["b64img"].startswith("sha256:")
+    assert "b64img" in fields
+    assert fields["b64img"].startswith("sha256:")
 
 
 def test_clicks_refine_and_a_right_click_is_background(
@@ -143,7 +144,7 @@ def test_undo_takes_back_a_request_under_way(studio: Studio) -> None:
     studio.box(*COIN)
     before = studio.hint.text_content()
     held: list[Any] = []
-    studio.page.route("**/sam/", lambda route: held.append(route))
+    studio.page.route("**/sam/", held.append)
     studio.page.mouse.click(*studio.screen(45, 70))
     expect(studio.hint).to_have_text("Looking …")
     studio.page.click("#undo")
@@ -161,7 +162,7 @@ def test_a_newer_click_cancels_the_request_before(studio: Studio) -> None:
     failed: list[str] = []
     studio.page.on("requestfailed", lambda request: failed.append(request.failure or ""))
     held: list[Any] = []
-    studio.page.route("**/sam/", lambda route: held.append(route), times=1)
+    studio.page.route("**/sam/", held.append, times=1)
     studio.page.mouse.click(*studio.screen(40, 50))
     expect(studio.hint).to_have_text("Looking …")
     studio.click(50, 60)

@@ -77,7 +77,8 @@ class Studio:
         assert box is not None
         center = self.viewer.get_attribute("data-center")
         resolution = self.viewer.get_attribute("data-resolution")
-        assert center is not None and resolution is not None
+        assert center is not None
+        assert resolution is not None
         middle_x, middle_y = map(float, center.split())
         return (
             box["x"] + box["width"] / 2 + (x - middle_x) / float(resolution),
