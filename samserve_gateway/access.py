@@ -22,7 +22,7 @@ from .origins import Origins
 from .pace import SLOW
 from .queues import LaneQueues
 from .refusals import refusal
-from .routes.page import key_page, wants_key_page
+from .settings import Settings
 from .shares import Shares
 
 HOLD_S = 0.02
@@ -37,7 +37,7 @@ class Access:
     """An ASGI application that wraps another one, and refuses what its clients may not do.
 
     Args:
-        max_body_bytes: a refused body up to this size is received and thrown away, because most
+        settings: a refused body up to `max_body_bytes` is received and thrown away, because most
             clients read the answer only after they have sent their body. The connection of a longer
             one is closed.
     """
@@ -49,14 +49,14 @@ class Access:
         shares: Shares,
         queues: LaneQueues,
         origins: Origins,
-        max_body_bytes: int,
+        settings: Settings,
     ) -> None:
         self._app = app
         self._origins = origins
         self._keyring = keyring
         self._shares = shares
         self._queues = queues
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes = settings.max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or refuse it."""
@@ -94,8 +94,8 @@ async def refuse_early(
     After the answer, the HTTP server throws away what still comes of a body whose length is known.
     It would do so without end for a body of unknown length, so such a body is received first.
     """
+    response = refusal(error)
     headers = Request(scope).headers
-    response = key_page(error) if wants_key_page(error, scope, headers) else refusal(error)
     length = headers.get("content-length", "")
     if "transfer-encoding" in headers:
         received = 0

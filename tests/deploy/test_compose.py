@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,8 @@ from tests.support.deployment import (
     DEPLOY,
     DOCKERFILE,
     HAPROXY,
+    Manifest,
+    built,
     docker_environment,
     haproxy_ports,
     known_variables,
@@ -34,12 +37,16 @@ from tests.support.deployment import (
 from tests.support.paths import ROOT
 
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text())
+SERVICES: dict[str, Manifest] = COMPOSE["services"]
+CONTEXT = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
+"""What a build sees of the repository."""
 
 
 def test_the_dockerfile() -> None:
     for source in re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE):
         for name in source.replace("${ARCHIVES}", "README.md").split():
             assert (ROOT / name).exists(), name
+            assert any(name == kept or name.startswith(f"{kept}/") for kept in CONTEXT), name
     assert GATEWAY_ENVIRONMENT.items() <= docker_environment("gateway").items()
     for target in ("gateway", "worker"):
         [stage] = re.findall(rf"^FROM base AS {target}$(.*?)(?=^FROM|\Z)", DOCKERFILE, re.M | re.S)
@@ -124,7 +131,7 @@ def test_compose() -> None:
                 assert source == "/tmp" or source in COMPOSE["volumes"]
         if "build" in service:
             assert service["build"]["target"] in targets
-            assert set(service["build"]["args"]) <= arguments
+            assert set(service["build"]["args"]) == arguments
             assert (ROOT / service["build"]["dockerfile"]).exists()
         image = {"archives": "worker"}.get(name, name)
         ours = {n: v for n, v in service.get("environment", {}).items() if "SAMSERVE" in n}
@@ -133,22 +140,99 @@ def test_compose() -> None:
             assert int(port) in ports_of(host), name
             assert set(services[host]["networks"]) & set(service["networks"])
     assert services["haproxy"]["environment"]["SAMSERVE_WORKERS_VIT_T"] in services
-    # TorchServe and Redis need no token and no password, so only these may reach them.
-    inside = {name for name, s in services.items() if "workers" in s["networks"]}
-    assert inside == {"worker", "haproxy", "redis", "prometheus"}
-    assert COMPOSE["networks"]["workers"]["internal"]
     kept = model_settings("vit_t").embedding_cache.machine_bytes
     assert 0.9 * size(services["worker"]["shm_size"]) >= kept
 
 
-def test_worker_and_haproxy_get_the_secret_from_a_file() -> None:
+def test_networks_have_only_containers_that_talk_to_each_other() -> None:
+    members = {
+        network: {name for name, service in SERVICES.items() if network in service["networks"]}
+        for network in COMPOSE["networks"]
+    }
+    assert members == {
+        "internet": {"archives", "gateway", "grafana"},
+        "gateway": {"gateway", "haproxy", "prometheus"},
+        "workers": {"haproxy", "worker"},
+        "embeddings": {"redis", "worker"},
+        "metrics": {"prometheus", "worker"},
+        "dashboards": {"grafana", "prometheus"},
+    }
+    for name, network in COMPOSE["networks"].items():
+        assert network.get("internal", False) == (name != "internet")
+
+
+def test_secrets_come_from_files_that_only_their_maker_reads(tmp_path: Path) -> None:
     """Compose refuses to start if a file of `env_file` is missing."""
-    with_it = {n for n, s in COMPOSE["services"].items() if "env_file" in s}
-    assert with_it == {"worker", "haproxy"}
-    for name in with_it:
-        assert COMPOSE["services"][name]["env_file"] == ["worker-secret.env"]
-        assert SECRET not in COMPOSE["services"][name]["environment"]
-    assert "/deploy/worker-secret.env" in (ROOT / ".gitignore").read_text().splitlines()
+    files = {name: s["env_file"] for name, s in SERVICES.items() if "env_file" in s}
+    assert files == {
+        "worker": ["worker-secret.env", "redis-secret.env"],
+        "haproxy": ["worker-secret.env"],
+        "redis": ["redis-secret.env"],
+    }
+    (tmp_path / "docker").mkdir()
+    script = Path(shutil.copy(DEPLOY / "docker/make-secrets.sh", tmp_path / "docker"))
+    made: list[dict[str, str]] = []
+    for _ in range(2):
+        subprocess.run(["sh", str(script)], check=True)
+        lines = "".join(path.read_text() for path in sorted(tmp_path.glob("*.env"))).split()
+        made.append(dict(line.split("=", 1) for line in lines))
+    first, again = made
+    assert first == again
+    assert set(first) == {SECRET, "REDIS_PASSWORD", "SAMSERVE_REDIS_URL"}
+    assert first["SAMSERVE_REDIS_URL"] == f"redis://:{first['REDIS_PASSWORD']}@redis:6379/0"
+    assert first[SECRET] != first["REDIS_PASSWORD"]
+    ignored = (ROOT / ".gitignore").read_text().splitlines()
+    for path in tmp_path.glob("*.env"):
+        assert path.stat().st_mode & 0o777 == 0o600
+        assert f"/deploy/{path.name}" in ignored
+    for service in SERVICES.values():
+        assert not set(first) & set(service.get("environment", {}))
+
+
+def test_our_images_have_a_version_and_a_kind() -> None:
+    version = metadata.version("samserve")
+    assert SERVICES["gateway"]["image"] == f"samserve-gateway:{version}"
+    assert SERVICES["worker"]["image"] == f"samserve-worker:{version}-${{TORCH_BACKEND:-cpu}}"
+    assert SERVICES["worker"]["build"]["args"]["TORCH_BACKEND"] == "${TORCH_BACKEND:-cpu}"
+    gpu = yaml.safe_load((DEPLOY / "compose.gpu.yaml").read_text())["services"]
+    assert gpu["worker"]["image"] == f"samserve-worker:{version}-cuda"
+    assert gpu["worker"]["build"]["args"] == {"TORCH_BACKEND": "cuda"}
+    for worker_image in (SERVICES, gpu):
+        assert worker_image["archives"]["image"] == worker_image["worker"]["image"]
+
+
+def test_no_container_takes_all_memory_or_fills_the_disk_with_logs() -> None:
+    for name, service in SERVICES.items():
+        assert size(service["mem_limit"]) > 0, name
+        options = service["logging"]["options"]
+        assert size(options["max-size"]) * int(options["max-file"]) <= 100 * 2**20
+        if name not in ("archives", "worker", "gateway"):  # the images of these have theirs
+            assert service["healthcheck"]["test"], name
+    content = re.findall(r"^maxmemory (\w+)$", (DEPLOY / "redis/redis.conf").read_text(), re.M)[0]
+    assert size(SERVICES["redis"]["mem_limit"]) >= 1.2 * size(content)
+
+
+@pytest.mark.needs("kubectl")
+@pytest.mark.parametrize("name", ["worker", "gateway", "haproxy", "redis"])
+def test_memory_is_bounded_as_on_kubernetes(name: str) -> None:
+    [limit] = {
+        size(container["resources"]["limits"]["memory"])
+        for manifest in built("overlays/cpu")
+        if manifest["kind"] == "Deployment"
+        for container in manifest["spec"]["template"]["spec"]["containers"]
+        if container["name"] == name
+    }
+    assert size(SERVICES[name]["mem_limit"]) == limit
+
+
+def test_nobody_can_log_in_to_grafana() -> None:
+    """With a login form that is off, Grafana's API still takes admin:admin as basic auth."""
+    environment = SERVICES["grafana"]["environment"]
+    assert environment["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert environment["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+    assert environment["GF_USERS_ALLOW_SIGN_UP"] == "false"
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
 
 
 @pytest.mark.needs("haproxy")

@@ -161,5 +161,5 @@ def model_settings(model_type: str) -> ModelSettings:
 def size(text: str) -> int:
     """Return the bytes of a size as Kubernetes, Docker or Redis writes it."""
     number, unit = re.findall(r"^(\d+)(\w*)$", text)[0]
-    units = {"": 1, "Mi": 2**20, "Gi": 2**30, "m": 2**20, "gb": 2**30, "mb": 2**20}
+    units = {"": 1, "Mi": 2**20, "Gi": 2**30, "gb": 2**30, "mb": 2**20, "g": 2**30, "m": 2**20}
     return int(number) * units[unit]
