@@ -35,8 +35,8 @@ from .torchserve_answers import TorchServeError
 logger = logging.getLogger(__name__)
 
 LOGS = (
-    "The server's logs (in run/<port>/logs, or those of its containers) say why, under this "
-    "request's id, the answer's X-Request-Id."
+    "the server's logs say why: run/<port>/logs, or those of its containers. Lines about this "
+    "request have its id, the answer's X-Request-Id."
 )
 """What a failure tells the operator. The ids are in `request_log.py`."""
 
@@ -101,7 +101,7 @@ async def end_without_client(_: Request, error: ClientDisconnect) -> Response:
 
 async def report_failure(_: Request, error: Exception) -> JSONResponse:
     """Answer a request on which the gateway itself failed."""
-    message = f"The gateway failed on this request. {LOGS}"
+    message = f"The gateway failed on this request; {LOGS}"
     return JSONResponse(error_body("internal_error", message), 500)
 
 
@@ -114,10 +114,10 @@ def log_detail(error: TorchServeError) -> None:
 def torchserve_failure(error: TorchServeError) -> tuple[int, dict[str, Any]]:
     """Return the status and the body of the answer if TorchServe gave none."""
     if error.status == 504:
-        advice = "It hangs, or has too much to do. Try again in a minute."
+        advice = "It hangs, or has too much to do. Try again in a minute. If that does not help,"
         return 504, error_body("timeout", f"{error} {advice} {LOGS}")
-    advice = f"Try again in {error.retry_after_s} s. If that does not help:"
-    return 503, error_body("unavailable", f"{error} {advice} {LOGS[0].lower()}{LOGS[1:]}")
+    advice = f"Try again in {error.retry_after_s} s. If that does not help,"
+    return 503, error_body("unavailable", f"{error} {advice} {LOGS}")
 
 
 def _methods(routes: Iterable[BaseRoute], scope: Scope) -> list[str]:

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BeforeValidator, SecretStr
 
 from samserve.model_types import MODEL_TYPES
 
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _ORIGIN = re.compile(r"https?://[^\s/?#@]+")
 
 
@@ -44,6 +45,15 @@ def _origins(value: str) -> str:
             raise ValueError(
                 f"{word!r} is no origin: each has the form https://host or https://host:port, "
                 "and spaces are between them"
+            )
+    return value
+
+
+def _host_names(value: str) -> str:
+    for word in value.split():
+        if not _HOST_NAME.fullmatch(word):
+            raise ValueError(
+                f"{word!r} is no host name, as sam.example.org: without http:// and without a port"
             )
     return value
 
@@ -90,6 +100,9 @@ Switch = Annotated[bool, BeforeValidator(_switch)]
 
 Origins = Annotated[str, AfterValidator(_origins)]
 """Web origins, with spaces between them."""
+
+HostNames = Annotated[str, AfterValidator(_host_names)]
+"""Names of hosts, with spaces between them."""
 
 ServerAddress = Annotated[str, AfterValidator(_address)]
 """The address of a server, without a path."""

@@ -20,7 +20,15 @@ from pydantic import (
 from samserve.model_types import MODEL_TYPES
 from samserve.serving.lanes import lanes_of
 
-from .setting_values import ModelTypes, Networks, Origins, RedisUrl, ServerAddress, Switch
+from .setting_values import (
+    HostNames,
+    ModelTypes,
+    Networks,
+    Origins,
+    RedisUrl,
+    ServerAddress,
+    Switch,
+)
 
 PREFIX = "SAMSERVE_"
 
@@ -93,9 +101,8 @@ class Settings(BaseModel):
         description="web pages that may use the API in a browser, as https://host[:port], "
         "space-separated",
     )
-    allowed_hosts: str = Field(
+    allowed_hosts: HostNames = Field(
         "",
-        pattern=r"^(\s*[A-Za-z0-9._-]+(\s|$))*$",
         description="names of this server, space-separated, under which a reverse proxy on this "
         "machine offers it without API keys",
     )

@@ -200,12 +200,11 @@ class TorchServe:
     async def _manage(self, method: str, path: str, **request: Any) -> Any:
         answer = await self._send("management", method, path, **request)
         if answer.status != 200:
-            raise TorchServeError(
-                f"TorchServe's management API answers with HTTP {answer.status}: "
-                f"{message_of(answer).rstrip('.')}.",
-                answer.status,
-                f"{method} {path}",
-            )
+            status = f"HTTP {answer.status}"
+            said = message_of(answer).rstrip(".")  # the status, if it says nothing
+            reason = status if said == status else f"{status}: {said}"
+            message = f"TorchServe's management API answered with {reason}."
+            raise TorchServeError(message, answer.status, f"{method} {path}")
         return answer.json()
 
     async def _send(self, role: Role, method: str, path: str, **request: Any) -> Answer:
@@ -265,15 +264,22 @@ def _as_our_errors(path: str, timeout_s: float) -> Iterator[None]:
     """Raise aiohttp's errors as TorchServeError."""
     try:
         yield
+    except aiohttp.ConnectionTimeoutError as exc:
+        waited_s = math.ceil(min(timeout_s, CONTROL_TIMEOUT_S))
+        message = f"TorchServe, which runs the models, took no connection within {waited_s} s."
+        raise TorchServeError(message, 504, path) from exc
     except asyncio.TimeoutError as exc:
         message = f"TorchServe gave no answer within {math.ceil(timeout_s)} s."
         raise TorchServeError(message, 504, path) from exc
     except aiohttp.ClientConnectorError as exc:
-        message = "TorchServe cannot be reached: it is starting, or it has ended."
+        message = (
+            "TorchServe, which runs the models, cannot be reached: it is starting, or it has ended."
+        )
         detail = f"{path}: {exc!r}"
         raise ConnectionLost(message, detail=detail, retry_after_s=RESTART_S) from exc
     except aiohttp.ClientError as exc:
         message = (
-            "TorchServe, or a balancer in front of it, ended the connection and did not answer."
+            "TorchServe, or a balancer in front of it, closed the connection before its answer was "
+            "complete."
         )
         raise ConnectionLost(message, detail=f"{path}: {exc!r}") from exc

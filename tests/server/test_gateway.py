@@ -214,7 +214,7 @@ def test_torchserve_gone_is_503_with_retry_after() -> None:
     )
     with TestClient(create_app(settings), base_url="http://127.0.0.1") as client:
         answer = client.post("/sam/", json=BODY)
-        assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+        assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
         assert answer.json()["error"]["code"] == "unavailable"
         ready = client.get("/readyz")
         assert ready.status_code == 503

@@ -52,8 +52,8 @@ class Supervised:
 @pytest.fixture(scope="module")
 def supervised() -> Iterator[Supervised]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pulses, "SILENT_S", 6.0)
-        patch.setattr(health, "SILENT_S", 6.0)
+        patch.setattr(pulses, "SILENT_S", 12.0)
+        patch.setattr(health, "SILENT_S", 12.0)
         patch.setattr(health, "EVERY_S", 0.5)
         patch.setattr(supervision, "FIRST_PAUSE_S", 0.1)
         options = free_ports(Options())

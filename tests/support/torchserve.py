@@ -210,6 +210,8 @@ class TorchServeStandIn:
 
     async def _list(self, request: web.Request) -> web.StreamResponse:
         names = [lane for lane in self.lanes if lane not in self.cut_off]
+        if self.cut_off and not names:
+            return web.Response(text="no server is available", status=503)
         return web.json_response({"models": [{"modelName": lane} for lane in names]})
 
     async def _describe(self, request: web.Request) -> web.StreamResponse:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,8 +12,17 @@ import pytest
 
 from samserve_gateway.readiness import Readiness
 from tests.support import torchserve
-from tests.support.http import ask, lone_gateway, serving
-from tests.support.torchserve import QUEUE_FULL, Gateway, answer
+from tests.support.http import Answered, ask, lone_gateway, serving
+from tests.support.paths import ROOT
+from tests.support.torchserve import (
+    QUEUE_FULL,
+    WORKER_DIED,
+    Gateway,
+    Handler,
+    answer,
+    cut,
+    wait_for_ever,
+)
 from tests.support.waiting import wait_for
 
 TOKEN = "the administrator's own"
@@ -114,6 +125,71 @@ def test_torchserves_refusals(gateway: Gateway, caplog: pytest.LogCaptureFixture
     assert "refused this request (HTTP 507)" in odd.error()["message"]
     assert "Odd." not in odd.error()["message"]
     assert "HTTP 507: Odd." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("handler", "what", "seconds"),
+    [
+        (answer(WORKER_DIED, 503), "The worker that had this request has ended.", 1),
+        (answer({"message": "Odd."}, 507), "refused this request (HTTP 507).", 1),
+        (answer(b"<html>", 502), "refused this request (HTTP 502).", 1),
+        (cut(), "closed the connection before its answer was complete.", 1),
+    ],
+    ids=["worker died", "torchserve", "balancer", "cut"],
+)
+@pytest.mark.parametrize("path", ["/sam/", "/sam/automask/", "/sam/automask/?stream=1"])
+def test_a_failure_says_when_to_try_again_and_where_the_reason_is(
+    caplog: pytest.LogCaptureFixture,
+    path: str,
+    handler: Handler,
+    what: str,
+    seconds: int,
+) -> None:
+    lane = "vit_t" if path == "/sam/" else "vit_t-automask"
+    with torchserve.gateway() as gateway:
+        gateway.torchserve.script(lane, handler, handler)
+        check_advice(gateway.post(path, GOOD), what, seconds)
+    # The log calls it a failure, other than a queue that is full.
+    assert (logging.WARNING, "Answered.") in [(line.levelno, line.msg) for line in caplog.records]
+
+
+def check_advice(got: Answered, what: str, seconds: int) -> None:
+    """Check that a 503 tells the client when to try again, and the operator where to look."""
+    error = got.error()
+    assert (got.status, error["code"]) == (503, "unavailable")
+    assert what in error["message"]
+    assert got.headers.get_all("Retry-After") == [str(seconds)]
+    assert f"Try again in {seconds} s." in error["message"]
+    assert "run/<port>/logs" in error["message"]
+    assert "X-Request-Id" in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/sam/", "/sam/automask/", "/sam/automask/?stream=1"])
+def test_a_torchserve_that_is_started_again_needs_some_seconds(path: str) -> None:
+    nowhere = "http://127.0.0.1:9"
+    with torchserve.gateway(inference_url=nowhere, management_url=nowhere) as gateway:
+        check_advice(gateway.post(path, GOOD), "it is starting, or it has ended.", 5)
+        check_advice(gateway.get("/sam/weights/"), "it is starting, or it has ended.", 5)
+    with torchserve.gateway(torchserve_tokens="on", key_file=ROOT / "none.json") as gateway:
+        check_advice(gateway.post(path, GOOD), "no token for TorchServe", 5)
+    with torchserve.gateway() as gateway:
+        gateway.torchserve.lanes.clear()
+        check_advice(gateway.post(path, GOOD), "this server should have it", 5)
+
+
+def test_a_balancer_without_a_torchserve() -> None:
+    with torchserve.gateway() as gateway:
+        gateway.torchserve.cut_off = set(gateway.torchserve.lanes)
+        check_advice(gateway.get("/sam/weights/"), "management API answered with HTTP 503.", 1)
+
+
+def test_no_answer_in_time() -> None:
+    with torchserve.gateway(prompt_timeout_s=0.2) as gateway:
+        gateway.torchserve.script("vit_t", wait_for_ever(threading.Event()))
+        got = gateway.post("/sam/", GOOD)
+    assert (got.status, got.error()["code"]) == (504, "timeout")
+    assert "no answer within 1 s" in got.error()["message"]
+    assert "run/<port>/logs" in got.error()["message"]
 
 
 def test_nothing_of_the_gateways_insides_reaches_a_client(

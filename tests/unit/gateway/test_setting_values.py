@@ -62,6 +62,15 @@ def test_several_origins() -> None:
     assert read(CORS_ORIGINS=value).cors_origins == value
 
 
+@pytest.mark.parametrize(
+    "wrong", ["https://sam.example", "sam.example:443", "sam.example,other", "*", "[::1]"]
+)
+def test_a_host_that_no_request_could_name(wrong: str) -> None:
+    line = refusal(ALLOWED_HOSTS=f"sam.example {wrong}")
+    assert line.startswith(f"SAMSERVE_ALLOWED_HOSTS: {wrong!r} is no host name")
+    assert read(ALLOWED_HOSTS=" sam.example 10.1.2.3").allowed_hosts == " sam.example 10.1.2.3"
+
+
 @pytest.mark.parametrize("name", ["INFERENCE_URL", "MANAGEMENT_URL"])
 @pytest.mark.parametrize(
     "wrong", ["haproxy:8080", "haproxy", "http://a:8080/x", "http://a:x", "tcp://a:1", "http://a b"]
