@@ -178,6 +178,8 @@ export class Editor {
     this.found = "";
     this.changed();
     try {
+      await this.encoded;
+      if (signal.aborted) return;
       const masks = await automask(picture, fields, signal, (done, total) => {
         this.search = { done, total };
         this.changed();
