@@ -23,7 +23,7 @@ export function itemStyle(color: string, hovered: boolean, selected: boolean): S
   const key = `${color} ${hovered} ${selected}`;
   let styles = cache.get(key);
   if (styles === undefined) {
-    const alpha = hovered || selected ? "80" : "40";
+    const alpha = hovered || selected ? "80" : "33";
     const fill = new Style({ fill: new Fill({ color: color + alpha }) });
     styles = [fill, ...line(selected ? WHITE : color, hovered || selected ? 3 : 1.5)];
     if (hovered || selected) for (const style of styles) style.setZIndex(1);

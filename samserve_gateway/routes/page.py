@@ -33,7 +33,7 @@ POLICY = (
 KEY_PAGE = "key.html"
 """Asks a person for a key. It is sent only as the refusal of a request without a right one."""
 
-_COMPRESSED = (".html", ".js", ".css", ".svg")
+_COMPRESSED = (".html", ".js", ".css", ".svg", ".txt")
 
 
 @dataclass(frozen=True)

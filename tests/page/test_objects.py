@@ -144,7 +144,7 @@ def test_undo_takes_back_a_request_under_way(studio: Studio) -> None:
     studio.box(*COIN)
     before = studio.hint.text_content()
     held: list[Any] = []
-    studio.page.route("**/sam/", held.append)
+    studio.page.route("**/sam/", lambda route: held.append(route))
     studio.page.mouse.click(*studio.screen(45, 70))
     expect(studio.hint).to_have_text("Looking …")
     studio.page.click("#undo")
@@ -162,7 +162,7 @@ def test_a_newer_click_cancels_the_request_before(studio: Studio) -> None:
     failed: list[str] = []
     studio.page.on("requestfailed", lambda request: failed.append(request.failure or ""))
     held: list[Any] = []
-    studio.page.route("**/sam/", held.append, times=1)
+    studio.page.route("**/sam/", lambda route: held.append(route), times=1)
     studio.page.mouse.click(*studio.screen(40, 50))
     expect(studio.hint).to_have_text("Looking …")
     studio.click(50, 60)

@@ -24,6 +24,12 @@ MASK = "Quality"
 """How the hint begins when a mask is visible."""
 
 
+PATIENCE_MS = 60_000
+"""The machine may be busy with other tests."""
+
+expect.set_options(timeout=PATIENCE_MS)
+
+
 @contextmanager
 def chromium() -> Iterator[Browser]:
     """Run Debian's Chromium within the block."""
@@ -49,6 +55,7 @@ class Studio:
         self.page = page
         self.asked: list[Request] = []
         self.faults: list[str] = []
+        page.set_default_timeout(PATIENCE_MS)
         page.on("request", self._note_request)
         page.on("pageerror", lambda error: self.faults.append(str(error)))
         page.on("console", self._note_message)

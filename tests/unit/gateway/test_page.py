@@ -18,6 +18,7 @@ TYPES = {
     "jpg": "image/jpeg",
     "png": "image/png",
     "svg": "image/svg+xml",
+    "txt": "text/plain; charset=utf-8",
 }
 
 
