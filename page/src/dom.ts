@@ -34,3 +34,16 @@ export function swatch(color: string): HTMLElement {
 export function count(value: number): string {
   return Math.round(value).toLocaleString("en-US");
 }
+
+/** Let the arrow keys go through a group of choices, of which only the chosen one takes the focus. */
+export function useArrows(group: HTMLElement): void {
+  group.addEventListener("keydown", (event) => {
+    const steps: Record<string, number> = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 };
+    const step = steps[event.key];
+    const choices = [...group.querySelectorAll<HTMLElement>("[role=radio]")];
+    const at = choices.indexOf(document.activeElement as HTMLElement);
+    if (step === undefined || at < 0) return;
+    event.preventDefault();
+    choices[(at + step + choices.length) % choices.length]?.click();
+  });
+}

@@ -12,7 +12,7 @@ import {
   type Snapshot,
 } from "./model";
 import { readPicture, type Picture } from "./picture";
-import { isAbort, Problem } from "./problem";
+import { isAbort } from "./problem";
 import type { Asked } from "./snippets";
 
 export interface Search {
@@ -45,7 +45,7 @@ export class Editor {
 
   constructor(
     private readonly changed: () => void,
-    private readonly failed: (problem: Problem) => void,
+    private readonly failed: (error: unknown) => void,
   ) {}
 
   get now(): Snapshot {
@@ -272,8 +272,7 @@ export class Editor {
 
   private fail(error: unknown): void {
     this.changed();
-    if (error instanceof Problem) this.failed(error);
-    else throw error;
+    this.failed(error);
   }
 }
 

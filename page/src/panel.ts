@@ -1,5 +1,5 @@
 /** The panel beside the picture: it shows what the editor knows. */
-import { byId, count, make, swatch } from "./dom";
+import { byId, count, make, swatch, useArrows } from "./dom";
 import type { Editor } from "./editor";
 import { classOf, type Item, type ObjectClass, type Snapshot } from "./model";
 
@@ -12,7 +12,10 @@ export class Panel {
   private shownHovered: number | null = null;
   private readonly list = byId("items");
 
-  constructor(private readonly editor: Editor) {}
+  constructor(private readonly editor: Editor) {
+    useArrows(byId("masks"));
+    useArrows(byId("classes"));
+  }
 
   show(): void {
     const { editor } = this;
@@ -153,7 +156,11 @@ export class Panel {
     const remove = make("button", "delete", "×");
     remove.type = "button";
     remove.setAttribute("aria-label", `Delete ${name} ${item.id}`);
-    remove.addEventListener("click", () => this.editor.remove(item.id));
+    remove.addEventListener("click", () => {
+      const beside = row.nextElementSibling ?? row.previousElementSibling;
+      this.editor.remove(item.id);
+      (beside?.querySelector<HTMLElement>(".delete") ?? byId("viewer")).focus();
+    });
     row.append(choose, remove);
     row.addEventListener("pointerenter", () => this.editor.hover(item.id));
     row.addEventListener("pointerleave", () => this.editor.hover(null));
@@ -169,6 +176,7 @@ function radio(checked: boolean, onClick: () => void): HTMLButtonElement {
   button.type = "button";
   button.setAttribute("role", "radio");
   button.setAttribute("aria-checked", String(checked));
+  button.tabIndex = checked ? 0 : -1;
   button.addEventListener("click", onClick);
   return button;
 }

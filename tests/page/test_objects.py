@@ -143,8 +143,7 @@ def test_undo_takes_back_a_request_under_way(studio: Studio) -> None:
     studio.sample("coins")
     studio.box(*COIN)
     before = studio.hint.text_content()
-    held: list[Any] = []
-    studio.page.route("**/sam/", lambda route: held.append(route))
+    held = studio.hold()
     studio.page.mouse.click(*studio.screen(45, 70))
     expect(studio.hint).to_have_text("Looking …")
     studio.page.click("#undo")
@@ -161,8 +160,7 @@ def test_a_newer_click_cancels_the_request_before(studio: Studio) -> None:
     studio.box(*COIN)
     failed: list[str] = []
     studio.page.on("requestfailed", lambda request: failed.append(request.failure or ""))
-    held: list[Any] = []
-    studio.page.route("**/sam/", lambda route: held.append(route), times=1)
+    studio.hold(times=1)
     studio.page.mouse.click(*studio.screen(40, 50))
     expect(studio.hint).to_have_text("Looking …")
     studio.click(50, 60)
@@ -230,6 +228,27 @@ def test_everything_works_from_the_keyboard(studio: Studio) -> None:
     studio.wait_for_mask()
     press("Escape")
     expect(studio.hint).to_contain_text("Drag a box")
+
+
+def test_the_panel_keeps_the_focus_and_follows_the_arrow_keys(studio: Studio) -> None:
+    studio.sample("coins")
+    studio.click(45, 55)
+    masks = studio.page.locator("#masks [role=radio]")
+    studio.page.locator("#masks [aria-checked=true]").focus()
+    for _ in range(3):
+        chosen = studio.page.locator("#masks [aria-checked=true]").text_content()
+        studio.page.keyboard.press("ArrowRight")
+        now = studio.page.locator("#masks [aria-checked=true]")
+        expect(now).to_be_focused()
+        expect(now).not_to_have_text(chosen or "")
+    expect(masks).to_have_count(3)
+    studio.keep()
+    studio.box(*OTHER_COIN)
+    studio.keep()
+    studio.page.get_by_label("Delete object 1").press("Enter")
+    expect(studio.page.get_by_label("Delete object 2")).to_be_focused()
+    studio.page.keyboard.press("Enter")
+    expect(studio.viewer).to_be_focused()
 
 
 def test_letters_do_nothing_while_a_name_is_typed(studio: Studio) -> None:

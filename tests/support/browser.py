@@ -121,6 +121,16 @@ class Studio:
             self.page.mouse.click(*self.screen(x, y), button=button)
         self.wait_for_mask()
 
+    def hold(self, times: int | None = None) -> list[Route]:
+        """Hold the next requests to `/sam/` back, all or so many, and return the list of them."""
+        held: list[Route] = []
+
+        def keep(route: Route) -> None:
+            held.append(route)
+
+        self.page.route("**/sam/", keep, times=times)
+        return held
+
     def wait_for_mask(self) -> None:
         expect(self.hint).to_contain_text(MASK)
 
