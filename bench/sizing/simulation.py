@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -34,11 +33,9 @@ class Day:
     def refused(self) -> int:
         return sum(request.took is None for request in self.requests)
 
-    def busiest_hour(self) -> list[Request]:
-        """Return the requests of the clock hour that has the most."""
-        hours = Counter(int(request.at // HOUR_S) for request in self.requests)
-        busiest = max(hours, key=lambda hour: (hours[hour], -hour), default=0)
-        return [request for request in self.requests if request.at // HOUR_S == busiest]
+    def in_hour(self, hour: int) -> list[Request]:
+        """Return the requests that were sent in an hour of the day."""
+        return [request for request in self.requests if request.at // HOUR_S == hour]
 
 
 def simulate(users: int, pods: int, figures: Figures, habits: Habits, seed: int = 0) -> Day:
