@@ -17,7 +17,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..contenders import Sample, Server, check_files, copied_store, server
+import psutil
+
+from ..contenders import Server, check_files, copied_store, server
 from ..pictures import Request as Body
 from ..pictures import base64_png, picture, random_boxes, stamped
 from .figures import FIGURES, Figures
@@ -46,6 +48,26 @@ class Compared:
     kind: Kind
     measured: Sequence[float]
     simulated: Sequence[float]
+
+
+class Spent:
+    """The CPU seconds of this process, the client, and of the whole machine, within a block."""
+
+    client_s = 0.0
+    machine_s = 0.0
+
+    def __enter__(self) -> Spent:
+        self._client, self._machine = time.process_time(), _machine_s()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client_s = time.process_time() - self._client
+        self.machine_s = _machine_s() - self._machine
+
+
+def _machine_s() -> float:
+    used = psutil.cpu_times()
+    return float(used.user + used.nice + used.system + used.softirq + used.steal)
 
 
 class Bodies:
@@ -84,34 +106,44 @@ def main() -> None:
             figures = measured_figures(serving, bodies)
             compared = [*clients(serving, bodies, figures), *arrivals(serving, bodies, figures)]
     print(
-        f"click {figures.click_s:.4f}, encode {figures.encode_s:.3f}, "
-        f"automask {figures.automask_s:.2f} seconds of a core\n\n{table(compared)}"
+        f"Seconds of a core: click {figures.click_s:.4f}, encode {figures.encode_s:.3f} on "
+        f"{figures.encode_cores:.2f} cores, automask {figures.automask_s:.2f} on "
+        f"{figures.automask_cores:.2f} cores.\n\n{table(compared)}"
     )
 
 
 def measured_figures(serving: Server, bodies: Bodies) -> Figures:
     """Return the figures, from the CPU time of requests that come one after another."""
 
-    def ask(kind: Kind, count: int) -> list[Sample]:
-        return [serving.ask("gateway", lane_of(kind), bodies.of(kind))[0] for _ in range(count)]
+    def ask(kind: Kind, count: int) -> tuple[float, float]:
+        """Return the mean CPU seconds of a request, and the median time of an answer."""
+        samples = [
+            serving.ask("gateway", lane_of(kind), bodies.of(kind))[0] for _ in range(count)
+        ]
+        cpu = statistics.fmean(sample.cpu for sample in samples)
+        return cpu, statistics.median(sample.wall for sample in samples)
 
     for kind in KINDS:  # the first of each kind warms up
         ask(kind, 1)
-    click, new, automask = (
-        statistics.fmean(sample.cpu for sample in ask(kind, count))
-        for kind, count in zip(KINDS, (CLICKS, NEW, AUTOMASKS), strict=True)
-    )
+    click, click_took = ask("click", CLICKS)
+    new, new_took = ask("new picture", NEW)
+    automask, automask_took = ask("automask", AUTOMASKS)
     return replace(
-        FIGURES["vit_t"], click_s=click, encode_s=new - click, automask_s=automask
+        FIGURES["vit_t"],
+        click_s=click,
+        encode_s=new - click,
+        encode_cores=(new - click) / (new_took - click_took),
+        automask_s=automask,
+        automask_cores=automask / automask_took,
     )
 
 
 def clients(serving: Server, bodies: Bodies, figures: Figures) -> Iterator[Compared]:
     """Compare clients that click again as soon as they have their answers."""
     for count in CLIENTS:
-        before = time.process_time()
-        load = serving.load("vit_t", count, bodies.clicks(), 1, CLIENTS_S)
-        client_s = (time.process_time() - before) / len(load.latencies)
+        with Spent() as spent:
+            load = serving.load("vit_t", count, bodies.clicks(), 1, CLIENTS_S)
+        client_s = spent.client_s / len(load.latencies)
         day = simulate_clients(count, CLIENTS_S, with_client(figures, client_s))
         simulated = times(day.requests, "click")
         rates = f"{len(load.latencies) / load.seconds:.0f} and {len(simulated) / CLIENTS_S:.0f}"
@@ -128,9 +160,9 @@ def arrivals(serving: Server, bodies: Bodies, figures: Figures) -> Iterator[Comp
     for name, rates in RATES.items():
         schedule = list(arrival_times(rates, random.Random(name)))
         sent = [(at, lane_of(kind), bodies.of(kind).body()) for at, kind in schedule]
-        before = time.process_time()
-        took = serving.arrivals(sent)
-        client_s = (time.process_time() - before) / len(sent)
+        with Spent() as spent:
+            took = serving.arrivals(sent)
+        client_s = spent.client_s / len(sent)
         day = simulate_arrivals(schedule, with_client(figures, client_s))
         for kind in KINDS:
             measured = sorted(t for t, (_, k) in zip(took, schedule, strict=True) if k == kind)

@@ -23,7 +23,9 @@ class Figures:
         encode_s: work to decode and embed a new picture.
         automask_s: work of an automask of 32x32 points on a known picture.
         cores: cores of the pod, or 1 for its GPU.
-        threads: threads of one worker, so how many cores it can use.
+        encode_cores, automask_cores: cores that this work keeps busy on an idle pod. Threads wait for
+            each other, so it is less than the pod has.
+        threads: threads of one worker. Each works on one prompt at a time.
         prompt_workers, automask_workers: workers of each lane (config/config.properties).
         batch_size: prompts that a worker takes at once (likewise).
         batch_delay_s: how long the first prompt of a batch waits for others (likewise).
@@ -34,6 +36,8 @@ class Figures:
     click_s: float
     encode_s: float
     automask_s: float
+    encode_cores: float
+    automask_cores: float
     cores: int = 2
     threads: int = 2
     prompt_workers: int = 2
@@ -46,24 +50,32 @@ class Figures:
     def alone_s(self) -> tuple[float, float, float]:
         """Return the times of a click, a click on a new picture, and an automask on an idle pod."""
         click = self.batch_delay_s + self.click_s
-        new = click + self.encode_s / min(self.threads, self.cores)
-        return click, new, self.batch_delay_s + self.automask_s / min(self.threads, self.cores)
+        new = click + self.encode_s / self.encode_cores
+        return click, new, self.batch_delay_s + self.automask_s / self.automask_cores
 
 
 # vit_t: `python -m bench.sizing.check` on two cores of an AMD EPYC, 2026-11-26, pictures of 1024x1024.
 # The others: seconds of two cores to encode a picture (docs/operations.md, "Model types"). Prompts
 # and automasks use the same decoder as vit_t.
-_CLICK_S, _ENCODE_S, _AUTOMASK_S = 0.027, 0.70, 15.0
+_CLICK_S, _AUTOMASK_S, _CORES = 0.027, 15.0, 1.8
 
 FIGURES = {
-    "vit_t": Figures(_CLICK_S, _ENCODE_S, _AUTOMASK_S),
-    "vit_b": Figures(_CLICK_S, 2 * 8.0, _AUTOMASK_S),
-    "vit_l": Figures(_CLICK_S, 2 * 23.0, _AUTOMASK_S),
-    "vit_h": Figures(_CLICK_S, 2 * 45.0, _AUTOMASK_S),
+    "vit_t": Figures(_CLICK_S, 0.70, _AUTOMASK_S, _CORES, _CORES),
+    "vit_b": Figures(_CLICK_S, 2 * 8.0, _AUTOMASK_S, 2, _CORES),
+    "vit_l": Figures(_CLICK_S, 2 * 23.0, _AUTOMASK_S, 2, _CORES),
+    "vit_h": Figures(_CLICK_S, 2 * 45.0, _AUTOMASK_S, 2, _CORES),
     # NVIDIA H200, in the process of the library (docs/operations.md, "GPUs"): 33 pictures a second;
     # a click and an automask as with vit_t. The server around it is not measured. The workers of the
     # two lanes take turns on the GPU, which knows no priorities.
     "vit_h-gpu": Figures(
-        0.0082, 1 / 33, 0.36, cores=1, threads=1, prompt_workers=1, automask_weight=NICE_0
+        0.0082,
+        1 / 33,
+        0.36,
+        1,
+        1,
+        cores=1,
+        threads=1,
+        prompt_workers=1,
+        automask_weight=NICE_0,
     ),
 }

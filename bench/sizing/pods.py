@@ -42,7 +42,7 @@ class Request:
 @dataclass(eq=False)
 class _Task:
     left: float
-    threads: int
+    threads: float
     weight: float
     done: simpy.Event
     rate: float = 0.0
@@ -62,7 +62,7 @@ class Cores:
         self._since = 0.0
         self._wakes = 0
 
-    def run(self, work: float, threads: int, weight: float) -> simpy.Event:
+    def run(self, work: float, threads: float, weight: float) -> simpy.Event:
         """Begin a task of so many seconds of one core. The event happens when it is done."""
         self._advance()
         done = self._env.event()
@@ -152,12 +152,12 @@ class Pod:
             lane.waiting -= len(batch)
             kinds = [request.kind for request in batch if isinstance(request, Request)]
             for _ in range(kinds.count("new picture")):
-                yield self.cores.run(figures.encode_s, figures.threads, weight)
+                yield self.cores.run(figures.encode_s, figures.encode_cores, weight)
             if clicks := len(kinds) - kinds.count("automask"):
                 threads = min(clicks, figures.threads)
                 yield self.cores.run(clicks * figures.click_s, threads, weight)
             for _ in range(kinds.count("automask")):
-                yield self.cores.run(figures.automask_s, figures.threads, weight)
+                yield self.cores.run(figures.automask_s, figures.automask_cores, weight)
             for request in batch:
                 if isinstance(request, Request):
                     self.unanswered -= 1
