@@ -206,7 +206,10 @@ class Forwarder:
         async def send(content: bytes, content_headers: dict[str, str]) -> Answer:
             sent = {**lane_headers, **content_headers}
             if not self._heavy.is_heavy(family, body, content):
-                late = f"Not answered within {timeout_s:g} s: many requests wait. Try again in a minute."
+                late = (
+                    f"Not answered within {timeout_s:g} s: many requests wait. "
+                    "Try again in a minute."
+                )
                 answer = await ask("prompt", content, sent, late)
                 if not is_heavy(answer):
                     return answer

@@ -75,8 +75,9 @@ class Origins:
             return
         raise Forbidden(
             f"A web page of {quoted(origin or 'another site')} sent this request, and this server "
-            f"wants no API keys. If the page may do so, add its address to {PREFIX}CORS_ORIGINS. If "
-            f"it is this server's own page behind a proxy, add its host to {PREFIX}ALLOWED_HOSTS."
+            f"wants no API keys. If the page may do so, add its address to {PREFIX}CORS_ORIGINS. "
+            "If it is this server's own page behind a proxy, add its host to "
+            f"{PREFIX}ALLOWED_HOSTS."
         )
 
 

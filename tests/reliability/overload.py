@@ -14,7 +14,7 @@ from .watching import CLICK, JSON
 
 BASE_CLIENTS = 8
 FACTORS = (1, 4, 20, 50)
-"""The queue holds the requests of 160 clients. 400 clients are more, so some get refusals."""
+"""The queue has room for the requests of 160 clients. 400 are more, so some get refusals."""
 
 
 def run(options: Options, seconds: float) -> list[dict[str, Any]]:
