@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import socket
 import ssl
+import struct
 import time
+from asyncio import BaseTransport
+from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from weakref import WeakSet
 
 import pytest
 
-from samserve_gateway import listening
+from samserve_gateway import listening, protocol
 from samserve_gateway.listening import OpenSockets, listeners
 from samserve_gateway.tls import Certificate
 from samserve_launcher.loopback import LoopbackSession
@@ -38,6 +43,12 @@ class Tls:
 
     def connect(self, address: str = SILENT) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), 30, (address, 0))
+
+    def connect_whole(self) -> ssl.SSLSocket:
+        """Return a connection whose handshake has ended."""
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return context.wrap_socket(self.connect())
 
     def health(self) -> int:
         with LoopbackSession(30, certificate=self._certificate) as http:
@@ -109,9 +120,7 @@ def test_a_handshake_of_slow_bytes_ends(tls: Tls, begins_with: bytes) -> None:
 
 @pytest.mark.needs("openssl")
 def test_an_idle_client_with_a_handshake_is_kept(tls: Tls) -> None:
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    with context.wrap_socket(tls.connect()) as connection:
+    with tls.connect_whole() as connection:
         time.sleep(2)
         connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert connection.recv(100).startswith(b"HTTP/1.1 200")
@@ -137,6 +146,108 @@ def test_whoever_leaves_is_counted_no_longer(
     wait_for(lambda: len(tls.counts) == 0)
     assert tls.health() == 200
     wait_for(lambda: not tls.counts._of_address and not tls.counts._shaking)
+
+
+def reset(connection: socket.socket) -> None:
+    """Close a connection so that the other side gets an error."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def leave_in_handshake(tls: Tls) -> None:
+    tls.connect().close()
+
+
+def reset_in_handshake(tls: Tls) -> None:
+    connection = tls.connect()
+    connection.sendall(b"\x16\x03\x01\x02\x00\x01")
+    reset(connection)
+
+
+def speak_plain_http(tls: Tls) -> None:
+    with tls.connect() as connection:
+        connection.sendall(b"GET / HTTP/1.1\r\n\r\n")
+
+
+def leave_without_a_request(tls: Tls) -> None:
+    tls.connect_whole().close()
+
+
+def leave_without_the_answer(tls: Tls) -> None:
+    with tls.connect_whole() as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+
+
+def leave_after_the_answer(tls: Tls) -> None:
+    connection = tls.connect_whole()
+    connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert connection.recv(12) == b"HTTP/1.1 200"
+    reset(connection)
+
+
+def send_no_http(tls: Tls) -> None:
+    with tls.connect_whole() as connection:
+        connection.sendall(b"\x00\x01\r\n\r\n")
+
+
+class Memory:
+    """The TLS connections whose memory is held. They are referred to weakly.
+
+    Attributes:
+        made: all connections until now.
+    """
+
+    def __init__(self) -> None:
+        self.held: WeakSet[SSLProtocol] = WeakSet()
+        self.made = 0
+
+
+@pytest.fixture
+def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Memory]:
+    """The connections in memory, while Python's collector does not come by chance."""
+    memory = Memory()
+    make = SSLProtocol.connection_made
+
+    def connection_made(self: SSLProtocol, transport: BaseTransport) -> None:
+        memory.held.add(self)
+        memory.made += 1
+        make(self, transport)
+
+    monkeypatch.setattr(SSLProtocol, "connection_made", connection_made)
+    gc.disable()
+    yield memory
+    gc.enable()
+
+
+@pytest.mark.needs("openssl")
+@pytest.mark.parametrize(
+    "visit",
+    [
+        leave_in_handshake,
+        reset_in_handshake,
+        speak_plain_http,
+        leave_without_a_request,
+        leave_without_the_answer,
+        leave_after_the_answer,
+        send_no_http,
+    ],
+)
+def test_ended_connections_leave_no_memory(
+    tls: Tls,
+    visit: Callable[[Tls], None],
+    memory: Memory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Clients that come and go at once are never many, but each has had its 300 KB."""
+    monkeypatch.setattr(listening, "FREE_AFTER", 5)
+    monkeypatch.setattr(listening, "FREE_DELAY_S", 0.1)
+    monkeypatch.setattr(protocol, "LINGER_S", 60)
+    for _ in range(60):
+        before = memory.made
+        visit(tls)
+        wait_for(lambda: memory.made > before)  # noqa: B023  it is called at once
+        wait_for(lambda: len(tls.counts) == 0)
+    wait_for(lambda: len(memory.held) < 20, 10)
 
 
 def test_each_address_of_a_host_is_listened_on() -> None:

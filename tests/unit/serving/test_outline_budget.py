@@ -66,11 +66,18 @@ def test_complex_outlines_leave_the_batch_to_the_clicks(
 
 
 def test_requests_do_not_add_up(model: Any, decoder: DecoderProcess) -> None:
-    """Each is allowed alone, and all of them together are too much."""
-    lane = handler(model, decoder, light={"masks_s": 60, "batch_masks_s": 0.5})
-    statuses = [a.status for a in answers(lane, [COMPLEX, COMPLEX, COMPLEX, CLICK])]
+    """Each is allowed alone, and all of them together are too much.
+
+    Machines differ in speed, so the test halves the budget until it is too small for all three.
+    It still allows the first one then, because three take three times as long as one.
+    """
+    batch_s, statuses = 8.0, [200]
+    while 421 not in statuses:
+        batch_s /= 2
+        lane = handler(model, decoder, light={"masks_s": 60, "batch_masks_s": batch_s})
+        statuses = [a.status for a in answers(lane, [COMPLEX, COMPLEX, COMPLEX, CLICK])]
     assert statuses[-1] == 200
-    assert 421 in statuses
+    assert 200 in statuses[:3]
 
 
 @pytest.mark.parametrize("fields", FORMS, ids=str)
