@@ -2,7 +2,8 @@
 
     python -m bench.sizing --users 40 --clicks 300 --automasks 5
 
-prints the answer times with 1, 2, … pods, and what the least number that is enough takes and costs.
+prints the answer times with more and more pods, and what the least number that is enough takes and
+costs.
 `--page` makes the tables of deploy/sizing.md anew instead.
 """
 
@@ -60,12 +61,12 @@ def parser() -> argparse.ArgumentParser:
         "--new-pictures", type=_share, default=habits.new_pictures, help="share of the clicks"
     )
     made.add_argument(
-        "--think", type=_number, default=habits.think_s, help="median seconds before a click"
+        "--think", type=_positive, default=habits.think_s, help="median seconds before a click"
     )
     made.add_argument("--type", choices=FIGURES, default="vit_t", help="model type and machine")
     made.add_argument(
         "--patience",
-        type=_number,
+        type=_positive,
         default=PATIENCE,
         help="95 of 100 answers may take so many times as long as on an idle server",
     )
@@ -85,6 +86,12 @@ def _whole(text: str) -> int:
 def _number(text: str) -> float:
     if not 0 <= float(text) < 1e6:
         raise argparse.ArgumentTypeError(f"must be from 0 to a million, not {text}")
+    return float(text)
+
+
+def _positive(text: str) -> float:
+    if not 0 < float(text) < 1e6:
+        raise argparse.ArgumentTypeError(f"must be above 0 and below a million, not {text}")
     return float(text)
 
 

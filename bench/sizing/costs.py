@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,6 @@ PICTURE_BYTES = 4_200_000
 
 REDIS_SPARE = 1.25
 """Redis itself needs a quarter more than it keeps (deploy/kubernetes/base/redis.yaml)."""
-
-_UNITS = {"m": 1e-3, "Mi": 2**20, "Gi": 2**30}
 
 
 @dataclass(frozen=True)
@@ -40,23 +39,33 @@ class Prices:
 
 @dataclass(frozen=True)
 class Resources:
-    """What the scheduler sets aside."""
+    """What containers ask of the scheduler, and the most memory that they may take.
+
+    Memory is in bytes.
+    """
 
     cores: float = 0.0
     memory: float = 0.0
-    gpus: int = 0
+    memory_limit: float = 0.0
+    gpus: float = 0.0
 
-    def times(self, count: int) -> Resources:
-        return Resources(count * self.cores, count * self.memory, count * self.gpus)
+    def __add__(self, other: Resources) -> Resources:
+        return Resources(*map(operator.add, astuple(self), astuple(other)))
 
-    def and_(self, other: Resources) -> Resources:
-        return Resources(
-            self.cores + other.cores, self.memory + other.memory, self.gpus + other.gpus
-        )
+    def __mul__(self, count: int) -> Resources:
+        return Resources(*(count * amount for amount in astuple(self)))
 
     def euros_a_month(self, prices: Prices) -> float:
-        an_hour = self.cores * prices.core + self.gpus * prices.gpu
-        return HOURS_A_MONTH * (an_hour + self.memory / GIB * prices.gib)
+        memory = self.memory / GIB * prices.gib
+        return HOURS_A_MONTH * (self.cores * prices.core + memory + self.gpus * prices.gpu)
+
+
+def cluster(model: str, workers: int, pictures: int) -> Resources:
+    """Return what the whole cluster takes: gateways, HAProxys, Redis and so many workers."""
+    redis = _base("redis")
+    more = max(0.0, redis_bytes(pictures) - redis.memory)
+    others = _base("gateway") + _base("haproxy") + redis + Resources(memory=more, memory_limit=more)
+    return worker(model) * workers + others
 
 
 def redis_bytes(pictures: int) -> float:
@@ -64,40 +73,25 @@ def redis_bytes(pictures: int) -> float:
     return max(_base("redis").memory, REDIS_SPARE * pictures * PICTURE_BYTES)
 
 
-def cluster(figures_name: str, workers: int, pictures: int) -> Resources:
-    """Return what the whole cluster takes: gateways, HAProxys, Redis and so many workers."""
-    whole = worker(figures_name).times(workers)
-    for name in ("gateway", "haproxy"):
-        whole = whole.and_(_base(name))
-    return whole.and_(Resources(_base("redis").cores, redis_bytes(pictures)))
-
-
-def worker(figures_name: str) -> Resources:
-    """Return what one worker pod takes."""
-    manifest = KUBERNETES / "worker" / "worker.yaml"
-    requests, limits = _requests_and_limits(_document(manifest, "Deployment", "worker"))
-    patches = {
-        "vit_t": None,
-        "vit_h-gpu": KUBERNETES / "overlays" / "gpu" / "kustomization.yaml",
-    }
-    large = KUBERNETES / "components" / "large-worker" / "kustomization.yaml"
-    if patch := patches.get(figures_name, large):
-        for text in _patches(patch):
-            more_requests, more_limits = _requests_and_limits(yaml.safe_load(text))
-            requests, limits = requests | more_requests, limits | more_limits
-    gpus = int(limits.get("nvidia.com/gpu", 0))
-    return Resources(_quantity(requests["cpu"]), _quantity(requests["memory"]), gpus)
+def worker(model: str) -> Resources:
+    """Return what one worker pod takes. `model` is a key of FIGURES."""
+    deployments = [_document(KUBERNETES / "worker" / "worker.yaml", "Deployment", "worker")]
+    if model != "vit_t":
+        deployments += _patches(KUBERNETES / "components" / "large-worker")
+    if model == "vit_h-gpu":
+        deployments += _patches(KUBERNETES / "overlays" / "gpu")
+    return _resources(deployments)
 
 
 def _base(name: str) -> Resources:
     """Return what the fewest replicas of a Deployment of the base take together."""
     manifest = KUBERNETES / "base" / f"{name}.yaml"
     deployment = _document(manifest, "Deployment", name)
-    requests, _ = _requests_and_limits(deployment)
-    one = Resources(_quantity(requests["cpu"]), _quantity(requests["memory"]))
     if "replicas" in deployment["spec"]:
-        return one.times(int(deployment["spec"]["replicas"]))
-    return one.times(int(_document(manifest, "HorizontalPodAutoscaler", name)["spec"]["minReplicas"]))
+        replicas = deployment["spec"]["replicas"]
+    else:
+        replicas = _document(manifest, "HorizontalPodAutoscaler", name)["spec"]["minReplicas"]
+    return _resources([deployment]) * replicas
 
 
 def _document(manifest: Path, kind: str, name: str) -> dict[str, Any]:
@@ -109,23 +103,27 @@ def _document(manifest: Path, kind: str, name: str) -> dict[str, Any]:
     )
 
 
-def _patches(kustomization: Path) -> Iterator[str]:
-    """Yield the patches that set resources of a worker's container."""
-    for patch in yaml.safe_load(kustomization.read_text())["patches"]:
-        if "containers:" in patch["patch"] and "resources:" in patch["patch"]:
-            yield patch["patch"]
+def _patches(folder: Path) -> list[dict[str, Any]]:
+    """Return the patches of a kustomization that set resources of a worker's container."""
+    patches = yaml.safe_load((folder / "kustomization.yaml").read_text())["patches"]
+    return [yaml.safe_load(p["patch"]) for p in patches if "resources:" in p["patch"]]
 
 
-def _requests_and_limits(deployment: dict[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
-    """Return those of the first container."""
-    container = deployment["spec"]["template"]["spec"]["containers"][0]
-    resources = container.get("resources", {})
-    return resources.get("requests", {}), resources.get("limits", {})
+def _resources(deployments: Iterable[dict[str, Any]]) -> Resources:
+    """Return those of the first container. Each further Deployment is a patch of the first."""
+    requests: dict[str, str] = {}
+    limits: dict[str, str] = {}
+    for deployment in deployments:
+        resources = deployment["spec"]["template"]["spec"]["containers"][0]["resources"]
+        requests |= resources.get("requests", {})
+        limits |= resources.get("limits", {})
+    amounts = (requests["cpu"], requests["memory"], limits["memory"])
+    return Resources(*map(_quantity, amounts), float(limits.get("nvidia.com/gpu", 0)))
 
 
 def _quantity(text: str) -> float:
     """Return a quantity of Kubernetes, such as `200m` or `7Gi`, as cores or bytes."""
-    for unit, factor in _UNITS.items():
+    for unit, factor in {"m": 1e-3, "Mi": 2.0**20, "Gi": 2.0**30}.items():
         if text.endswith(unit):
             return float(text.removesuffix(unit)) * factor
     return float(text)

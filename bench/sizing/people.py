@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import math
 import random
-from bisect import bisect_right
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate, count
+from itertools import accumulate, count, takewhile
 
 import simpy
 
@@ -77,7 +75,7 @@ class People:
                 yield from self._service.ask("new picture", picture)
             else:
                 yield from self._service.ask("click", picture)
-            yield self._env.timeout(habits.think_s * math.exp(habits.spread * _normal(rng)))
+            yield self._env.timeout(rng.lognormvariate(math.log(habits.think_s), habits.spread))
 
     def _automask(self, start: float) -> Steps:
         """Open a picture with a click, and look for every object in it."""
@@ -90,28 +88,11 @@ class People:
 
 def _time_of_day(rng: random.Random) -> float:
     """Return a second of the day, drawn from HOURS."""
-    ends = list(accumulate(HOURS.values()))
-    drawn = rng.random() * ends[-1]
-    index = bisect_right(ends, drawn)
-    hour, share = list(HOURS.items())[index]
-    return (hour + 1 - (ends[index] - drawn) / share) * HOUR_S
+    hour = rng.choices(list(HOURS), list(HOURS.values()))[0]
+    return (hour + rng.random()) * HOUR_S
 
 
 def _poisson(rng: random.Random, mean: float) -> int:
-    """Return how many events happen where `mean` are expected: pauses are exponential."""
-    return sum(1 for _ in _until(rng, mean))
-
-
-def _until(rng: random.Random, end: float) -> Iterator[float]:
-    at = -math.log(1 - rng.random())
-    while at < end:
-        yield at
-        at -= math.log(1 - rng.random())
-
-
-def _normal(rng: random.Random) -> float:
-    """Return a number of the standard normal distribution (Box and Muller).
-
-    Python promises the same numbers in every version for `random` only, not for `gauss`.
-    """
-    return math.sqrt(-2 * math.log(1 - rng.random())) * math.cos(2 * math.pi * rng.random())
+    """Return how many events happen where `mean` are expected."""
+    happened = takewhile(lambda at: at < mean, accumulate(rng.expovariate(1) for _ in count()))
+    return sum(1 for _ in happened)

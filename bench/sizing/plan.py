@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .costs import GIB, Prices, cluster, redis_bytes
 from .figures import FIGURES
-from .people import HOURS, Habits
+from .people import HOUR_S, HOURS, Habits
 from .pods import Kind, Request
 from .simulation import KINDS, Day, percentile, pictures_to_keep, simulate, times
+
+BUSIEST = max(HOURS, key=HOURS.__getitem__)
+"""The hour in which most work begins."""
 
 PERSON_DAYS = 200
 """Few people ask too little in a day for percentiles, so several days are simulated."""
 
-MAX_PODS = 16
-"""HAProxy has this many places for the pods of a type (haproxy.cfg)."""
+MAX_PODS = 30
+"""HAProxy has 32 places for the pods of a type (haproxy.cfg); a rollout needs some of them."""
 
 SPARE = 1
 """Pods beyond those that are enough: one may fail, or its node may be emptied."""
@@ -77,23 +81,30 @@ def outcome(wish: Wish, pods: int) -> Outcome:
     return Outcome(pods, answers, refused, pictures, quick and not refused)
 
 
-BUSIEST = max(HOURS, key=HOURS.__getitem__)
-"""The hour in which most work begins."""
-
-
 def outcomes(wish: Wish) -> Iterator[Outcome]:
-    """Yield what comes of one pod, two, … up to the first number that is enough, and its spare.
+    """Yield what comes of more and more pods, up to the first number that is enough, and its spare.
 
-    No number is enough if none of the last outcomes is.
+    The first number is the least that can do the work of the busiest hour within an hour. No number
+    is enough if none of the last outcomes is.
     """
     spare = SPARE
-    for pods in range(1, MAX_PODS + 1):
+    for pods in range(max(1, math.ceil(busy_pods(wish))), MAX_PODS + 1):
         result = outcome(wish, pods)
         yield result
         if result.enough:
             spare -= 1
         if spare < 0:
             return
+
+
+def busy_pods(wish: Wish) -> float:
+    """Return how many pods the mean work of the busiest hour keeps busy."""
+    figures, habits = FIGURES[wish.model], wish.habits
+    new = habits.clicks * habits.new_pictures + habits.automasks
+    a_day = (habits.clicks + habits.automasks) * figures.click_s
+    a_day += new * figures.encode_s + habits.automasks * figures.automask_s
+    hour = wish.users * a_day * HOURS[BUSIEST] / sum(HOURS.values())
+    return hour / HOUR_S / figures.cores
 
 
 def needed(results: Sequence[Outcome]) -> Outcome | None:
@@ -127,24 +138,22 @@ def _three(values: list[float], factor: float, digits: int) -> str:
 def costs_table(results: Sequence[tuple[Wish, Sequence[Outcome]]], prices: Prices) -> str:
     """Return pods, cores, memory and money, as Markdown."""
     lines = [
-        "| people | model | pods that are enough | pods to run | cores | memory, GiB | of it Redis, GiB "
-        "| GPUs | € a month | € a person |",
+        "| people | model | pods that are enough | pods to run | cores | GPUs | memory, GiB: requested / limit "
+        "| of it Redis | € a month | € a person |",
         "|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for wish, per_pods in results:
         least = needed(per_pods)
         if least is None:
-            lines.append(
-                f"| {wish.users} | {wish.model} | more than {MAX_PODS} |{' – |' * 7}".rstrip()
-            )
+            lines.append(f"| {wish.users} | {wish.model} | more than {MAX_PODS} |{' – |' * 7}")
             continue
         run = least.pods + SPARE
         pictures = max(result.pictures for result in per_pods if result.enough)
         whole = cluster(wish.model, run, pictures)
         euros = whole.euros_a_month(prices)
         lines.append(
-            f"| {wish.users} | {wish.model} | {least.pods} | {run} | {whole.cores:.1f} "
-            f"| {whole.memory / GIB:.0f} | {redis_bytes(pictures) / GIB:.1f} | {whole.gpus or ''} "
-            f"| {euros:,.0f} | {euros / wish.users:,.1f} |"
+            f"| {wish.users} | {wish.model} | {least.pods} | {run} | {whole.cores:.1f} | {whole.gpus:.0f} "
+            f"| {whole.memory / GIB:.0f} / {whole.memory_limit / GIB:.0f} "
+            f"| {redis_bytes(pictures) / GIB:.1f} | {euros:,.0f} | {euros / wish.users:,.1f} |"
         )
     return "\n".join(lines)
