@@ -2,9 +2,10 @@
 
     python -m bench.sizing.check
 
-The server runs on this machine, with vit_t. First one client asks, so that nothing waits: that gives
-the figures. Then come loads that the simulation predicts from these figures. Leave the machine
-otherwise idle. The client runs on the same cores, so its CPU time counts as work of the requests.
+The server runs on this machine, with vit_t. First one client asks, so that nothing waits: that
+gives the figures. Then come loads that the simulation predicts from these figures. Leave the
+machine otherwise idle. The client runs on the same cores, so its CPU time counts as work of the
+requests.
 """
 
 from __future__ import annotations
@@ -162,7 +163,7 @@ def with_client(figures: Figures, client_s: float) -> Figures:
 def table(compared: Sequence[Compared]) -> str:
     """Return the comparison as Markdown."""
     lines = [
-        "| load | request | count | measured p50 / p95, ms | simulated p50 / p95, ms | difference |",
+        "| load | request | count | measured p50 / p95, ms | simulated, ms | difference |",
         "|---|---|--:|--:|--:|--:|",
     ]
     for row in compared:

@@ -29,8 +29,8 @@ class Habits:
         clicks: clicks (prompts), on average.
         automasks: automasks, on average.
         sessions: spells of annotation. Each has the same number of clicks.
-        new_pictures: the share of clicks on a picture that the server has not seen. QuPath sends the
-            view; so each view that somebody has moved or zoomed is a new picture.
+        new_pictures: the share of clicks on a picture that the server has not seen. QuPath sends
+            the view, so each view that somebody has moved or zoomed is a new picture.
         think_s: the median time between an answer and the next click.
         spread: of the logarithm of that time: 0.8 makes the mean 1.4 times the median, and one
             pause in twenty 3.7 times the median.

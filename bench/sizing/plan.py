@@ -122,8 +122,9 @@ def answers_table(results: Sequence[tuple[Wish, Sequence[Outcome]]]) -> str:
         for result in per_pods:
             click, new, automask = (result.answers[kind] for kind in KINDS)
             lines.append(
-                f"| {wish.users} | {result.pods} | {_three(click, 1000, 0)} | {_three(new, 1000, 0)} "
-                f"| {_three(automask, 1, 1)} | {result.refused} | {'yes' if result.enough else 'no'} |"
+                f"| {wish.users} | {result.pods} "
+                f"| {_three(click, 1000, 0)} | {_three(new, 1000, 0)} | {_three(automask, 1, 1)} "
+                f"| {result.refused} | {'yes' if result.enough else 'no'} |"
             )
     return "\n".join(lines)
 
@@ -138,8 +139,8 @@ def _three(values: list[float], factor: float, digits: int) -> str:
 def costs_table(results: Sequence[tuple[Wish, Sequence[Outcome]]], prices: Prices) -> str:
     """Return pods, cores, memory and money, as Markdown."""
     lines = [
-        "| people | model | pods that are enough | pods to run | cores | GPUs | memory, GiB: requested / limit "
-        "| of it Redis | € a month | € a person |",
+        "| people | model | pods that are enough | pods to run | cores | GPUs "
+        "| memory, GiB: requested / limit | of it Redis | € a month | € a person |",
         "|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for wish, per_pods in results:
@@ -152,7 +153,8 @@ def costs_table(results: Sequence[tuple[Wish, Sequence[Outcome]]], prices: Price
         whole = cluster(wish.model, run, pictures)
         euros = whole.euros_a_month(prices)
         lines.append(
-            f"| {wish.users} | {wish.model} | {least.pods} | {run} | {whole.cores:.1f} | {whole.gpus:.0f} "
+            f"| {wish.users} | {wish.model} "
+            f"| {least.pods} | {run} | {whole.cores:.1f} | {whole.gpus:.0f} "
             f"| {whole.memory / GIB:.0f} / {whole.memory_limit / GIB:.0f} "
             f"| {redis_bytes(pictures) / GIB:.1f} | {euros:,.0f} | {euros / wish.users:,.1f} |"
         )

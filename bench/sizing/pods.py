@@ -141,7 +141,7 @@ class Pod:
         return answered
 
     def _work(self, lane: _Lane, batch_size: int, weight: float) -> Steps:
-        """Answer batches for ever. All answers of a batch go out together, as TorchServe does it."""
+        """Answer batches for ever. As in TorchServe, a batch's answers go out together."""
         figures = self._figures
         while True:
             batch = [(yield lane.queue.get())]
@@ -186,7 +186,7 @@ class Service:
             request.took = self._env.now - request.at
 
     def _pod_for(self, picture: int) -> Pod:
-        """Return the picture's own pod or, if that has too many requests, the next one in its order.
+        """Return the picture's own pod; if that has too many requests, the next in its order.
 
         HAProxy counts the requests of both lanes (consistent hashing with bounded loads).
         """
