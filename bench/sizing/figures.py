@@ -23,8 +23,8 @@ class Figures:
         encode_s: work to decode and embed a new picture.
         automask_s: work of an automask of 32x32 points on a known picture.
         cores: cores of the pod, or 1 for its GPU.
-        encode_cores, automask_cores: cores that this work keeps busy on an idle pod. Threads wait
-            for each other, so it is less than the pod has.
+        click_cores, encode_cores, automask_cores: cores that this work keeps busy on an idle pod.
+            Threads wait for each other, so it is less than the pod has.
         threads: threads of one worker. Each works on one prompt at a time.
         prompt_workers, automask_workers: workers of each lane (config/config.properties).
         batch_size: prompts that a worker takes at once (likewise).
@@ -36,6 +36,7 @@ class Figures:
     click_s: float
     encode_s: float
     automask_s: float
+    click_cores: float
     encode_cores: float
     automask_cores: float
     cores: int = 2
@@ -49,21 +50,22 @@ class Figures:
 
     def alone_s(self) -> tuple[float, float, float]:
         """Return the times of a click, a click on a new picture, and an automask on an idle pod."""
-        click = self.batch_delay_s + self.click_s
+        click = self.batch_delay_s + self.click_s / self.click_cores
         new = click + self.encode_s / self.encode_cores
-        return click, new, self.batch_delay_s + self.automask_s / self.automask_cores
+        return click, new, self.automask_s / self.automask_cores
 
 
 # vit_t: `python -m bench.sizing.check` on two cores of an AMD EPYC, 2026-11-26, with pictures of
 # 1024x1024. The others: seconds of two cores to encode a picture (docs/operations.md, "Model
 # types"). Prompts and automasks use the same decoder as vit_t.
-_CLICK_S, _AUTOMASK_S, _CORES = 0.027, 15.0, 1.8
+_CLICK_S, _AUTOMASK_S = 0.027, 15.0
+_CLICK_CORES, _CORES = 1.0, 1.8
 
 FIGURES = {
-    "vit_t": Figures(_CLICK_S, 0.70, _AUTOMASK_S, _CORES, _CORES),
-    "vit_b": Figures(_CLICK_S, 2 * 8.0, _AUTOMASK_S, 2, _CORES),
-    "vit_l": Figures(_CLICK_S, 2 * 23.0, _AUTOMASK_S, 2, _CORES),
-    "vit_h": Figures(_CLICK_S, 2 * 45.0, _AUTOMASK_S, 2, _CORES),
+    "vit_t": Figures(_CLICK_S, 0.70, _AUTOMASK_S, _CLICK_CORES, _CORES, _CORES),
+    "vit_b": Figures(_CLICK_S, 2 * 8.0, _AUTOMASK_S, _CLICK_CORES, 2, _CORES),
+    "vit_l": Figures(_CLICK_S, 2 * 23.0, _AUTOMASK_S, _CLICK_CORES, 2, _CORES),
+    "vit_h": Figures(_CLICK_S, 2 * 45.0, _AUTOMASK_S, _CLICK_CORES, 2, _CORES),
     # NVIDIA H200, in the process of the library (docs/operations.md, "GPUs"): 33 pictures a second;
     # a click and an automask as with vit_t. The server around it is not measured. The workers of
     # the two lanes take turns on the GPU, which knows no priorities.
@@ -71,6 +73,7 @@ FIGURES = {
         0.0082,
         1 / 33,
         0.36,
+        1,
         1,
         1,
         cores=1,

@@ -60,9 +60,9 @@ class People:
         for session in range(habits.sessions):
             share = clicks // habits.sessions + (session < clicks % habits.sessions)
             own = random.Random(rng.random())
-            self._env.process(self._session(share, _time_of_day(own), own))
+            self._env.process(self._session(share, time_of_day(own), own))
         for _ in range(_poisson(rng, habits.automasks)):
-            self._env.process(self._automask(_time_of_day(rng)))
+            self._env.process(self._automask(time_of_day(rng)))
 
     def _session(self, clicks: int, start: float, rng: random.Random) -> Steps:
         """Click, wait for the answer, think, and click again."""
@@ -86,7 +86,7 @@ class People:
         yield from self._service.ask("automask", picture)
 
 
-def _time_of_day(rng: random.Random) -> float:
+def time_of_day(rng: random.Random) -> float:
     """Return a second of the day, drawn from HOURS."""
     hour = rng.choices(list(HOURS), list(HOURS.values()))[0]
     return (hour + rng.random()) * HOUR_S

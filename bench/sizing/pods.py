@@ -42,8 +42,8 @@ class Request:
 @dataclass(eq=False)
 class _Task:
     left: float
-    threads: float
     weight: float
+    most: float
     done: simpy.Event
     rate: float = 0.0
 
@@ -51,7 +51,8 @@ class _Task:
 class Cores:
     """Cores that share their time among busy threads by weight, as the kernel does.
 
-    A task never gets more cores than it has threads.
+    A task has as many equal threads as a worker, or fewer, and a limit of cores, because its threads
+    wait for each other.
     """
 
     def __init__(self, env: simpy.Environment, cores: int) -> None:
@@ -62,11 +63,17 @@ class Cores:
         self._since = 0.0
         self._wakes = 0
 
-    def run(self, work: float, threads: float, weight: float) -> simpy.Event:
-        """Begin a task of so many seconds of one core. The event happens when it is done."""
+    def run(self, work: float, threads: int, most: float, weight: float) -> simpy.Event:
+        """Begin a task of so many seconds of one core. The event happens when it is done.
+
+        Args:
+            threads: its busy threads.
+            most: the cores that it can use, at most as many as it has threads.
+            weight: of each thread, by its priority.
+        """
         self._advance()
         done = self._env.event()
-        self._tasks.append(_Task(work, threads, weight, done))
+        self._tasks.append(_Task(work, threads * weight, most, done))
         self._share()
         return done
 
@@ -87,10 +94,10 @@ class Cores:
         """Give each task its rate, and wake up when the first one will be done."""
         free, waiting = float(self._cores), list(self._tasks)
         while waiting:
-            each = free / sum(task.weight * task.threads for task in waiting)
-            capped = [task for task in waiting if task.weight * each >= 1]
+            each = free / sum(task.weight for task in waiting)
+            capped = [task for task in waiting if task.weight * each >= task.most]
             for task in capped or waiting:
-                task.rate = task.threads * min(1.0, task.weight * each)
+                task.rate = min(task.most, task.weight * each)
             if not capped:
                 break
             free -= sum(task.rate for task in capped)
@@ -152,16 +159,19 @@ class Pod:
             lane.waiting -= len(batch)
             kinds = [request.kind for request in batch if isinstance(request, Request)]
             for _ in range(kinds.count("new picture")):
-                yield self.cores.run(figures.encode_s, figures.encode_cores, weight)
+                yield self._run(figures.encode_s, figures.encode_cores, weight)
             if clicks := len(kinds) - kinds.count("automask"):
-                threads = min(clicks, figures.threads)
-                yield self.cores.run(clicks * figures.click_s, threads, weight)
+                yield self._run(clicks * figures.click_s, clicks * figures.click_cores, weight)
             for _ in range(kinds.count("automask")):
-                yield self.cores.run(figures.automask_s, figures.automask_cores, weight)
+                yield self._run(figures.automask_s, figures.automask_cores, weight)
             for request in batch:
                 if isinstance(request, Request):
                     self.unanswered -= 1
                     lane.asked.pop(request).succeed()
+
+    def _run(self, work: float, cores: float, weight: float) -> simpy.Event:
+        threads = min(math.ceil(cores), self._figures.threads)
+        return self.cores.run(work, threads, min(cores, threads), weight)
 
 
 class Service:
