@@ -51,8 +51,7 @@ class _Task:
 class Cores:
     """Cores that share their time among busy threads by weight, as the kernel does.
 
-    A task has as many equal threads as a worker, or fewer, and a limit of cores, because its threads
-    wait for each other.
+    A task has busy threads of one priority, and a limit of cores, because they wait for each other.
     """
 
     def __init__(self, env: simpy.Environment, cores: int) -> None:

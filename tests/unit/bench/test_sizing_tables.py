@@ -1,4 +1,4 @@
-"""The page deploy/sizing.md is what the command says, and its resources are those of the manifests."""
+"""The page deploy/sizing.md is what the command says; resources are those of the manifests."""
 
 from __future__ import annotations
 
