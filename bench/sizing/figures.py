@@ -58,14 +58,14 @@ class Figures:
 # vit_t: `python -m bench.sizing.check` on two cores of an AMD EPYC, 2026-11-26, with pictures of
 # 1024x1024. The others: seconds of two cores to encode a picture (docs/operations.md, "Model
 # types"). Prompts and automasks use the same decoder as vit_t.
-_CLICK_S, _AUTOMASK_S = 0.027, 15.0
-_CLICK_CORES, _CORES = 1.0, 1.8
+_CLICK_S, _CLICK_CORES = 0.029, 1.2
+_AUTOMASK_S, _AUTOMASK_CORES = 14.7, 1.9
 
 FIGURES = {
-    "vit_t": Figures(_CLICK_S, 0.70, _AUTOMASK_S, _CLICK_CORES, _CORES, _CORES),
-    "vit_b": Figures(_CLICK_S, 2 * 8.0, _AUTOMASK_S, _CLICK_CORES, 2, _CORES),
-    "vit_l": Figures(_CLICK_S, 2 * 23.0, _AUTOMASK_S, _CLICK_CORES, 2, _CORES),
-    "vit_h": Figures(_CLICK_S, 2 * 45.0, _AUTOMASK_S, _CLICK_CORES, 2, _CORES),
+    "vit_t": Figures(_CLICK_S, 0.67, _AUTOMASK_S, _CLICK_CORES, 1.8, _AUTOMASK_CORES),
+    "vit_b": Figures(_CLICK_S, 2 * 8.0, _AUTOMASK_S, _CLICK_CORES, 2, _AUTOMASK_CORES),
+    "vit_l": Figures(_CLICK_S, 2 * 23.0, _AUTOMASK_S, _CLICK_CORES, 2, _AUTOMASK_CORES),
+    "vit_h": Figures(_CLICK_S, 2 * 45.0, _AUTOMASK_S, _CLICK_CORES, 2, _AUTOMASK_CORES),
     # NVIDIA H200, in the process of the library (docs/operations.md, "GPUs"): 33 pictures a second;
     # a click and an automask as with vit_t. The server around it is not measured. The workers of
     # the two lanes take turns on the GPU, which knows no priorities.
