@@ -20,7 +20,7 @@ from .plan import Outcome, Wish, answers_table, costs_table, outcomes
 
 PAGE = ROOT / "deploy" / "sizing.md"
 PAGE_USERS = (1, 10, 50, 200, 1000)
-PAGE_TYPES = ("vit_b", "vit_h", "vit_h-gpu")
+PAGE_TYPES = ("vit_b", "vit_h-gpu")
 PAGE_TYPES_USERS = 50
 PATIENCE = 3.0
 

@@ -67,7 +67,7 @@ class Cores:
 
         Args:
             threads: its busy threads.
-            most: the cores that it can use, at most as many as it has threads.
+            most: the cores that it can use.
             weight: of each thread, by its priority.
         """
         self._advance()
@@ -169,8 +169,9 @@ class Pod:
                     lane.asked.pop(request).succeed()
 
     def _run(self, work: float, cores: float, weight: float) -> simpy.Event:
-        threads = min(math.ceil(cores), self._figures.threads)
-        return self.cores.run(work, threads, min(cores, threads), weight)
+        """Begin the work of a worker, which keeps so many cores busy if they are free."""
+        cores = min(cores, self._figures.threads)
+        return self.cores.run(work, round(cores), cores, weight)
 
 
 class Service:
