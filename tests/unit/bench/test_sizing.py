@@ -105,8 +105,8 @@ def test_a_single_worker_keeps_the_law_of_pollaczek_and_khinchin(load: float) ->
     assert waited == pytest.approx(load * service_s / (2 * (1 - load)), rel=0.06)
 
 
-@pytest.mark.parametrize(("clients", "busy"), [(1, 1), (2, 2), (16, 2)])
-def test_clients_get_as_many_answers_as_the_cores_can_give(clients: int, busy: int) -> None:
+@pytest.mark.parametrize(("clients", "busy"), [(1, VIT_T.click_cores), (2, 2), (16, 2)])
+def test_clients_get_as_many_answers_as_the_cores_can_give(clients: int, busy: float) -> None:
     figures = replace(VIT_T, batch_delay_s=0)
     day = simulate_clients(clients, 60, figures)
     assert len(day.requests) == pytest.approx(60 * busy / VIT_T.click_s, rel=0.02)
