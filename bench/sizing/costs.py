@@ -88,9 +88,10 @@ def _base(name: str) -> Resources:
     manifest = KUBERNETES / "base" / f"{name}.yaml"
     deployment = _document(manifest, "Deployment", name)
     if "replicas" in deployment["spec"]:
-        replicas = deployment["spec"]["replicas"]
+        replicas = int(deployment["spec"]["replicas"])
     else:
-        replicas = _document(manifest, "HorizontalPodAutoscaler", name)["spec"]["minReplicas"]
+        scaler = _document(manifest, "HorizontalPodAutoscaler", name)
+        replicas = int(scaler["spec"]["minReplicas"])
     return _resources([deployment]) * replicas
 
 
@@ -117,8 +118,12 @@ def _resources(deployments: Iterable[dict[str, Any]]) -> Resources:
         resources = deployment["spec"]["template"]["spec"]["containers"][0]["resources"]
         requests |= resources.get("requests", {})
         limits |= resources.get("limits", {})
-    amounts = (requests["cpu"], requests["memory"], limits["memory"])
-    return Resources(*map(_quantity, amounts), float(limits.get("nvidia.com/gpu", 0)))
+    return Resources(
+        _quantity(requests["cpu"]),
+        _quantity(requests["memory"]),
+        _quantity(limits["memory"]),
+        float(limits.get("nvidia.com/gpu", 0)),
+    )
 
 
 def _quantity(text: str) -> float:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bench.sizing.figures import FIGURES, NICE_0, NICE_10, Figures
 from bench.sizing.people import HOUR_S, HOURS, Habits, time_of_day
-from bench.sizing.pods import BALANCE, Cores, Kind, Request, Service
+from bench.sizing.pods import BALANCE, Cores, Kind, Request, Service, Steps
 from bench.sizing.simulation import (
     KINDS,
     pictures_to_keep,
@@ -43,7 +43,7 @@ def ends(cores: int, *tasks: tuple[float, float, float, float]) -> list[float]:
     shared = Cores(env, cores)
     ended = [0.0] * len(tasks)
 
-    def run(index: int, at: float, work: float, threads: float, weight: float) -> object:
+    def run(index: int, at: float, work: float, threads: float, weight: float) -> Steps:
         yield env.timeout(at)
         yield shared.run(work, math.ceil(threads), threads, weight)
         ended[index] = env.now
