@@ -93,7 +93,7 @@ class Connections:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(CHECK_INTERVAL_S, self._check)
         if len(self._open) > self.most:
-            reason = f"The server has {self.most} connections, its limit. Try again later."
+            reason = f"The server has {self.most} connections, its limit. Try again in a minute."
         elif self._of_address[address] > self.most_per_address:
             reason = (
                 f"Your address has {self.most_per_address} connections, the limit for one address. "

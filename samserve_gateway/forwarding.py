@@ -206,14 +206,17 @@ class Forwarder:
         async def send(content: bytes, content_headers: dict[str, str]) -> Answer:
             sent = {**lane_headers, **content_headers}
             if not self._heavy.is_heavy(family, body, content):
-                late = f"Not answered within {timeout_s:g} s: many requests wait. Try again later."
+                late = (
+                    f"Not answered within {timeout_s:g} s: many requests wait. "
+                    "Try again in a minute."
+                )
                 answer = await ask("prompt", content, sent, late)
                 if not is_heavy(answer):
                     return answer
                 self._heavy.remember(family, body, content)
             late = (
                 f"Not answered within {timeout_s:g} s: this request takes much work, and other "
-                "large work was under way. Try again later."
+                "large work was under way. Try again in a minute."
             )
             return await ask("automask", content, {**sent, headers.MODE: "prompt"}, late)
 

@@ -35,7 +35,7 @@ class Origins:
 
     def __init__(self, settings: Settings, mode: Mode) -> None:
         self._mode = mode
-        self._origins = frozenset(settings.cors_origins.lower().split())
+        self._origins = frozenset(map(_without_default_port, settings.cors_origins.split()))
         self._allowed = frozenset(settings.allowed_hosts.lower().split())
         self._hosts = self._allowed | {settings.host.lower()}
 
@@ -63,25 +63,43 @@ class Origins:
             )
 
     def _check_page(self, headers: Headers, host: str) -> None:
-        origin = headers.get("origin", "").lower()
+        origin = _without_default_port(headers.get("origin", ""))
         if origin in self._origins:
             return
         if origin:
-            page = origin.partition("://")[2]
-            if page and (page == host or _name_of(page) in self._allowed):
+            scheme, _, page = origin.partition("://")
+            here = _without_default_port(f"{scheme}://{host}")
+            if page and (origin == here or _name_of(page) in self._allowed):
                 return
         elif headers.get("sec-fetch-site", "none") in ("same-origin", "none"):
             return
         raise Forbidden(
             f"A web page of {quoted(origin or 'another site')} sent this request, and this server "
-            f"wants no API keys. Add the page's address to {PREFIX}CORS_ORIGINS, if it may."
+            f"wants no API keys. If the page may do so, add its address to {PREFIX}CORS_ORIGINS. "
+            "If it is this server's own page behind a proxy, add its host to "
+            f"{PREFIX}ALLOWED_HOSTS."
         )
 
 
+_DEFAULT_PORTS = {"http": ":80", "https": ":443"}
+
+
+def _without_default_port(origin: str) -> str:
+    """Return an origin in lower case, and without the port that its scheme has by default.
+
+    Browsers leave that port out of `Origin`, but other programs and settings may name it.
+    """
+    origin = origin.lower()
+    return origin.removesuffix(_DEFAULT_PORTS.get(origin.partition("://")[0], ""))
+
+
 def _name_of(host: str) -> str:
-    """Return the name in a `Host` header, without port and brackets; "" if it cannot be read."""
+    """Return the name in a `Host` header, without port and brackets; "" if it cannot be read.
+
+    A dot at the end of a name only says that the name is complete.
+    """
     try:
-        return urlsplit(f"//{host}").hostname or ""
+        return (urlsplit(f"//{host}").hostname or "").removesuffix(".")
     except ValueError:
         return ""
 
@@ -92,6 +110,8 @@ def _is_this_machine(name: str) -> bool:
     if name == "localhost" or name.endswith(".localhost"):
         return True
     try:
-        return ipaddress.ip_address(name).is_loopback
+        address = ipaddress.ip_address(name)
     except ValueError:
         return False
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).is_loopback

@@ -126,7 +126,7 @@ class Registration:
             TorchServeError: TorchServe or a worker refuses the weights.
         """
         if self._work is not None:
-            raise Conflict("Other weights are being registered. Try again later.")
+            raise Conflict("Other weights are being registered. Try again when that has ended.")
         self._stopping = False
         self._progress = {"message": f"{request.name}: starting", "percent": 0}
         self._work = asyncio.create_task(self._register(request))

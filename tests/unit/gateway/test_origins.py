@@ -63,6 +63,8 @@ def test_whose_page_sends_it(mode: Mode, method: str, headers: dict[str, str], t
         ("sam.localhost:8000", True),
         ("[::1]:8000", True),
         ("127.8.9.1:8000", True),
+        ("[::ffff:127.0.0.1]:8000", True),
+        ("localhost.:8000", True),
         ("sam.example", True),
         ("evil.example", False),
         ("evil.example:8000", False),
@@ -71,6 +73,8 @@ def test_whose_page_sends_it(mode: Mode, method: str, headers: dict[str, str], t
         ("127.0.0.1@evil.example", False),
         ("10.1.2.3:8000", False),
         ("[::1", False),
+        ("[::ffff:10.1.2.3]", False),
+        ("localhost..", False),
         ("localtest.me", False),  # its address is 127.0.0.1
     ],
 )
@@ -95,6 +99,27 @@ def test_behind_a_proxy_that_speaks_https() -> None:
     assert not is_taken("open", "POST", {**page, "Origin": "https://sam.example:444"})
 
 
+@pytest.mark.parametrize(
+    ("host", "origin", "taken"),
+    [
+        ("127.0.0.1:80", "http://127.0.0.1", True),
+        ("127.0.0.1", "http://127.0.0.1:80", True),
+        ("sam.example:443", "https://sam.example", True),
+        ("sam.example", "https://sam.example:443", True),
+        ("sam.example:443", "http://sam.example", False),
+        ("127.0.0.1:8080", "http://127.0.0.1:80", False),
+        ("127.0.0.1", "http://127.0.0.1:443", False),
+    ],
+)
+def test_the_default_port_may_be_named(host: str, origin: str, taken: bool) -> None:
+    assert is_taken("open", "POST", {"Host": host, "Origin": origin}) is taken
+
+
+def test_the_default_port_may_be_named_in_the_setting() -> None:
+    page = {"Host": HERE, "Origin": "https://viewer.example"}
+    assert is_taken("loopback", "POST", page, cors_origins="https://viewer.example:443")
+
+
 def test_keys_make_it_unnecessary() -> None:
     headers = {"Host": "anything", "Origin": "https://evil.example"}
     assert is_taken("keys", "POST", headers)
@@ -108,6 +133,7 @@ def test_the_refusal_says_what_to_do(path: str) -> None:
         got = http.post(path, **sent)  # type: ignore[arg-type]
         assert (got.status_code, got.json()["error"]["code"]) == (403, "forbidden")
         assert "SAMSERVE_CORS_ORIGINS" in got.json()["error"]["message"]
+        assert "SAMSERVE_ALLOWED_HOSTS" in got.json()["error"]["message"]
         rebound = http.get("/sam/version/", headers={"Host": "evil.example"})
         assert (rebound.status_code, rebound.json()["error"]["code"]) == (403, "forbidden")
         assert "SAMSERVE_ALLOWED_HOSTS" in rebound.json()["error"]["message"]
