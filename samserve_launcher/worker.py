@@ -128,7 +128,7 @@ async def _run(options: Options, health_port: int, children: Processes) -> int:
     return 0
 
 
-def reap_orphans(children: Children) -> None:
+def reap_orphans(children: Processes) -> None:
     """Let the kernel forget ended processes that are ours only because their parents ended first.
 
     In a container, we are the first process, and inherit such processes. Each keeps its place in the

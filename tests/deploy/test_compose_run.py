@@ -214,6 +214,21 @@ def test_who_reaches_whom(stack: Podman, service: str, url: str, status: int) ->
     assert inside(stack, service, url)[0] == status
 
 
+def test_ended_processes_leave_the_table_of_processes(stack: Podman) -> None:
+    """The launcher is the first process of the worker's container, and inherits orphans."""
+
+    def of_the_worker(what: str) -> list[str]:
+        rows = stack.run("top", name_of("worker"), "hpid", "state", "args").splitlines()
+        return [row.split()[0] for row in rows if what in row]
+
+    [victim, *_] = of_the_worker("model_service_worker.py")
+    os.kill(int(victim), signal.SIGKILL)  # its decoders of pictures end after it
+    wait_for(lambda: victim not in of_the_worker(""))
+    time.sleep(3)
+    assert of_the_worker(" Z ") == []
+    wait_for(lambda: answers("/readyz"))
+
+
 @pytest.mark.parametrize("service", ["redis", "prometheus"])
 def test_no_click_is_lost_without_a_service_that_only_helps(stack: Podman, service: str) -> None:
     with traffic() as counted:

@@ -24,6 +24,9 @@ from tests.support.paths import ROOT
 STORE = Path("/var/tmp/samserve-tests-podman")
 """The images of earlier runs. Their layers make the next build fast. Whoever removes it loses time only."""
 
+RUN = Path("/run/samserve-tests-podman")
+"""podman's state until the machine starts again."""
+
 BASE = "localhost/samserve-base:test"
 PROJECT = "samserve-test"
 STAND_INS = ("haproxy", "redis", "prometheus")
@@ -42,6 +45,8 @@ cgroupns = "host"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 runtime = "runc"
+tmp_dir = "{RUN}/state"
+lock_type = "file"
 [network]
 network_config_dir = "{STORE}/networks"
 """
@@ -50,7 +55,7 @@ STORAGE_CONF = f"""
 [storage]
 driver = "overlay"
 graphroot = "{STORE}/images"
-runroot = "{STORE}/run"
+runroot = "{RUN}/storage"
 """
 
 # The users and signals are those of the images that compose.yaml names.
@@ -89,7 +94,7 @@ class Podman:
     def __init__(self, folder: Path, *, whole: bool) -> None:
         self.folder = folder
         self._whole = whole
-        for path in (STORE, STORE / "networks"):
+        for path in (STORE, STORE / "networks", RUN):
             path.mkdir(mode=0o700, exist_ok=True)
         configs = {"CONTAINERS_CONF": CONTAINERS_CONF, "CONTAINERS_STORAGE_CONF": STORAGE_CONF}
         for variable, text in configs.items():
