@@ -131,8 +131,8 @@ async def _run(options: Options, health_port: int, children: Processes) -> int:
 def reap_orphans(children: Processes) -> None:
     """Let the kernel forget ended processes that are ours only because their parents ended first.
 
-    In a container, we are the first process, and inherit such processes. Each keeps its place in the
-    table of processes, which is bounded, until its status is read.
+    In a container, we are the first process, and inherit such processes. Each keeps its place in
+    the table of processes, which is bounded, until its status is read.
     """
     if os.getpid() != 1:
         return

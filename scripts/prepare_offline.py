@@ -1,7 +1,7 @@
 """Put everything that samserve needs into one folder, for machines without the internet.
 
-    make offline                            a copy of this clone, with all packages, weights and archives
-    make offline FLAGS="--engine docker"    and the images of deploy/compose.yaml
+    make offline                          a copy of this clone, with packages, weights and archives
+    make offline FLAGS="--engine docker"  and the images of deploy/compose.yaml
 
 In that folder, `make serve` takes the packages from its folder `packages` and asks no index. The
 other machine needs the same system, the same Python version and `make`. deploy/README.md says more.
@@ -28,7 +28,9 @@ COMPOSE = create_venv.ROOT / "deploy" / "compose.yaml"
 def main() -> int:
     """Return the exit status: 0 if the folder is complete, else 1."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--to", type=Path, default=create_venv.ROOT / "out/offline", help="a new folder")
+    parser.add_argument(
+        "--to", type=Path, default=create_venv.ROOT / "out/offline", help="a new folder"
+    )
     parser.add_argument("--engine", choices=["docker", "podman"], help="put the images in, too")
     arguments = parser.parse_args()
     folder: Path = arguments.to.resolve()
@@ -105,7 +107,12 @@ def save_images(folder: Path, engine: str) -> None:
     """
     folder.mkdir()
     # podman's own format of images has no health checks.
-    environ = {"ARCHIVES": "*.mar", "TORCH_BACKEND": "cpu", "BUILDAH_FORMAT": "docker", **os.environ}
+    environ = {
+        "ARCHIVES": "*.mar",
+        "TORCH_BACKEND": "cpu",
+        "BUILDAH_FORMAT": "docker",
+        **os.environ,
+    }
     for service in yaml.safe_load(COMPOSE.read_text())["services"].values():
         image = service["image"].replace("${TORCH_BACKEND:-cpu}", environ["TORCH_BACKEND"])
         file = folder / f"{re.sub(r'[/:@]', '-', image)}.tar"

@@ -1,8 +1,8 @@
 """deploy/compose.yaml in podman: images are built, everything runs without a route to the internet.
 
 Images are built with the network of this machine. What comes then happens in a network namespace
-without routes, as on a machine that is cut off. `--whole-images` builds the worker's image with all its
-packages, which takes minutes and 20 GB; without it, the image gets them from .venv.
+without routes, as on a machine that is cut off. `--whole-images` builds the worker's image with all
+its packages, which takes minutes and 20 GB. Without it, the image gets them from .venv.
 
 podman starts no health checks where systemd does not run, so the tests ask for each of them.
 """
@@ -30,7 +30,7 @@ import requests
 from bench.hosts import hosts
 from samserve_launcher.loopback import LoopbackSession
 from tests.support.paths import ROOT
-from tests.support.podman import BASE, MISSING, STORE, Podman, debian
+from tests.support.podman import BASE, STORE, Podman, PodmanError, debian
 from tests.support.tools import unavailable
 from tests.support.waiting import wait_for
 
@@ -39,7 +39,9 @@ pytestmark = pytest.mark.needs(
 )
 
 URL = "http://127.0.0.1:8000"
-SERVICES = ("archives", "worker", "haproxy", "gateway", "redis", "prometheus")
+SERVICES = ("worker", "haproxy", "gateway", "redis", "prometheus")
+"""All but `archives`, which ends, and Grafana, of which no image can be made here."""
+
 COINS = base64.b64encode((ROOT / "docs/coins.png").read_bytes()).decode()
 BOX = {"type": "vit_t", "bbox": [20, 30, 70, 78], "b64img": COINS}
 """The request of the README."""
@@ -69,12 +71,21 @@ def stack(
         subprocess.run(["sh", str(podman.folder / "deploy/docker/make-secrets.sh")], check=True)
         with hosts("compose", aliases={}) as network, network.seen_from("compose"):
             try:
-                podman.compose("up", "-d", "--no-build", *SERVICES)
+                podman.compose("run", "--rm", "archives")
+                up(podman)
                 wait_for(lambda: answers("/readyz"), 180)
                 yield podman
             finally:
                 podman.write_logs()
                 podman.remove_everything()
+
+
+def up(podman: Podman, *options: str) -> None:
+    """Start the services, without a word to podman that the worker depends on `archives`.
+
+    podman starts no container again that depends on one that does not run.
+    """
+    podman.compose("up", "-d", "--no-build", "--no-deps", *options, *SERVICES)
 
 
 def answers(path: str) -> bool:
@@ -99,7 +110,7 @@ def workers_up(podman: Podman) -> int:
 
 
 def inside(podman: Podman, service: str, url: str) -> tuple[int, str]:
-    """Return status and text of a GET that Python in a container of ours sends; 0 if nothing answers."""
+    """Send a GET from a container. Return status and text; the status is 0 without an answer."""
     code = (
         "import sys, urllib.error, urllib.request\n"
         "try:\n    answer = urllib.request.urlopen(sys.argv[1], timeout=5)\n"
@@ -142,9 +153,6 @@ def traffic() -> Iterator[Counter[str]]:
 def test_every_service_runs_and_is_healthy(stack: Podman) -> None:
     containers = stack.containers()
     assert set(containers) == {name_of(service) for service in SERVICES}
-    archives = containers.pop(name_of("archives"))
-    assert archives["State"]["Status"] == "exited"
-    assert archives["State"]["ExitCode"] == 0
     for name, container in containers.items():
         assert container["State"]["Status"] == "running", name
         assert container["HostConfig"]["ReadonlyRootfs"], name
@@ -158,8 +166,9 @@ def healthy(podman: Podman, name: str) -> bool:
     """Run the health check of a container. It fails where there is none."""
     try:
         podman.run("healthcheck", "run", name)
-    except AssertionError as exc:
-        assert "status 1" in str(exc)  # unhealthy
+    except PodmanError as exc:
+        if exc.status != 1:  # unhealthy
+            raise
         return False
     return True
 
@@ -248,7 +257,7 @@ def test_the_only_one_of_its_kind_comes_back(stack: Podman, service: str) -> Non
 
 
 def two_workers(podman: Podman) -> None:
-    podman.compose("up", "-d", "--no-build", "--no-recreate", "--scale", "worker=2", *SERVICES)
+    up(podman, "--no-recreate", "--scale", "worker=2")
     wait_for(lambda: workers_up(podman) == 2, 120)
 
 

