@@ -103,7 +103,8 @@ def name_of(service: str, number: int = 1) -> str:
 
 
 def workers_up(podman: Podman) -> int:
-    """Return how many workers HAProxy sends requests to."""
+    """Return how many workers HAProxy sends requests to. This takes half a second at least."""
+    time.sleep(0.5)
     page = inside(podman, "gateway", "http://haproxy:8405/metrics")[1]
     [count] = re.findall(r'^haproxy_backend_active_servers{proxy="vit_t"} (\d+)$', page, re.M)
     return int(count)
@@ -248,12 +249,16 @@ def test_no_click_is_lost_without_a_service_that_only_helps(stack: Podman, servi
 
 @pytest.mark.parametrize("service", ["worker", "haproxy", "gateway"])
 def test_the_only_one_of_its_kind_comes_back(stack: Podman, service: str) -> None:
-    """Clients get 503, or no connection if it is the gateway; then they get answers again."""
+    """Clients get 503, or no connection if it is the gateway; then they get answers again.
+
+    A click is 504 after 30 s if the gateway was connecting to the address that HAProxy had before.
+    """
     with traffic() as counted:
         stack.run("restart", name_of(service))
         before = counted["200"]
         wait_for(lambda: counted["200"] > before, 120)
-    assert set(counted) <= ({"200", "refused"} if service == "gateway" else {"200", "503"})
+    failed = {"worker": {"503"}, "haproxy": {"503", "504"}, "gateway": {"refused"}}
+    assert set(counted) <= {"200"} | failed[service]
 
 
 def two_workers(podman: Podman) -> None:
@@ -269,7 +274,8 @@ def kill(podman: Podman) -> None:
 
 
 def restart(podman: Podman) -> None:
-    podman.run("restart", name_of("worker", 2))
+    """End the other worker in good order, which takes five seconds at least, and start it again."""
+    threading.Thread(target=podman.run, args=("restart", name_of("worker", 2))).start()
 
 
 @pytest.mark.parametrize("change", [two_workers, kill, restart])
@@ -280,11 +286,16 @@ def test_no_click_is_lost_with_one_of_two_workers(
         two_workers(stack)
     with traffic() as counted:
         change(stack)
+        if change is not two_workers:
+            wait_for(lambda: workers_up(stack) == 1)
         wait_for(lambda: workers_up(stack) == 2, 120)
     assert set(counted) == {"200"}
 
 
 def test_everything_goes(stack: Podman) -> None:
+    stack.write_logs()
+    # podman-compose knows one worker only.
+    stack.run("rm", "-f", "-t", "60", name_of("worker", 2))
     stack.compose("down", "-v")
     assert stack.containers() == {}
     for kind in ("network", "volume"):
