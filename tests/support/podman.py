@@ -28,6 +28,9 @@ STORE = Path("/var/tmp/samserve-tests-podman")
 RUN = Path("/run/samserve-tests-podman")
 """podman's state until the machine starts again."""
 
+COPIED_AT = 946_684_800
+"""The time of the copied files: the year 2000. A zip file takes none before 1980."""
+
 BASE = "localhost/samserve-base:test"
 PROJECT = "samserve-test"
 STAND_INS = ("haproxy", "redis", "prometheus")
@@ -141,6 +144,9 @@ class Podman:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(source, target)
         shutil.copy(ROOT / "model_store/vit_t.mar", self.folder / "model_store")
+        # podman takes a layer of an earlier build only if the copied files have the same times.
+        for path in self.folder.rglob("*"):
+            os.utime(path, (COPIED_AT, COPIED_AT))
         if not self._whole:
             self._mount_packages()
 
