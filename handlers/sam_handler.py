@@ -288,7 +288,9 @@ class SamHandler:
         """Write the masks in the format that the client chose, with the timing in a header."""
         form = formats.chosen(row.request.output_format, row.header("accept"))
         with timing.step("outline"):
-            body = form.dumps(self.content(row, masks, embedded, allow))
+            body, qualities = form.write(self.content(row, masks, embedded, allow))
+        if qualities is not None:
+            row.describe_objects(qualities)
         self.metrics.masks(len(masks))
         row.set_header("Server-Timing", str(timing))
         return Answer(200, form.media_type, body)

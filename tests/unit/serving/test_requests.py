@@ -31,6 +31,7 @@ def test_automask_defaults_are_segment_anythings() -> None:
         "page": 0,
         "simplify": 0,
         "output_format": None,
+        "strict": False,
         "points_per_side": 32,
         "points_per_batch": 64,
         "pred_iou_thresh": 0.88,
