@@ -24,7 +24,7 @@ import torch
 from ts.metrics.caching_metric import CachingMetric
 from ts.metrics.metric_type_enum import MetricTypes
 
-from samserve import automask, parents, segmenter
+from samserve import grids, parents, segmenter
 from samserve.answers import formats
 from samserve.answers.features import Allow
 from samserve.archives.digests import check_loaded
@@ -255,7 +255,7 @@ class SamHandler:
         Raises:
             SamserveError: automask cannot run, or its client is gone.
         """
-        automask.check_tiles(request, embedded.size, self.settings.limits.max_points)
+        grids.check_points(request, embedded.size, self.settings.limits.max_points)
         job_id = row.header(JOB)
         if job_id is not None and not is_job_id(job_id):
             raise InvalidRequest(f"{JOB} must be 32 hexadecimal digits.")

@@ -93,8 +93,8 @@ def test_two_clicks_as_the_reference(
 def test_several_kinds_in_one_batch(lane: Any, model: Any) -> None:
     """Requests with and without logits, and with a mask, share a picture and do not mix."""
     image = PICTURES["landscape"]
-    click = {"type": "vit_t", "b64img": base64_png(image), "point_coords": [[45, 55]]}
-    click["point_labels"] = [1]
+    click: dict[str, Any] = {"type": "vit_t", "b64img": base64_png(image)}
+    click |= {"point_coords": [[45, 55]], "point_labels": [1]}
     plain, with_logits = answers(lane, [click, {**click, "return_logits": True}])
     [feature], [other] = plain.body, with_logits.body
     written = other["properties"].pop("low_res_logits")

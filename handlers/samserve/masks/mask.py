@@ -186,6 +186,11 @@ class CompactAutoMask:
     point: tuple[float, float]
 
     @property
+    def area(self) -> int:
+        """The object's area in pixels. It is known before the mask is unpacked."""
+        return self.compact.area
+
+    @property
     def work(self) -> tuple[int, int]:
         return self.compact.work
 

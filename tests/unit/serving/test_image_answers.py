@@ -24,18 +24,18 @@ from tests.support.settings import SETTINGS
 
 IMAGE = base64_png(picture("coins"))
 SIZE = picture("coins").shape[:2]
-PROMPT = {
+PROMPT: dict[str, Any] = {
     "type": "vit_t",
     "b64img": IMAGE,
     "prompts": [{"bbox": [20, 30, 70, 78]}, {"bbox": [0, 0, 384, 303]}, {"bbox": [30, 40, 60, 70]}],
 }
-AUTOMASK = {
+AUTOMASK: dict[str, Any] = {
     "type": "vit_t",
     "b64img": IMAGE,
     "points_per_side": 4,
     "output_type": "Multi-mask (all)",
 }
-BODIES = {"prompt": PROMPT, "automask": AUTOMASK}
+BODIES: dict[str, dict[str, Any]] = {"prompt": PROMPT, "automask": AUTOMASK}
 PNG = {"Accept": "image/png"}
 
 

@@ -47,6 +47,9 @@ def test_automask_defaults_are_segment_anythings() -> None:
         "include_image_edge": True,
         "tile_size": None,
         "overlap": None,
+        "region": None,
+        "min_area": None,
+        "max_area": None,
         "timeout_s": None,
     }
 
