@@ -55,6 +55,7 @@ from .registration import Registration
 from .request_log import RequestLog
 from .retries import Retries
 from .routes.health import HealthRoutes
+from .routes.images import ImagesRoutes
 from .routes.segment import SegmentRoutes
 from .routes.status import StatusRoutes
 from .routes.weights import CANCEL_PATH, WeightsRoutes
@@ -113,6 +114,7 @@ def create_app(settings: Settings, sockets: OpenSockets | None = None) -> ASGIAp
 
     app = _without_routes(lifespan)
     SegmentRoutes(forwarder).add_to(app)
+    ImagesRoutes(forwarder).add_to(app)
     StatusRoutes(registration, jobs, keyring).add_to(app)
     WeightsRoutes(weights, registration, keyring).add_to(app)
     HealthRoutes(readiness, metrics, keyring, queues).add_to(app)
@@ -158,7 +160,7 @@ def _for_pages_of(origins: list[str], app: ASGIApp) -> ASGIApp:
     return CORSMiddleware(
         app,
         allow_origins=origins,
-        allow_methods=["GET", "HEAD", "POST"],
+        allow_methods=["GET", "HEAD", "POST", "PUT"],
         allow_headers=["Authorization", "X-API-Key", "Content-Type", PREFER, REQUEST_ID],
         expose_headers=[
             REQUEST_ID,
