@@ -64,7 +64,11 @@ def test_then_the_digest_is_enough(lanes: dict[str, Any], lane: str) -> None:
 def test_beside_clicks_in_one_batch(lanes: dict[str, Any]) -> None:
     """An upload and a prompt on the same picture, and one on another, in one batch."""
     other = base64_png(picture("chelsea"))
-    batch = [BODY, {**CLICK, "b64img": COINS}, {"type": "vit_t", "b64img": other}]
+    batch: list[dict[str, Any]] = [
+        BODY,
+        {**CLICK, "b64img": COINS},
+        {"type": "vit_t", "b64img": other},
+    ]
     one, click, two = answers(lanes["vit_t"], batch, [EMBED, {}, EMBED])
     assert (one.status, click.status, two.status) == (201, 200, 201)
     size = (two.body["width"], two.body["height"])
