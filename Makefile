@@ -13,7 +13,7 @@ export SAMSERVE_TORCH ?= $(TORCH)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup weights archive serve demo scale test test-quick lint bench bench-gpu attack fuzz overload soak
-.PHONY: lock sbom licenses audit pin-images clean
+.PHONY: page lock sbom licenses audit pin-images clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 — /p' Makefile
@@ -60,6 +60,9 @@ soak: setup-dev archive ## half an hour of mixed traffic, into docs/reliability.
 
 bench-gpu: setup-dev ## measure all types on a CUDA GPU, against the reference; FLAGS=--help
 	@exec $(PY) -m bench.gpu $(FLAGS)
+
+page: ## check and build the gateway's page from page/; needs Node.js 20 or newer
+	@cd page && npm ci --no-audit --no-fund --silent && npm run --silent check && npm run --silent build
 
 EXTRAS = --extra worker --extra gateway --extra conversion
 COMPILE = $(PY) -m uv pip compile --quiet --universal --python-version 3.10 --no-header --upgrade \

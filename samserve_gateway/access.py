@@ -22,6 +22,7 @@ from .origins import Origins
 from .pace import SLOW
 from .queues import LaneQueues
 from .refusals import refusal
+from .routes.page import key_page, wants_key_page
 from .settings import Settings
 from .shares import Shares
 
@@ -98,8 +99,8 @@ async def refuse_early(
     After the answer, the HTTP server throws away what still comes of a body whose length is known.
     It would do so without end for a body of unknown length, so such a body is received first.
     """
-    response = refusal(error)
     headers = Request(scope).headers
+    response = key_page(error) if wants_key_page(error, scope, headers) else refusal(error)
     length = headers.get("content-length", "")
     if "transfer-encoding" in headers:
         received = 0

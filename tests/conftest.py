@@ -37,7 +37,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     room, *_ = item.path.relative_to(ROOT / "tests").parts
     if item.path.stem in ("test_hosts", "test_haproxy"):
         item.add_marker("hosts")
-    elif room == "server" or item.path.stem == "test_worker":
+    elif room in ("server", "page") or item.path.stem == "test_worker":
         item.add_marker("server")
     elif WEIGHTS_FIXTURES & set(getattr(item, "fixturenames", ())):
         item.add_marker("weights")

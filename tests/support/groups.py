@@ -32,7 +32,7 @@ def group_of(nodeid: str) -> str:
     path = PurePath(nodeid.partition("::")[0])
     if path.stem in NETWORK_NAMESPACES:
         return "hosts"
-    if path.parent.name == "server" and path.stem not in STARTS_ITS_OWN_SERVER:
+    if path.parent.name in ("server", "page") and path.stem not in STARTS_ITS_OWN_SERVER:
         return "server"
     return str(path)
 

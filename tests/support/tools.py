@@ -23,6 +23,7 @@ REQUIRED = "SAMSERVE_TESTS_NEED_ALL"
 # Program -> Debian's package.
 PACKAGES = {
     "base64": "coreutils",
+    "chromium": "chromium",
     "curl": "curl",
     "dnsmasq": "dnsmasq-base",
     "g++": "g++",
@@ -30,6 +31,7 @@ PACKAGES = {
     "ip": "iproute2",
     "java": "default-jdk-headless",
     "javac": "default-jdk-headless",
+    "npm": "npm",
     "openssl": "openssl",
     "kubectl": "kubernetes-client",
     "prometheus": "prometheus",
