@@ -30,7 +30,11 @@ HOLD_S = 0.02
 """How long the refusal of a full queue is held back. A client that asks again at once would
 otherwise take the processor from the workers."""
 
-SEGMENTATION: dict[str, Mode] = {"/sam/": "prompt", "/sam/automask/": "automask"}
+SEGMENTATION: dict[str, Mode] = {
+    "/sam/": "prompt",
+    "/sam/automask/": "automask",
+    "/sam/images/": "prompt",
+}
 """Requests that take a worker's time. A client has a limited number of them under way."""
 
 
@@ -82,7 +86,7 @@ class Access:
         await self._keyring.require_key(scope, who)
         await self._shares.count(who.name)
         mode = SEGMENTATION.get(scope["path"])
-        if mode is not None and scope["method"] == "POST":
+        if mode is not None and scope["method"] in ("POST", "PUT"):
             self._queues.refuse_if_all_full(mode)
             stack.enter_context(self._shares.under_way(who.name))
 

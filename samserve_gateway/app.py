@@ -28,7 +28,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
 
 from samserve import __version__
-from samserve.serving.headers import IMAGE_PAGES, REQUEST_ID
+from samserve.serving.headers import (
+    IMAGE_PAGES,
+    OBJECTS,
+    PREFER,
+    PREFERENCE_APPLIED,
+    QUALITY,
+    REQUEST_ID,
+)
 
 from . import openapi, refusals
 from .access import Access
@@ -48,6 +55,7 @@ from .registration import Registration
 from .request_log import RequestLog
 from .retries import Retries
 from .routes.health import HealthRoutes
+from .routes.images import ImagesRoutes
 from .routes.page import PageRoutes
 from .routes.segment import SegmentRoutes
 from .routes.status import StatusRoutes
@@ -107,6 +115,7 @@ def create_app(settings: Settings, sockets: OpenSockets | None = None) -> ASGIAp
 
     app = _without_routes(lifespan)
     SegmentRoutes(forwarder).add_to(app)
+    ImagesRoutes(forwarder).add_to(app)
     StatusRoutes(registration, jobs, keyring).add_to(app)
     WeightsRoutes(weights, registration, keyring).add_to(app)
     HealthRoutes(readiness, metrics, keyring, queues).add_to(app)
@@ -153,9 +162,17 @@ def _for_pages_of(origins: list[str], app: ASGIApp) -> ASGIApp:
     return CORSMiddleware(
         app,
         allow_origins=origins,
-        allow_methods=["GET", "HEAD", "POST"],
-        allow_headers=["Authorization", "X-API-Key", "Content-Type", REQUEST_ID],
-        expose_headers=[REQUEST_ID, IMAGE_PAGES, "Server-Timing", "Retry-After"],
+        allow_methods=["GET", "HEAD", "POST", "PUT"],
+        allow_headers=["Authorization", "X-API-Key", "Content-Type", PREFER, REQUEST_ID],
+        expose_headers=[
+            REQUEST_ID,
+            IMAGE_PAGES,
+            OBJECTS,
+            QUALITY,
+            PREFERENCE_APPLIED,
+            "Server-Timing",
+            "Retry-After",
+        ],
     )
 
 
