@@ -6,9 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def edges_of(
-    mask: NDArray[np.bool_], origin: tuple[int, int], height: int
-) -> NDArray[np.intp]:
+def edges_of(mask: NDArray[np.bool_], origin: tuple[int, int], height: int) -> NDArray[np.intp]:
     """Return where the runs of the mask's pixels begin and end, by turns.
 
     COCO counts pixels column by column, from the image's first pixel.

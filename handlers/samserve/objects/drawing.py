@@ -56,7 +56,9 @@ def label_format(image: NDArray[Any], path: str | os.PathLike[str]) -> str:
     if ending in (".tif", ".tiff"):
         return "TIFF"
     if ending != ".png":
-        raise ValueError(f"Write labels to a .png or a .tif file: {ending or path} would lose them.")
+        raise ValueError(
+            f"Write labels to a .png or a .tif file: {ending or path} would lose them."
+        )
     if image.dtype != np.uint16:
         raise ValueError("PNG holds 65,535 labels at most: write more to a .tif file.")
     return "PNG"
@@ -96,6 +98,6 @@ def colours(count: int) -> NDArray[np.uint8]:
     """Return N×3 RGB: bright colours, of which neighbours in the list differ much."""
     # Steps of the golden ratio around the circle of hues never come close to a recent one.
     hue = (np.arange(count) * 0.61803398875 % 1.0)[:, None] * 6
-    channel = np.abs((hue + [0.0, 4.0, 2.0]) % 6 - 3) - 1
+    channel = np.abs((hue + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1
     rgb: NDArray[np.uint8] = (255 * (0.1 + 0.9 * np.clip(channel, 0, 1))).astype(np.uint8)
     return rgb

@@ -35,7 +35,7 @@ def bounds_of(geometry: Mapping[str, Any]) -> Box:
 
 
 def area_of(geometry: Mapping[str, Any]) -> int:
-    """Return the area in whole pixels. Holes have a negative area, as `masks.polygons` winds them."""
+    """Return the area in whole pixels. Rings that are wound the other way are holes."""
     doubled = 0.0
     for ring in rings_of(geometry):
         x, y = np.asarray(ring, np.float64).T
@@ -73,7 +73,7 @@ def mask_of(geometry: Mapping[str, Any], box: Box) -> NDArray[np.bool_]:
 def _crossings(
     starts: NDArray[np.float64], ends: NDArray[np.float64], box: Box
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Return (row, column) of the first pixel at the right of an edge, for each row that it crosses.
+    """Return (row, column) of the first pixel at the right of each edge, in each row it crosses.
 
     An edge crosses a row if it crosses the line through the centres of the row's pixels.
     """
