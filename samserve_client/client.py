@@ -24,7 +24,7 @@ from samserve.pictures.sources import PictureFile, Source, read_source
 
 from .address import Address, address_of
 from .connections import Adapter, NoOtherKey
-from .errors import ServerUnreachable, UnexpectedAnswer
+from .errors import BrokenOff, ServerUnreachable, UnexpectedAnswer
 from .exchanges import ServerState
 from .picture import PictureCore
 from .status import ServerStatus, status
@@ -268,9 +268,9 @@ def unreachable(url: str) -> ServerUnreachable:
     )
 
 
-def broken(url: str) -> ServerUnreachable:
+def broken(url: str) -> BrokenOff:
     """Return the error of an answer that ended too early."""
-    return ServerUnreachable(f"The connection to {url} broke off. Try again.")
+    return BrokenOff(f"The connection to {url} broke off. Try again.")
 
 
 def silent(url: str, call: Call) -> TimedOut:

@@ -1,11 +1,14 @@
 """The errors that a client raises besides those that the server sends.
 
-SamserveError
-├── ServerUnreachable   nothing answers at the server's address
-├── NotReady            the server has no model yet
-├── UnexpectedAnswer    what answers is no samserve server, or the answer broke off
-├── UnsupportedByServer the server is older than what was asked of it
-└── …                   samserve.errors: the server's own refusals, by their code
+    SamserveError
+    ├── ServerUnreachable   nothing answers at the server's address
+    │   └── BrokenOff       the connection ended before the answer did
+    ├── NotReady            the server has no model yet
+    ├── UnexpectedAnswer    what answers is no samserve server
+    ├── UnsupportedByServer the server is older than what was asked of it
+    └── …                   samserve.errors: the server's own refusals, by their code
+
+A wrong address or a misspelled keyword is an ordinary ValueError or TypeError.
 """
 
 from __future__ import annotations
@@ -22,6 +25,12 @@ class ServerUnreachable(SamserveError):
 
     status = 503
     code = "server_unreachable"
+
+
+class BrokenOff(ServerUnreachable):
+    """The connection ended before the answer did."""
+
+    code = "broken_off"
 
 
 class NotReady(SamserveError):

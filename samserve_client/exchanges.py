@@ -23,7 +23,7 @@ from samserve.objects.segmented import SegmentedObject
 from samserve.parameters import AutomaskParameters
 from samserve.pictures.digests import reference_to
 
-from .errors import NotReady, UnexpectedAnswer, UnsupportedByServer, error_from
+from .errors import BrokenOff, NotReady, UnexpectedAnswer, UnsupportedByServer, error_from
 from .retries import answered
 from .wire import EVENTS, Answer, Call, Exchange
 
@@ -211,9 +211,9 @@ class _Events:
             self._ended = True
 
     def check_ended(self) -> None:
-        """Raise UnexpectedAnswer if the stream broke off."""
+        """Raise BrokenOff if the stream has no end."""
         if not self._ended:
-            raise UnexpectedAnswer(
+            raise BrokenOff(
                 f"The answer of {self._where} broke off before its end: the server or the network "
                 "failed. Try again."
             )

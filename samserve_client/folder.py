@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import glob
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -164,6 +164,9 @@ def works_of(pictures: Sequence[tuple[Path, Path]], folder: Path) -> list[Work]:
     return [Work(source, target) for target, source in seen.items()]
 
 
+Result: TypeAlias = "int | Exception | None"
+"""How many objects are in a picture; None: its files existed; or why it failed."""
+
 Watch: TypeAlias = "Callable[[str], AbstractContextManager[Progress]]"
 """Given the name of a picture, it yields where the progress within the picture goes."""
 
@@ -200,11 +203,13 @@ class Run:
         """
         outcome = Outcome()
         try:
-            ended = self._one_by_one(works) if jobs == 1 else self._at_once(works, jobs, close)
-            for work, result in ended:
-                self._count(outcome, work, result)
-                if outcome.stopped is not None:
-                    break
+            one_by_one = jobs == 1 or len(works) == 1
+            ended = self._one_by_one(works) if one_by_one else self._at_once(works, jobs, close)
+            with closing(ended):
+                for work, result in ended:
+                    self._count(outcome, work, result)
+                    if outcome.stopped is not None:
+                        break
         except KeyboardInterrupt:
             outcome.interrupted = True
         counted = outcome.done + outcome.skipped + len(outcome.failed)
@@ -213,15 +218,15 @@ class Run:
         outcome.failed = dict(sorted(outcome.failed.items(), key=lambda item: order[item[0]]))
         return outcome
 
-    def _one_by_one(self, works: Sequence[Work]) -> Iterator[tuple[Work, int | None | Exception]]:
+    def _one_by_one(self, works: Sequence[Work]) -> Generator[tuple[Work, Result], None, None]:
         for work in works:
             yield work, self._result(work)
 
     def _at_once(
         self, works: Sequence[Work], jobs: int, close: Callable[[], object]
-    ) -> Iterator[tuple[Work, int | None | Exception]]:
+    ) -> Generator[tuple[Work, Result], None, None]:
         pool = ThreadPoolExecutor(jobs, thread_name_prefix="picture")
-        waiting: dict[Future[int | None | Exception], Work] = {}
+        waiting: dict[Future[Result], Work] = {}
         try:
             coming = iter(works)
             while True:
@@ -241,7 +246,7 @@ class Run:
                 close()
             pool.shutdown(cancel_futures=True)
 
-    def _count(self, outcome: Outcome, work: Work, result: int | None | Exception) -> None:
+    def _count(self, outcome: Outcome, work: Work, result: Result) -> None:
         if result is None:
             outcome.skipped += 1
         elif isinstance(result, int):
@@ -253,7 +258,7 @@ class Run:
             outcome.failed[work.source] = in_words(result, work.source)
         self._advance()
 
-    def _result(self, work: Work) -> int | None | Exception:
+    def _result(self, work: Work) -> Result:
         try:
             return self._segment(work)
         except FAILURES as error:

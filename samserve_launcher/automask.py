@@ -87,7 +87,7 @@ def main(arguments: list[str] | None = None) -> int:
         usage_error(made, str(error))
 
     def find(picture: SegmentablePicture, progress: Progress) -> Objects:
-        return picture.automask(progress=progress, **parameters)  # type: ignore[typeddict-item]
+        return picture.automask(progress=progress, **parameters)
 
     named = works[0].named
     default = "geojson" if named is None else format_of(named) or "geojson"

@@ -22,7 +22,7 @@ from samserve.objects.files import remove_left_parts
 from samserve.objects.interface import Progress, SegmentablePicture
 from samserve_client.address import DEFAULT_URL, KEY_VARIABLE, URL_VARIABLE
 from samserve_client.client import Client
-from samserve_client.folder import FAILURES, Opener, Outcome, Run, Task, Work, in_words
+from samserve_client.folder import FAILURES, Opener, Outcome, Run, Task, Watch, Work, in_words
 from samserve_client.outputs import OUTPUTS, chosen_outputs
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
@@ -187,9 +187,7 @@ def _is_shown(parsed: argparse.Namespace) -> bool:
 
 
 @contextmanager
-def _bars(
-    total: int, jobs: int, *, shown: bool
-) -> Iterator[tuple[Callable[[str], object], Callable[[], object]]]:
+def _bars(total: int, jobs: int, *, shown: bool) -> Iterator[tuple[Watch, Callable[[], object]]]:
     """Yield two functions: one shows the progress within a picture, one counts the pictures."""
     if not shown:
 
