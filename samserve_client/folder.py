@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
-from samserve.errors import Forbidden, NotFound, SamserveError, Unauthorized
+from samserve.errors import Forbidden, InvalidField, NotFound, SamserveError, Unauthorized
 from samserve.objects.collection import Objects
 from samserve.objects.interface import Progress, SegmentablePicture
 from samserve.pictures.sources import Source, pictures_in
@@ -66,12 +66,14 @@ class Task:
         outputs: the formats to write.
         pages: the pages to segment, or `all`; None: the only one.
         again: whether to segment pictures whose files exist.
+        pages_option: how to choose pages, for the failure of a stack.
     """
 
     find: Callable[[SegmentablePicture, Progress], Objects]
     outputs: Mapping[str, Output]
     pages: Sequence[int] | str | None = None
     again: bool = False
+    pages_option: str = ""
 
 
 @dataclass
@@ -261,6 +263,12 @@ class Run:
     def _result(self, work: Work) -> Result:
         try:
             return self._segment(work)
+        except InvalidField as error:
+            if error.field == "page" and self._task.pages is None:
+                return ValueError(
+                    f"{error.message.partition(':')[0]}: use {self._task.pages_option}"
+                )
+            return error
         except FAILURES as error:
             return error
         except RuntimeError as error:

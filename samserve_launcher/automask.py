@@ -102,6 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         formats=formats,
         jobs=parsed.jobs or (1 if parsed.local else 2),
         pages=pages,
+        pages_option="--pages all, or some of them as --pages 0,2,5-9",
         again=parsed.again,
     )
 

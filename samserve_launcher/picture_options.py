@@ -131,6 +131,7 @@ def run(
     formats: Sequence[str],
     jobs: int,
     pages: Sequence[int] | str | None,
+    pages_option: str,
     again: bool,
 ) -> int:
     """Segment the pictures, print a summary, and return the exit status."""
@@ -141,7 +142,7 @@ def run(
         outputs = chosen_outputs(formats, georeferenced=parsed.georeferenced)
     except ValueError as error:
         usage_error(parser, str(error))
-    task = Task(find, outputs, pages, again)
+    task = Task(find, outputs, pages, again, pages_option)
     for folder in {work.named.parent if work.named else work.target.parent for work in works}:
         remove_left_parts(folder)
     try:
@@ -164,7 +165,10 @@ def run(
 def summary(outcome: Outcome, total: int, *, quiet: bool) -> Iterator[str]:
     """Yield the last lines: what is done, and what failed and why."""
     pictures = "picture" if total == 1 else "pictures"
-    parts = [f"{outcome.done} of {total} {pictures} segmented, {outcome.objects} objects"]
+    parts = [
+        f"{outcome.done} of {total} {pictures} segmented, {outcome.objects} "
+        f"object{'' if outcome.objects == 1 else 's'}"
+    ]
     if outcome.skipped:
         parts.append(f"{outcome.skipped} skipped, because their files exist (--again)")
     if outcome.failed:

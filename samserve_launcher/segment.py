@@ -6,7 +6,6 @@ samserve segment cells.png --box 10,20,200,180
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -101,6 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         formats=formats,
         jobs=1,
         pages=None if parsed.page is None else [parsed.page],
+        pages_option="--page 0",
         again=True,
     )
 
@@ -135,10 +135,7 @@ def _to_terminal(
     except FAILURES as error:
         print(f"{made.prog}: {in_words(error, Path())}", file=sys.stderr)
         return picture_options.FAILED
-    try:
-        print(text.decode(), flush=True)
-    except BrokenPipeError:  # `samserve segment … | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(text.decode())
     return picture_options.DONE
 
 
