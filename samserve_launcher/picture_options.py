@@ -173,6 +173,8 @@ def summary(outcome: Outcome, total: int, *, quiet: bool) -> Iterator[str]:
         parts.append(f"{outcome.skipped} skipped, because their files exist (--again)")
     if outcome.failed:
         parts.append(f"{len(outcome.failed)} failed")
+    if outcome.interrupted:
+        parts.append("interrupted")
     if outcome.left:
         parts.append(f"{outcome.left} left")
     good = not (outcome.failed or outcome.stopped or outcome.interrupted)
