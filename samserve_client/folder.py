@@ -195,6 +195,7 @@ class Run:
         self._watch = watch
         self._advance = advance
         self._stopping = threading.Event()
+        self._late: list[tuple[Work, Result]] = []
 
     def over(self, works: Sequence[Work], jobs: int, close: Callable[[], object]) -> Outcome:
         """Segment the pictures, several at once, and return what became of them.
@@ -210,10 +211,13 @@ class Run:
             with closing(ended):
                 for work, result in ended:
                     self._count(outcome, work, result)
+                    self._advance()
                     if outcome.stopped is not None:
                         break
         except KeyboardInterrupt:
             outcome.interrupted = True
+        for work, result in self._late:
+            self._count(outcome, work, result)
         counted = outcome.done + outcome.skipped + len(outcome.failed)
         outcome.left = len(works) - counted
         order = {work.source: index for index, work in enumerate(works)}
@@ -247,6 +251,9 @@ class Run:
                 self._stopping.set()
                 close()
             pool.shutdown(cancel_futures=True)
+            # Some have ended well in the meantime, and their files are complete.
+            ended = {work: future.result() for future, work in waiting.items()}
+            self._late = [(work, end) for work, end in ended.items() if not _is_error(end)]
 
     def _count(self, outcome: Outcome, work: Work, result: Result) -> None:
         if result is None:
@@ -258,7 +265,6 @@ class Run:
             outcome.stopped = in_words(result, work.source)
         else:
             outcome.failed[work.source] = in_words(result, work.source)
-        self._advance()
 
     def _result(self, work: Work) -> Result:
         try:
@@ -325,6 +331,10 @@ class Run:
             named = work.named
             return named if suffix is None else named.with_name(named.stem + suffix + named.suffix)
         return work.target.with_name(f"{work.target.name}{suffix or ''}{output.ending}")
+
+
+def _is_error(result: Result) -> bool:
+    return isinstance(result, Exception)
 
 
 def in_words(error: Exception, source: Path) -> str:

@@ -25,9 +25,14 @@ def test_the_path_has_the_old_content_until_the_new_one_is_complete(tmp_path: Pa
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_leaves_no_part(error: type[BaseException], tmp_path: Path) -> None:
     path = tmp_path / "b.json"
-    with pytest.raises(error), written(path) as part:
-        part.write_bytes(b"half")
-        raise error
+
+    def write_half() -> None:
+        with written(path) as part:
+            part.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(error):
+        write_half()
     assert os.listdir(tmp_path) == []
 
 

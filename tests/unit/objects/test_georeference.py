@@ -17,7 +17,7 @@ TIE = (33922, "d", 6, (0.0, 0.0, 0.0, 500.0, 900.0, 0.0))
 
 
 def keys(*entries: int) -> tuple[Any, ...]:
-    values = (1, 1, 0, len(entries) // 2)
+    values: tuple[int, ...] = (1, 1, 0, len(entries) // 2)
     for key, value in zip(entries[::2], entries[1::2], strict=True):
         values += (key, 0, 1, value)
     return (34735, "H", len(values), values)

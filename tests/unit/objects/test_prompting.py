@@ -25,7 +25,7 @@ SIZE = (100, 200)
             [PlainPrompt(None, [[1, 2], [200, 100]], [1, 0])],
         ),
         (
-            {"box": [1, 2, 3, 4], "points": np.float32([[1, 2]]), "labels": [0]},
+            {"box": [1, 2, 3, 4], "points": np.array([[1, 2]], np.float32), "labels": [0]},
             [PlainPrompt([1, 2, 3, 4], [[1, 2]], [0])],
         ),
         (
