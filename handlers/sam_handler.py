@@ -24,7 +24,7 @@ import torch
 from ts.metrics.caching_metric import CachingMetric
 from ts.metrics.metric_type_enum import MetricTypes
 
-from samserve import automask, parents, segmenter
+from samserve import grids, parents, segmenter
 from samserve.answers import formats
 from samserve.answers.features import Allow
 from samserve.archives.digests import check_loaded
@@ -255,7 +255,7 @@ class SamHandler:
         Raises:
             SamserveError: automask cannot run, or its client is gone.
         """
-        automask.check_tiles(request, embedded.size, self.settings.limits.max_points)
+        grids.check_points(request, embedded.size, self.settings.limits.max_points)
         job_id = row.header(JOB)
         if job_id is not None and not is_job_id(job_id):
             raise InvalidRequest(f"{JOB} must be 32 hexadecimal digits.")
@@ -288,7 +288,9 @@ class SamHandler:
         """Write the masks in the format that the client chose, with the timing in a header."""
         form = formats.chosen(row.request.output_format, row.header("accept"))
         with timing.step("outline"):
-            body = form.dumps(self.content(row, masks, embedded, allow))
+            body, qualities = form.write(self.content(row, masks, embedded, allow))
+        if qualities is not None:
+            row.describe_objects(qualities)
         self.metrics.masks(len(masks))
         row.set_header("Server-Timing", str(timing))
         return Answer(200, form.media_type, body)

@@ -28,7 +28,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
 
 from samserve import __version__
-from samserve.serving.headers import IMAGE_PAGES, REQUEST_ID
+from samserve.serving.headers import (
+    IMAGE_PAGES,
+    OBJECTS,
+    PREFER,
+    PREFERENCE_APPLIED,
+    QUALITY,
+    REQUEST_ID,
+)
 
 from . import openapi, refusals
 from .access import Access
@@ -152,8 +159,16 @@ def _for_pages_of(origins: list[str], app: ASGIApp) -> ASGIApp:
         app,
         allow_origins=origins,
         allow_methods=["GET", "HEAD", "POST"],
-        allow_headers=["Authorization", "X-API-Key", "Content-Type", REQUEST_ID],
-        expose_headers=[REQUEST_ID, IMAGE_PAGES, "Server-Timing", "Retry-After"],
+        allow_headers=["Authorization", "X-API-Key", "Content-Type", PREFER, REQUEST_ID],
+        expose_headers=[
+            REQUEST_ID,
+            IMAGE_PAGES,
+            OBJECTS,
+            QUALITY,
+            PREFERENCE_APPLIED,
+            "Server-Timing",
+            "Retry-After",
+        ],
     )
 
 

@@ -18,12 +18,15 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
 )
 
 from .errors import InvalidField
+from .region import SCHEMA, Region
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -67,6 +70,10 @@ def _integral(value: object) -> object:
 
 
 Integer = Annotated[int, BeforeValidator(_integral)]
+
+
+def _region(value: object) -> Region | None:
+    return None if value is None else Region.parse(value)
 
 
 class Model(BaseModel):
@@ -196,6 +203,27 @@ class AutomaskParameters(Model):
         description="Pixels that neighbouring tiles share, at most half of tile_size. Absent: a "
         "quarter of tile_size. An object no larger than this lies whole in some tile.",
     )
+    region: Annotated[Region | None, PlainValidator(_region), WithJsonSchema(SCHEMA)] = Field(
+        default=None,
+        description="Where to look for objects, in pixels of the picture: a box "
+        "`[x1, y1, x2, y2]`, a polygon `[[x, y], …]`, or a GeoJSON Polygon or MultiPolygon, which "
+        "may have holes. Only points of the grid in it are prompted, which saves the work of the "
+        "others. A mask that such a point gives is kept whole.",
+        examples=[[10, 20, 200, 180]],
+    )
+    min_area: Integer | None = Field(
+        default=None,
+        ge=0,
+        description="Drop objects with fewer pixels than this, at the very end: the others are "
+        "those of the answer without `min_area`. See `min_mask_region_area` for parts of objects.",
+        examples=[50],
+    )
+    max_area: Integer | None = Field(
+        default=None,
+        ge=0,
+        description="Drop objects with more pixels than this, likewise.",
+        examples=[5000],
+    )
     timeout_s: float | None = Field(
         default=None,
         gt=0,
@@ -203,6 +231,14 @@ class AutomaskParameters(Model):
         "default. After that the answer is 504, with the objects found so far.",
         examples=[60],
     )
+
+    @field_validator("max_area")
+    @classmethod
+    def _check_areas(cls, value: int | None, others: ValidationInfo) -> int | None:
+        smallest = others.data.get("min_area")
+        if value is not None and smallest is not None and value < smallest:
+            raise ValueError(f"is {value}; it must be at least min_area, {smallest}")
+        return value
 
     @field_validator("crop_overlap_ratio")
     @classmethod

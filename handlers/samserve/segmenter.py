@@ -182,6 +182,7 @@ class Segmenter:
         point_labels: ArrayLike | None = None,
         mask_input: ArrayLike | None = None,
         multimask_output: bool = False,
+        return_logits: bool = False,
     ) -> list[PromptMask]:
         """Return the mask of the object that a box, points or a mask point out.
 
@@ -193,6 +194,7 @@ class Segmenter:
             point_labels: N labels, 1 for a point on the object and 0 for the background.
             mask_input: 256×256 logits in the network's input frame.
             multimask_output: return SAM's three masks instead of one.
+            return_logits: give each mask its `low_res_logits`, which as `mask_input` refine it.
 
         Returns:
             One mask, or three.
@@ -202,7 +204,12 @@ class Segmenter:
             OutOfMemory: the device ran out of memory.
         """
         prompt = prompt_of(
-            box, point_coords, point_labels, mask_input, multimask_output=multimask_output
+            box,
+            point_coords,
+            point_labels,
+            mask_input,
+            multimask_output=multimask_output,
+            return_logits=return_logits,
         )
         _check_embedded(picture)
         check_inside(prompt, picture.size)

@@ -21,6 +21,7 @@ from samserve.masks.mask import ObjectMask
 from samserve.masks.run_lengths import counts_of, edges_of
 
 from .features import Allow, allow_all, features
+from .images import IMAGE_FORMATS, ImageFormat, Written
 
 RUN_S = 5e-7
 """Seconds that a run of pixels takes to be written as COCO's run lengths. An EPYC core."""
@@ -64,6 +65,10 @@ class Format:
     media_type: str
     entries: Callable[[Content], Iterator[dict[str, Any]]]
     around: Callable[[Content], tuple[bytes, bytes]] = lambda content: (b"", b"")
+
+    def write(self, content: Content) -> Written:
+        """Return what `dumps` returns, as an image's `write` does."""
+        return Written(self.dumps(content))
 
     def dumps(self, content: Content) -> bytes:
         """Return the answer's bytes. NaN becomes null, because JSON has no NaN.
@@ -126,18 +131,19 @@ def _coco_rle(content: Content) -> Iterator[dict[str, Any]]:
             }
 
 
-FORMATS = (
-    Format("features", "application/json", _features),
+DEFAULT = Format("features", "application/json", _features)
+FORMATS: tuple[Format | ImageFormat, ...] = (
+    DEFAULT,
     Format("feature_collection", "application/geo+json", _features, _collection),
     Format("coco_rle", "application/vnd.coco-rle+json", _coco_rle),
+    *IMAGE_FORMATS,
 )
-DEFAULT = FORMATS[0]
 
 EVENTS = "application/x-ndjson"
 """The media type of a stream of events."""
 
 
-def chosen(output_format: str | None, accept: str | None) -> Format:
+def chosen(output_format: str | None, accept: str | None) -> Format | ImageFormat:
     """Return the format that a request chose.
 
     Args:

@@ -174,7 +174,8 @@ def seconds_of_prompts(request: PromptRequest) -> float:
     for _, prompt in request.each_prompt():
         points = len(prompt.point_coords or ())
         seconds += PROMPT_S
-        if needs_original(points, prompt.b64mask is not None):
+        has_mask = prompt.b64mask is not None or prompt.mask_input is not None
+        if request.return_logits or needs_original(points, has_mask):
             seconds += ORIGINAL_S + points * POINT_S
     return seconds
 
