@@ -167,7 +167,9 @@ class AsyncPicture(PictureCore):
         *,
         points: ArrayLike | None = None,
         labels: ArrayLike | None = None,
+        refine: SegmentedObject | None = None,
         multimask_output: Literal[False] = False,
+        return_logits: bool = False,
     ) -> SegmentedObject: ...
 
     @overload
@@ -177,11 +179,15 @@ class AsyncPicture(PictureCore):
         *,
         points: ArrayLike | None = None,
         labels: ArrayLike | None = None,
+        refine: SegmentedObject | None = None,
         multimask_output: Literal[True],
+        return_logits: bool = False,
     ) -> Objects: ...
 
     @overload
-    async def segment(self, *, boxes: ArrayLike, multimask_output: bool = False) -> Objects: ...
+    async def segment(
+        self, *, boxes: ArrayLike, multimask_output: bool = False, return_logits: bool = False
+    ) -> Objects: ...
 
     async def segment(
         self,
@@ -190,10 +196,14 @@ class AsyncPicture(PictureCore):
         points: ArrayLike | None = None,
         labels: ArrayLike | None = None,
         boxes: ArrayLike | None = None,
+        refine: SegmentedObject | None = None,
         multimask_output: bool = False,
+        return_logits: bool = False,
     ) -> SegmentedObject | Objects:
         """Return the object of a prompt, or those of several; see `RemotePicture.segment`."""
-        exchange = self._segment(box, points, labels, boxes, multimask_output)
+        exchange = self._segment(
+            box, points, labels, boxes, refine, multimask_output, return_logits
+        )
         found = await self._client._run(exchange)
         return found if boxes is not None or multimask_output else found[0]
 

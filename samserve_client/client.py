@@ -190,7 +190,9 @@ class RemotePicture(PictureCore):
         *,
         points: ArrayLike | None = None,
         labels: ArrayLike | None = None,
+        refine: SegmentedObject | None = None,
         multimask_output: Literal[False] = False,
+        return_logits: bool = False,
     ) -> SegmentedObject: ...
 
     @overload
@@ -200,11 +202,15 @@ class RemotePicture(PictureCore):
         *,
         points: ArrayLike | None = None,
         labels: ArrayLike | None = None,
+        refine: SegmentedObject | None = None,
         multimask_output: Literal[True],
+        return_logits: bool = False,
     ) -> Objects: ...
 
     @overload
-    def segment(self, *, boxes: ArrayLike, multimask_output: bool = False) -> Objects: ...
+    def segment(
+        self, *, boxes: ArrayLike, multimask_output: bool = False, return_logits: bool = False
+    ) -> Objects: ...
 
     def segment(
         self,
@@ -213,7 +219,9 @@ class RemotePicture(PictureCore):
         points: ArrayLike | None = None,
         labels: ArrayLike | None = None,
         boxes: ArrayLike | None = None,
+        refine: SegmentedObject | None = None,
         multimask_output: bool = False,
+        return_logits: bool = False,
     ) -> SegmentedObject | Objects:
         """Return the object that a box, points, or both point out; or the objects in several boxes.
 
@@ -222,8 +230,11 @@ class RemotePicture(PictureCore):
             points: [(x, y), …].
             labels: for each point 1 (on the object) or 0 (beside it). None: all are 1.
             boxes: several boxes. They give one object each, in their order.
+            refine: an object of an earlier call with `return_logits`. The points, old and new
+                ones, then correct its mask.
             multimask_output: return SAM's three masks of each prompt as Objects. Masks without
                 pixels are left out; `prompt_idx` says which box an object answers.
+            return_logits: keep what `refine` needs, 128 kB an object. It is on with `refine`.
 
         Returns:
             One object, or Objects with `boxes` or `multimask_output`. If nothing was found, the
@@ -232,7 +243,10 @@ class RemotePicture(PictureCore):
         Raises:
             SamserveError: an argument is wrong, or the server refuses (`samserve_client.errors`).
         """
-        found = self._client._run(self._segment(box, points, labels, boxes, multimask_output))
+        exchange = self._segment(
+            box, points, labels, boxes, refine, multimask_output, return_logits
+        )
+        found = self._client._run(exchange)
         return found if boxes is not None or multimask_output else found[0]
 
     def automask(

@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 
 from samserve.errors import NotFound, TimedOut, UnknownImage
+from samserve.masks.low_res_logits import to_json
 from samserve.model_types import MODEL_TYPES
 from samserve.objects.collection import Objects
 from samserve.objects.frame import Frame
@@ -32,7 +33,10 @@ Report = Callable[[int, int], object]
 PROMPTS_AT_ONCE = 1024
 """The server's limit of prompts in one request."""
 
-NEW_FIELDS: frozenset[str] = frozenset()
+PROMPTS_WITH_LOGITS = 64
+"""The server's limit of prompts whose logits it returns."""
+
+NEW_FIELDS = frozenset({"return_logits", "region", "min_area", "max_area"})
 """Fields that older servers ignore in silence."""
 
 STRICT = {"Prefer": "handling=strict"}
@@ -121,6 +125,7 @@ def segment(
     prompts: Sequence[PlainPrompt],
     *,
     multimask_output: bool,
+    return_logits: bool = False,
 ) -> Exchange[Objects]:
     """Return the objects of these prompts.
 
@@ -128,12 +133,15 @@ def segment(
     if nothing was found.
     """
     found: list[SegmentedObject] = []
-    for first in range(0, len(prompts), PROMPTS_AT_ONCE):
-        some = prompts[first : first + PROMPTS_AT_ONCE]
-        fields = {
+    at_once = PROMPTS_WITH_LOGITS if return_logits else PROMPTS_AT_ONCE
+    for first in range(0, len(prompts), at_once):
+        some = prompts[first : first + at_once]
+        fields: dict[str, Any] = {
             "prompts": [_prompt_fields(prompt) for prompt in some],
             "multimask_output": multimask_output,
         }
+        if return_logits:
+            fields["return_logits"] = True
         answer = yield from _post(server, picture, "/sam/", fields, server.timeout_s)
         features = _features(answer, server.where)
         objects = [SegmentedObject.from_outline(frame, feature) for feature in features]
@@ -165,7 +173,9 @@ def automask(
     With `report`, the server streams its progress. If the call's connection is closed, the server
     stops the work.
     """
-    fields = parameters.model_dump(mode="json", exclude_unset=True)
+    fields = parameters.model_dump(mode="json", exclude_unset=True, exclude={"region"})
+    if parameters.region is not None:
+        fields["region"] = parameters.region.geometry.__geo_interface__
     if report is None:
         answer = yield from _post(server, picture, "/sam/automask/", fields, None)
         features = _features(answer, server.where)
@@ -298,6 +308,8 @@ def _prompt_fields(prompt: PlainPrompt) -> dict[str, Any]:
         fields["bbox"] = prompt.box
     if prompt.points:
         fields |= {"point_coords": prompt.points, "point_labels": prompt.labels}
+    if prompt.mask_input is not None:
+        fields["mask_input"] = to_json(prompt.mask_input)
     return fields
 
 

@@ -252,8 +252,8 @@ class Run:
                 close()
             pool.shutdown(cancel_futures=True)
             # Some have ended well in the meantime, and their files are complete.
-            ended = {work: future.result() for future, work in waiting.items()}
-            self._late = [(work, end) for work, end in ended.items() if not _is_error(end)]
+            late = [(work, future.result()) for future, work in waiting.items()]
+            self._late = [(work, end) for work, end in late if not isinstance(end, Exception)]
 
     def _count(self, outcome: Outcome, work: Work, result: Result) -> None:
         if result is None:
@@ -331,10 +331,6 @@ class Run:
             named = work.named
             return named if suffix is None else named.with_name(named.stem + suffix + named.suffix)
         return work.target.with_name(f"{work.target.name}{suffix or ''}{output.ending}")
-
-
-def _is_error(result: Result) -> bool:
-    return isinstance(result, Exception)
 
 
 def in_words(error: Exception, source: Path) -> str:

@@ -11,6 +11,7 @@ from samserve.objects.collection import Objects
 from samserve.objects.frame import Frame
 from samserve.objects.georeference import georeference_of
 from samserve.objects.prompting import plain_prompts
+from samserve.objects.segmented import SegmentedObject
 from samserve.parameters import AutomaskKeywords, AutomaskParameters, check_keywords
 from samserve.pictures.decoding import decode_page
 from samserve.pictures.sources import PictureFile
@@ -58,11 +59,18 @@ class PictureCore:
         points: ArrayLike | None,
         labels: ArrayLike | None,
         boxes: ArrayLike | None,
+        refine: SegmentedObject | None,
         multimask_output: bool,
+        return_logits: bool,
     ) -> Exchange[Objects]:
-        prompts = plain_prompts(box, points, labels, boxes, self.size)
+        prompts = plain_prompts(box, points, labels, boxes, refine, self.frame)
         return exchanges.segment(
-            self._server, self._sent, self.frame, prompts, multimask_output=multimask_output
+            self._server,
+            self._sent,
+            self.frame,
+            prompts,
+            multimask_output=multimask_output,
+            return_logits=return_logits or refine is not None,
         )
 
     def _automask(self, parameters: AutomaskKeywords, report: Report | None) -> Exchange[Objects]:

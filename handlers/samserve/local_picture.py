@@ -14,8 +14,8 @@ from .objects.collection import Objects
 from .objects.frame import Frame
 from .objects.georeference import georeference_of
 from .objects.interface import Progress
-from .objects.prompting import PlainPrompt, plain_prompts
-from .objects.segmented import SegmentedObject
+from .objects.prompting import plain_prompts
+from .objects.segmented import LOGITS, SegmentedObject
 from .pictures.picture import Picture
 from .pictures.sources import PictureFile
 from .prompts import Prompt, prompt_of
@@ -69,7 +69,9 @@ class LocalPicture:
         *,
         points: ArrayLike | None = None,
         labels: ArrayLike | None = None,
+        refine: SegmentedObject | None = None,
         multimask_output: Literal[False] = False,
+        return_logits: bool = False,
     ) -> SegmentedObject: ...
 
     @overload
@@ -79,11 +81,15 @@ class LocalPicture:
         *,
         points: ArrayLike | None = None,
         labels: ArrayLike | None = None,
+        refine: SegmentedObject | None = None,
         multimask_output: Literal[True],
+        return_logits: bool = False,
     ) -> Objects: ...
 
     @overload
-    def segment(self, *, boxes: ArrayLike, multimask_output: bool = False) -> Objects: ...
+    def segment(
+        self, *, boxes: ArrayLike, multimask_output: bool = False, return_logits: bool = False
+    ) -> Objects: ...
 
     def segment(
         self,
@@ -92,18 +98,30 @@ class LocalPicture:
         points: ArrayLike | None = None,
         labels: ArrayLike | None = None,
         boxes: ArrayLike | None = None,
+        refine: SegmentedObject | None = None,
         multimask_output: bool = False,
+        return_logits: bool = False,
     ) -> SegmentedObject | Objects:
         """Return the object of a prompt, or those of several; see `SegmentablePicture.segment`."""
-        prompts = plain_prompts(box, points, labels, boxes, self.size)
-        found = self._predicted(prompts, multimask_output) if prompts else Objects([], self.frame)
+        plain = plain_prompts(box, points, labels, boxes, refine, self.frame)
+        prompts = [
+            prompt_of(
+                prompt.box,
+                prompt.points or None,
+                prompt.labels or None,
+                prompt.mask_input,
+                multimask_output=multimask_output,
+                return_logits=return_logits or refine is not None,
+            )
+            for prompt in plain
+        ]
+        found = self._predicted(prompts) if prompts else Objects([], self.frame)
         return found if boxes is not None or multimask_output else found[0]
 
-    def _predicted(self, plain: list[PlainPrompt], multimask_output: bool) -> Objects:
-        prompts = [_prompt(prompt, multimask_output) for prompt in plain]
+    def _predicted(self, prompts: list[Prompt]) -> Objects:
         [masks] = self._segmenter.predict(self._embedded, [prompts])
         objects = [self._object(mask.unpacked()) for mask in masks]
-        if multimask_output:
+        if prompts[0].multimask_output:
             objects = [found for found in objects if found.area]
         return Objects(objects, self.frame)
 
@@ -117,15 +135,8 @@ class LocalPicture:
 
     def _object(self, mask: PromptMask | AutoMask) -> SegmentedObject:
         properties = {"sam_model": self._segmenter.model.model_type, **mask.properties()}
+        properties.pop(LOGITS, None)
+        logits = mask.low_res_logits if isinstance(mask, PromptMask) else None
         return SegmentedObject.from_mask(
-            self.frame, float(mask.predicted_iou), properties, mask.mask, mask.box
+            self.frame, float(mask.predicted_iou), properties, mask.mask, mask.box, logits
         )
-
-
-def _prompt(plain: PlainPrompt, multimask_output: bool) -> Prompt:
-    return prompt_of(
-        plain.box,
-        plain.points or None,
-        plain.labels or None,
-        multimask_output=multimask_output,
-    )

@@ -349,6 +349,9 @@ class AutomaskKeywords(TypedDict, total=False):
     include_image_edge: bool
     tile_size: int | None
     overlap: int | None
+    region: Any
+    min_area: int | None
+    max_area: int | None
     timeout_s: float | None
 
 

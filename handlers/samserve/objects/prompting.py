@@ -10,6 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from samserve.errors import InvalidField
 
+from .frame import Frame
+from .segmented import SegmentedObject
+
 
 @dataclass(frozen=True)
 class PlainPrompt:
@@ -19,11 +22,13 @@ class PlainPrompt:
         box: [x0, y0, x1, y1], or None.
         points: [[x, y], …].
         labels: for each point 1 (object) or 0 (background).
+        mask_input: 256×256 float16, the logits of the mask to refine; or None.
     """
 
     box: list[float] | None
     points: list[list[float]]
     labels: list[int]
+    mask_input: NDArray[np.float16] | None = None
 
 
 def plain_prompts(
@@ -31,26 +36,31 @@ def plain_prompts(
     points: ArrayLike | None,
     labels: ArrayLike | None,
     boxes: ArrayLike | None,
-    size: tuple[int, int],
+    refine: SegmentedObject | None,
+    frame: Frame,
 ) -> list[PlainPrompt]:
     """Return the prompts that these arguments of `segment` describe.
 
     Args:
-        size: (height, width) of the picture. A box may reach over its edge, a point may lie on it.
+        frame: the picture. A box may reach over its edge, a point may lie on it.
 
     Raises:
         InvalidField: an argument has another shape, is no number, or lies outside the picture; a
             box is empty; nothing was given; or both one prompt and several boxes.
     """
+    size = frame.size
     if boxes is not None:
-        if box is not None or points is not None or labels is not None:
-            raise InvalidField("Give either boxes, or one box with or without points.", "boxes")
+        if not (box is None and points is None and labels is None and refine is None):
+            raise InvalidField(
+                "Give either boxes, or one box, points and refine: any of them.", "boxes"
+            )
         several = _numbers(boxes, "boxes", (-1, 4))
         return [
             PlainPrompt(_box(corners, f"boxes.{index}", size), [], [])
             for index, corners in enumerate(several)
         ]
-    if box is None and points is None:
+    logits = None if refine is None else _logits_of(refine, frame)
+    if box is None and points is None and logits is None:
         raise InvalidField("Give a box, points, or both; or several boxes.", "box")
     corners = None if box is None else _box(_numbers(box, "box", (4,)), "box", size)
     coords = np.zeros((0, 2)) if points is None else _numbers(points, "points", (-1, 2))
@@ -60,7 +70,19 @@ def plain_prompts(
     for index, (x, y) in enumerate(coords.tolist()):
         if not (0 <= x <= width and 0 <= y <= height):
             raise _outside(f"points.{index}", [x, y], size)
-    return [PlainPrompt(corners, coords.tolist(), _labels(labels, len(coords)))]
+    return [PlainPrompt(corners, coords.tolist(), _labels(labels, len(coords)), logits)]
+
+
+def _logits_of(refine: SegmentedObject, frame: Frame) -> NDArray[np.float16]:
+    if refine.frame.size != frame.size:
+        raise InvalidField("refine: the object lies in another picture.", "refine")
+    if refine.low_res_logits is None:
+        raise InvalidField(
+            "refine: the object has no logits. Ask for them when you segment it: "
+            "segment(…, return_logits=True).",
+            "refine",
+        )
+    return refine.low_res_logits
 
 
 def _labels(labels: ArrayLike | None, n_points: int) -> list[int]:

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pybase64
 from numpy.typing import NDArray
 
 from samserve.boxes import EMPTY, Box
@@ -29,6 +30,10 @@ NO_QUALITY = 0.0
 """The quality of an object without pixels. The server sends none."""
 
 
+LOGITS = "low_res_logits"
+"""The property of a Feature that has the logits of its mask."""
+
+
 class SegmentedObject:
     """One object in a picture. `from_outline` and `from_mask` make it.
 
@@ -37,6 +42,8 @@ class SegmentedObject:
         name: the object's class, `object` unless you change it.
         properties: what its GeoJSON Feature says besides: `stability_score` and more.
         frame: the picture that it lies in.
+        low_res_logits: 256×256 float16, from which `segment(refine=…)` goes on; None if they were
+            not asked for by `return_logits`.
     """
 
     def __init__(
@@ -47,12 +54,14 @@ class SegmentedObject:
         *,
         outline: Mapping[str, Any] | None = None,
         crop: tuple[NDArray[np.bool_], Box] | None = None,
+        low_res_logits: NDArray[np.float16] | None = None,
         name: str = "object",
     ) -> None:
         self.frame = frame
         self.quality = quality
         self.name = name
         self.properties = dict(properties)
+        self.low_res_logits = low_res_logits
         if outline is not None:
             self.outline = outline
         if crop is not None:
@@ -65,8 +74,11 @@ class SegmentedObject:
         quality = properties.pop("quality", None)
         name = str(properties.pop("label", "object"))
         properties.pop("object_idx", None)
+        written = properties.pop(LOGITS, None)
+        logits = None if written is None else _logits_of(written)
         score = NO_QUALITY if quality is None else float(quality)
-        return cls(frame, score, properties, outline=feature["geometry"], name=name)
+        outline = feature["geometry"]
+        return cls(frame, score, properties, outline=outline, low_res_logits=logits, name=name)
 
     @classmethod
     def from_mask(
@@ -76,11 +88,13 @@ class SegmentedObject:
         properties: Mapping[str, Any],
         mask: NDArray[np.bool_],
         box: Box,
+        low_res_logits: NDArray[np.float16] | None = None,
     ) -> SegmentedObject:
         """Return the object with these pixels within its box."""
         empty = not box.area
         crop = (np.zeros((0, 0), np.bool_), EMPTY) if empty else (mask, box)
-        return cls(frame, NO_QUALITY if empty else quality, properties, crop=crop)
+        score = NO_QUALITY if empty else quality
+        return cls(frame, score, properties, crop=crop, low_res_logits=low_res_logits)
 
     @classmethod
     def nothing(cls, frame: Frame, properties: Mapping[str, Any]) -> SegmentedObject:
@@ -164,3 +178,9 @@ class SegmentedObject:
             f"<{self.name}: {self.area} pixels in ({x0}, {y0}, {x1}, {y1}), "
             f"quality {self.quality:.3f}>"
         )
+
+
+def _logits_of(written: Mapping[str, Any]) -> NDArray[np.float16]:
+    """Return the logits that a Feature has as base64."""
+    content = pybase64.b64decode(written["data"])
+    return np.frombuffer(content, "<f2").astype(np.float16).reshape(written["shape"])

@@ -257,7 +257,7 @@ def stream(*events: Any) -> Callable[[Call], Answer]:
 
 def test_automask_reports_its_progress() -> None:
     progress = [{"event": "progress", "done": done, "total": 64} for done in (0, 64)]
-    events = [
+    events: list[Any] = [
         *progress,
         b"",
         {"event": "feature", **feature()},

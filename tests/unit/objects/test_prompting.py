@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from samserve.errors import InvalidField
+from samserve.objects.frame import Frame
 from samserve.objects.prompting import PlainPrompt, plain_prompts
+from samserve.objects.segmented import SegmentedObject
 
-SIZE = (100, 200)
+FRAME = Frame((100, 200), lambda: np.zeros((100, 200, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -37,8 +39,8 @@ SIZE = (100, 200)
     ids=str,
 )
 def test_good_arguments(arguments: dict[str, Any], prompts: list[PlainPrompt]) -> None:
-    everything = dict.fromkeys(("box", "points", "labels", "boxes"), None) | arguments
-    assert plain_prompts(**everything, size=SIZE) == prompts
+    everything = dict.fromkeys(("box", "points", "labels", "boxes", "refine"), None) | arguments
+    assert plain_prompts(**everything, frame=FRAME) == prompts
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,24 @@ def test_good_arguments(arguments: dict[str, Any], prompts: list[PlainPrompt]) -
     ids=str,
 )
 def test_bad_arguments(arguments: dict[str, Any], field: str, words: str) -> None:
-    everything = dict.fromkeys(("box", "points", "labels", "boxes"), None) | arguments
+    everything = dict.fromkeys(("box", "points", "labels", "boxes", "refine"), None) | arguments
     with pytest.raises(InvalidField, match=words) as raised:
-        plain_prompts(**everything, size=SIZE)
+        plain_prompts(**everything, frame=FRAME)
     assert raised.value.field == field
+
+
+def test_an_object_to_refine() -> None:
+    logits = np.zeros((256, 256), np.float16)
+    cell = SegmentedObject(FRAME, 0.9, {}, low_res_logits=logits)
+    nothing = dict.fromkeys(("box", "labels", "boxes"), None)
+    [prompt] = plain_prompts(points=[(1, 2)], refine=cell, frame=FRAME, **nothing)
+    assert prompt.mask_input is logits
+    [alone] = plain_prompts(points=None, refine=cell, frame=FRAME, **nothing)
+    assert alone.mask_input is logits
+    cell.low_res_logits = None
+    with pytest.raises(InvalidField, match="return_logits=True"):
+        plain_prompts(points=[(1, 2)], refine=cell, frame=FRAME, **nothing)
+    with pytest.raises(InvalidField, match="another picture"):
+        plain_prompts(points=None, refine=cell, frame=Frame((9, 9), FRAME.pixels), **nothing)
+    with pytest.raises(InvalidField, match="either boxes"):
+        plain_prompts(None, None, None, [(1, 2, 3, 4)], cell, FRAME)
