@@ -13,7 +13,7 @@ export SAMSERVE_TORCH ?= $(TORCH)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup weights archive serve demo scale test test-quick lint bench bench-gpu attack fuzz overload soak
-.PHONY: page lock sbom licenses audit offline pin-images compose-test clean
+.PHONY: page page-picture lock sbom licenses audit offline pin-images compose-test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 — /p' Makefile
@@ -63,6 +63,9 @@ bench-gpu: setup-dev ## measure all types on a CUDA GPU, against the reference; 
 
 page: ## check and build the gateway's page from page/; needs Node.js 20 or newer
 	@cd page && npm ci --no-audit --no-fund --silent && npm run --silent check && npm run --silent build
+
+page-picture: setup-dev archive ## take docs/page.jpg, the README's picture of the page; needs Chromium
+	@$(PY) -m tests.support.page_picture
 
 EXTRAS = --extra worker --extra gateway --extra conversion
 COMPILE = $(PY) -m uv pip compile --quiet --universal --python-version 3.10 --no-header --upgrade \
