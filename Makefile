@@ -13,7 +13,7 @@ export SAMSERVE_TORCH ?= $(TORCH)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup weights archive serve demo scale test test-quick lint bench bench-gpu attack fuzz overload soak
-.PHONY: page lock sbom licenses audit pin-images clean
+.PHONY: page lock sbom licenses audit offline pin-images compose-test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 — /p' Makefile
@@ -82,8 +82,14 @@ sbom: setup-dev ## the bill of materials of requirements.lock, CycloneDX 1.6, in
 licenses: setup-dev ## list the licenses of all packages in docs/licenses.md
 	@$(PY) -m scripts.list_licenses
 
+compose-test: setup-dev archive ## build the images of deploy/ with all packages and run compose.yaml (needs podman, root, 25 GB)
+	@exec $(PY) -m pytest tests/deploy/test_compose_run.py --whole-images $(FLAGS)
+
 pin-images: ## write the digests of the foreign images into deploy/ (needs docker and the internet)
 	@$(PYTHON) scripts/pin_images.py
+
+offline: archive ## everything for machines without the internet, in out/offline; FLAGS="--engine docker" adds the images
+	@exec $(PY) -m scripts.prepare_offline $(FLAGS)
 
 audit: setup-dev ## look up known faults of the pinned packages (needs the internet)
 	@.venv/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock

@@ -7,10 +7,11 @@ defaults.
 
 from __future__ import annotations
 
+import difflib
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 from pydantic import (
     BaseModel,
@@ -262,7 +263,7 @@ class AutomaskParameters(Model):
             InvalidField: a value is of the wrong type or outside its limits.
         """
         try:
-            return cls.model_validate(values)
+            return cls.model_validate({name: _plain(value) for name, value in values.items()})
         except ValidationError as exc:
             raise first_error(exc) from exc
 
@@ -328,3 +329,47 @@ class AutomaskParameters(Model):
                 f"this server's limit is {max_points}.",
                 "points_per_side",
             )
+
+
+class AutomaskKeywords(TypedDict, total=False):
+    """The keywords of `automask`, for type checkers and editors: `AutomaskParameters`' fields."""
+
+    points_per_side: int
+    points_per_batch: int
+    pred_iou_thresh: float
+    stability_score_thresh: float
+    stability_score_offset: float
+    box_nms_thresh: float
+    crop_n_layers: int
+    crop_nms_thresh: float
+    crop_overlap_ratio: float
+    crop_n_points_downscale_factor: int
+    min_mask_region_area: int
+    output_type: OutputType | str
+    include_image_edge: bool
+    tile_size: int | None
+    overlap: int | None
+    region: Any
+    min_area: int | None
+    max_area: int | None
+    timeout_s: float | None
+
+
+def check_keywords(names: Collection[str]) -> None:
+    """Check the names of the keywords of `automask`.
+
+    Raises:
+        TypeError: there is no such parameter; the message names one that is spelled alike.
+    """
+    known = AutomaskParameters.model_fields
+    for name in sorted(names):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+            raise TypeError(f"automask() has no parameter {name}{hint}")
+
+
+def _plain(value: object) -> object:
+    """Return a NumPy scalar as Python's own number, and any other value as it is."""
+    is_scalar = getattr(value, "shape", None) == () and hasattr(value, "item")
+    return value.item() if is_scalar else value  # type: ignore[attr-defined]

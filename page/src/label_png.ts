@@ -5,7 +5,11 @@ import { rowsOf } from "./raster";
 
 const MOST = 65_535;
 
-/** Return the picture of labels: 0 is background, 1 the first object. A later object covers. */
+/**
+ * Return the picture of labels: 0 is background, 1 the first object.
+ *
+ * Where objects overlap, the smaller one covers; of two with the same area, the later one.
+ */
 export async function labelPng(items: Item[], width: number, height: number): Promise<Blob> {
   if (items.length > MOST) {
     throw new Problem(
@@ -16,15 +20,16 @@ export async function labelPng(items: Item[], width: number, height: number): Pr
   // Each row begins with a byte that names its filter: 0 is none. Samples are big-endian.
   const stride = 1 + 2 * width;
   const rows = new Uint8Array(stride * height);
-  items.forEach((item, index) => {
-    const label = index + 1;
+  const numbered = items.map((item, index) => ({ item, label: index + 1 }));
+  numbered.sort((one, other) => other.item.area - one.item.area);
+  for (const { item, label } of numbered) {
     rowsOf(item.geometry, width, height, (y, x1, x2) => {
       for (let at = y * stride + 1 + 2 * x1; at < y * stride + 1 + 2 * x2; at += 2) {
         rows[at] = label >> 8;
         rows[at + 1] = label & 255;
       }
     });
-  });
+  }
   const header = new Uint8Array(13);
   const view = new DataView(header.buffer);
   view.setUint32(0, width);

@@ -23,7 +23,7 @@ STARTS_ITS_OWN_SERVER = (
 )
 """Modules of tests/server that do not use the fixture `server`."""
 
-NETWORK_NAMESPACES = ("test_hosts", "test_haproxy")
+NETWORK_NAMESPACES = ("test_hosts", "test_haproxy", "test_compose_run")
 """Modules of tests/deploy that make hosts. Each pair of them would need all cores."""
 
 

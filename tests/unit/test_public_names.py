@@ -12,14 +12,19 @@ import samserve
 
 def test_the_public_names_are_these() -> None:
     assert sorted(samserve.__all__) == [
+        "AsyncClient",
         "AutoMask",
         "AutomaskParameters",
         "Box",
+        "Client",
         "EmbeddedPicture",
         "ObjectMask",
+        "Objects",
         "Prompt",
         "PromptMask",
         "SamserveError",
+        "SegmentablePicture",
+        "SegmentedObject",
         "Segmenter",
         "__version__",
         "load",

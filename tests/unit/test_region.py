@@ -233,7 +233,7 @@ def test_objects_are_dropped_by_their_area(
     asked: dict[str, Any] = {"points_per_side": 4, "stability_score_thresh": 0.7, **others}
     everything = segmenter.automask(embedded, **asked)
     areas = sorted(mask.area for mask in everything)
-    limits = {"min_area": areas[len(areas) // 4], "max_area": areas[3 * len(areas) // 4]}
+    limits: Any = {"min_area": areas[len(areas) // 4], "max_area": areas[3 * len(areas) // 4]}
     assert limits["min_area"] < limits["max_area"]
     asked |= {name: limits[name] for name in bounds}
     kept = segmenter.automask(embedded, **asked)

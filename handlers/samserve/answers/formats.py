@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from samserve.errors import NotAcceptable, TooLarge, quoted
 from samserve.masks.mask import ObjectMask
+from samserve.masks.run_lengths import counts_of, edges_of
 
 from .features import Allow, allow_all, features
 from .images import IMAGE_FORMATS, ImageFormat, Written
@@ -194,18 +193,8 @@ def _rle(mask: ObjectMask, size: tuple[int, int], allow: Allow) -> dict[str, Any
     They are computed from the mask's crop: the whole image may have a hundred million pixels.
     """
     height, width = size
-    left, top = mask.box.origin
-    rows, columns = mask.mask.shape
-    # The start and the end of each run, counted in pixels from the image's first pixel.
-    padded = np.zeros((columns, rows + 2), np.int8)
-    padded[:, 1:-1] = mask.mask.T
-    steps: NDArray[np.int8] = np.diff(padded, axis=1)
-    above = (left + np.arange(columns)) * height + top
-    starts, ends = (above[column] + row for column, row in map(np.nonzero, (steps > 0, steps < 0)))
-    # A run that ends at the bottom continues at the top of the next column.
-    apart = ends[:-1] != starts[1:]
-    edges = np.stack([starts[np.r_[True, apart]], ends[np.r_[apart, True]]], axis=1).ravel()
+    edges = edges_of(mask.mask, mask.box.origin, height)
     allow(edges.size, edges.size * RUN_S)
-    counts = np.trim_zeros(np.diff(edges, prepend=0, append=height * width), "b")
-    encoded = coco.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    counts = counts_of(edges, size)
+    encoded = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}

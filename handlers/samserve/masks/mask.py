@@ -18,7 +18,7 @@ from samserve.boxes import EMPTY, Box
 from .low_res_logits import to_json
 
 if TYPE_CHECKING:
-    from shapely.geometry.base import BaseGeometry
+    from shapely import MultiPolygon, Polygon
     from typing_extensions import Self
 
     from .compact import CompactMask
@@ -54,7 +54,7 @@ class ObjectMask:
         return full
 
     @property
-    def polygon(self) -> BaseGeometry:
+    def polygon(self) -> Polygon | MultiPolygon:
         """The exact outline, as a shapely Polygon or MultiPolygon in pixels of the image.
 
         A pixel (x, y) is the square from (x, y) to (x + 1, y + 1), y pointing down. An empty mask
