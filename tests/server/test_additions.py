@@ -122,7 +122,7 @@ def test_a_picture_is_sent_ahead(server: Any) -> None:
         {"files": {"image": FILE + b"\0"}},
         {"data": FILE + b"\0", "headers": {"Content-Type": "image/png"}},
     ):
-        answer = put(**body)  # type: ignore[arg-type]
+        answer = put(**body)
         assert (answer.status_code, answer.json()) == (200, expected)
     click = server.post("/sam/", {**CLICK, "b64img": digest})
     assert click.status_code == 200
