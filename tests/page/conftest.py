@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from tests.support.servers import Server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
+    """A browser for one module. While it is open, its event loop runs in this thread, so that other
+    modules could run none."""
     from tests.support.browser import chromium
 
     with chromium() as browser:
