@@ -37,16 +37,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+PROGRAM = """
+import signal, sys
+from samserve_launcher.__main__ import main
+# A shell starts its background jobs, and so perhaps these tests, with Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 def begin(server: Server, *words: str) -> subprocess.Popen[str]:
     environ = {**os.environ, "SAMSERVE_URL": server.options.url}
     return subprocess.Popen(
-        [sys.executable, "-m", "samserve_launcher", *words],
+        [sys.executable, "-c", PROGRAM, *words],
         env=environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        # A shell starts its background jobs, and so perhaps these tests, with Ctrl-C ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
