@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -264,6 +264,33 @@ class Server:
         load.cpu = self._cpu_since(before)
         load.peak = self._peak(lane)
         return load
+
+    def arrivals(self, schedule: Sequence[tuple[float, str, bytes]]) -> list[float]:
+        """Send each body to the gateway at its time, whether or not earlier ones are answered.
+
+        Args:
+            schedule: seconds from now, lane and body of each request, in the order of the times.
+
+        Returns:
+            The seconds that each answer took, in the order of the schedule.
+
+        Raises:
+            BenchError: an answer was a refusal, or had no objects.
+        """
+        started = time.perf_counter()
+
+        async def one(at: float, lane: str, body: bytes) -> float:
+            await asyncio.sleep(at - (time.perf_counter() - started))
+            sent = time.perf_counter()
+            answer = await self._post("gateway", lane, body)
+            if not _is_answer(answer):
+                raise BenchError(f"the gateway answered {answer.status}. {self._where()}")
+            return time.perf_counter() - sent
+
+        async def every() -> list[float]:
+            return await asyncio.gather(*(one(*request) for request in schedule))
+
+        return self._loop.run_until_complete(every())
 
     async def _post(self, door: Door, lane: str, body: bytes) -> Answer:
         path = "/sam/automask/" if mode_of(lane) == "automask" else "/sam/"

@@ -75,6 +75,21 @@ class Network:
         """Take the host's link up again."""
         _ip("-n", _namespace(_SWITCH), "link", "set", self._port(host), "up")
 
+    def narrow(self, host: str, largest: int) -> None:
+        """Lose all packets to the host that have more bytes, without a word to their sender.
+
+        A tunnel on the way whose MTU is too small does that. Connections are made, and short
+        health checks succeed.
+        """
+        namespace, network = _namespace(host), f"{_SUBNET}.0/24"
+        # The host goes on announcing the segment size of Ethernet.
+        _ip("-n", namespace, "route", "change", network, "dev", "eth0", "advmss", "1460")
+        _ip("-n", namespace, "link", "set", "eth0", "mtu", str(largest))
+
+    def widen(self, host: str) -> None:
+        """Let packets of all sizes through again."""
+        _ip("-n", _namespace(host), "link", "set", "eth0", "mtu", "1500")
+
     @contextmanager
     def seen_from(self, host: str) -> Iterator[None]:
         """Move this thread into the host's network namespace within the block."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import io
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -164,8 +164,19 @@ async def read_body(
     """
     content = await read_content(request, limit)
     content_type = request.headers.get("content-type", "")
-    share = share_of(request.scope)
     parse = partial(_parse, content, content_type, model, is_strict(request))
+    return await parsed(request, content, parse)
+
+
+async def parsed(
+    request: Request, content: bytes, parse: Callable[[], tuple[Body, RoutedRequest]]
+) -> tuple[Body, RoutedRequest]:
+    """Return what `parse` makes of the request's content. The event loop goes on meanwhile.
+
+    Raises:
+        Busy: what it makes is larger, and the bodies of all requests together are too large.
+    """
+    share = share_of(request.scope)
     if len(content) < INLINE_BYTES:
         return parse()
     if len(content) < LARGE_BYTES:

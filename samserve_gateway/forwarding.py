@@ -11,9 +11,9 @@ queue full, worker gone) are put into the one error shape.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 import orjson
@@ -48,6 +48,7 @@ from .torchserve_answers import (
     message_of,
     read,
 )
+from .uploads import read_picture
 from .weights import Weights
 
 EVENTS = "application/x-ndjson"
@@ -109,6 +110,21 @@ class Forwarder:
         """
         routed = await self.route(request, PromptRequest)
         lane_headers = headers_for_lane(request, routed)
+        work = self._predict_prompt(client_of(request.scope).name, routed, lane_headers)
+        answer = await while_client_waits(request, work)
+        return await self._response(request, routed.family, answer)
+
+    async def embed(self, request: Request, chosen: Mapping[str, Any]) -> Response:
+        """Return the digest and the size of a picture, which a worker has embedded.
+
+        Args:
+            chosen: the fields that the request's address has.
+
+        Raises: as `prompt`.
+        """
+        body, choice = await read_picture(request, self._settings.max_body_bytes, chosen)
+        routed = await self.routed(body, choice)
+        lane_headers = {**stand_in_headers(routed), headers.MODE: "embed"}
         work = self._predict_prompt(client_of(request.scope).name, routed, lane_headers)
         answer = await while_client_waits(request, work)
         return await self._response(request, routed.family, answer)
@@ -216,7 +232,7 @@ class Forwarder:
                 f"Not answered within {timeout_s:g} s: this request takes much work, and other "
                 "large work was under way. Try again in a minute."
             )
-            return await ask("automask", content, {**sent, headers.MODE: "prompt"}, late)
+            return await ask("automask", content, {headers.MODE: "prompt", **sent}, late)
 
         return await self._answer_of(routed, send)
 
@@ -274,7 +290,7 @@ class Forwarder:
     ) -> Answer:
         """Send the body, and remember its picture if the worker has read it."""
         answer = await self._send_picture(routed, send)
-        if answer.status == 200:
+        if answer.status < 300:
             self._known_pictures.remember(routed.family, routed.body)
         return answer
 

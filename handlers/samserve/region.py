@@ -8,13 +8,14 @@ these points (`point_grids`).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import shapely
-from numpy.typing import NDArray
-from shapely.geometry.base import BaseGeometry
+# NumPy and shapely are imported where they are used: the gateway has this module for its field
+# names, and starts without them.
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from shapely.geometry.base import BaseGeometry
 
 MAX_VERTICES = 10_000
 """Most vertices of a region."""
@@ -57,15 +58,15 @@ SCHEMA: dict[str, Any] = {
 """The JSON schema of a region in a request."""
 
 
-@dataclass(frozen=True, eq=False)
 class Region:
     """A part of a picture.
 
-    Attributes:
+    Args:
         geometry: a valid shapely Polygon or MultiPolygon, in pixels of the picture.
     """
 
-    geometry: BaseGeometry
+    def __init__(self, geometry: BaseGeometry) -> None:
+        self.geometry = geometry
 
     @classmethod
     def parse(cls, value: Any) -> Region:
@@ -78,6 +79,8 @@ class Region:
         Raises:
             ValueError: it is none of these, or has no area. The message follows the field's name.
         """
+        import shapely
+
         if isinstance(value, cls):
             return value
         value = getattr(value, "__geo_interface__", value)
@@ -101,10 +104,16 @@ class Region:
 
     def contains(self, points: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Return which of these N×2 XY lie in the region or on its edge."""
+        import numpy as np
+        import shapely
+
         return np.asarray(shapely.intersects_xy(self.geometry, points[:, 0], points[:, 1]))
 
     def reaches(self, parts: Sequence[tuple[int, int, int, int]]) -> NDArray[np.bool_]:
         """Return to which of these parts of the picture, XYXY, the region reaches."""
+        import numpy as np
+        import shapely
+
         boxes = shapely.box(*np.array(parts, np.float64).reshape(-1, 4).T)
         return np.asarray(shapely.intersects(self.geometry, boxes))
 
@@ -124,6 +133,8 @@ def _of_geojson(value: Mapping[str, Any]) -> list[list[NDArray[np.float64]]]:
 
 
 def _corners(box: NDArray[np.float64]) -> NDArray[np.float64]:
+    import numpy as np
+
     x1, y1, x2, y2 = box
     if not (x1 < x2 and y1 < y2):
         raise ValueError(f"is empty or inverted: needs x1 < x2 and y1 < y2, got {box.tolist()}")
@@ -139,6 +150,8 @@ def _ring(value: Any) -> NDArray[np.float64]:
 
 def _numbers(value: Any) -> NDArray[np.float64]:
     """Return four numbers, or at least three rows of two."""
+    import numpy as np
+
     wanted = "must be a box [x1, y1, x2, y2], a list of [x, y], or a GeoJSON Polygon"
     if not _is_list(value):
         raise ValueError(wanted)
@@ -162,11 +175,12 @@ def _numbers(value: Any) -> NDArray[np.float64]:
 
 def _has_bool(value: Any) -> bool:
     """Return whether there is a bool in a list of numbers or of rows: NumPy makes it a number."""
-    if isinstance(value, np.ndarray):
+    if hasattr(value, "dtype"):  # an array, whose type was looked at
         return False
     rows = (row if _is_list(row) else (row,) for row in value)
     return any(isinstance(number, bool) for row in rows for number in row)
 
 
 def _is_list(value: Any) -> bool:
-    return isinstance(value, (Sequence, np.ndarray)) and not isinstance(value, (str, bytes))
+    """Return whether a value is a list, a tuple or an array."""
+    return isinstance(value, list | tuple) or hasattr(value, "__array__")

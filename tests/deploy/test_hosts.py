@@ -9,6 +9,7 @@ import json
 import math
 import re
 import shutil
+import threading
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlencode
@@ -87,6 +88,34 @@ def test_every_query_has_data(cluster: Cluster) -> None:
     assert len(named) > 5
     assert named <= set(ask("label/__name__/values"))
     assert ask("rules")["groups"][0]["rules"][0]["health"] == "ok"
+
+
+def test_no_click_is_lost_that_a_host_accepts_but_never_reads(cluster: Cluster) -> None:
+    """A worker's network fails step by step: connections are made, but no request arrives.
+
+    A host that is cut off at once has such connections only if it is cut within a millisecond.
+    """
+    network, host = cluster.network, WORKERS[0]
+    fails = [
+        threading.Timer(4, network.narrow, (host, 400)),
+        threading.Timer(5, network.cut, (host,)),
+    ]
+    for timer in fails:
+        timer.start()
+    made = clicks(cluster, seconds=16, clients=4, pictures=6)
+    network.widen(host)
+    network.mend(host)
+    assert {click.status for click in made} == {200}
+    slowest = max(click.took for click in made)
+    assert slowest > 4  # or that worker had no requests
+    assert slowest < 30  # or a connection is kept until the kernel gives it up
+    wait_for(lambda: both_are_up(cluster))
+
+
+def both_are_up(cluster: Cluster) -> bool:
+    """Return whether HAProxy sends requests to both workers."""
+    up = f'haproxy_backend_active_servers{{proxy="vit_t"}} {len(WORKERS)}\n'
+    return up in cluster.get("haproxy", 8405, "/metrics").text
 
 
 def test_no_click_is_lost_with_a_host(cluster: Cluster) -> None:

@@ -143,7 +143,7 @@ def test_automask_with_its_progress(opened: Open, model: Any) -> None:
             wanted["stability_score"], abs=1e-3
         )
     assert seen[0][0] < seen[-1][0] == seen[-1][1] == 64
-    quiet = coins.automask(points_per_side=np.int64(8))
+    quiet = coins.automask(points_per_side=np.int64(8))  # type: ignore[arg-type]
     assert [one.area for one in quiet] == [one.area for one in found]
     assert found.labels().max() == len(found)
     assert found.overlay().size == (COINS.shape[1], COINS.shape[0])

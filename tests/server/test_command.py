@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +38,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
-PROGRAM = """
-import signal, sys
-from samserve_launcher.__main__ import main
-# A shell starts its background jobs, and so perhaps these tests, with Ctrl-C ignored.
-signal.signal(signal.SIGINT, signal.default_int_handler)
-sys.exit(main(sys.argv[1:]))
-"""
-
-
 def begin(server: Server, *words: str) -> subprocess.Popen[str]:
     environ = {**os.environ, "SAMSERVE_URL": server.options.url}
     return subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *words],
+        # A shell starts its background jobs, and so perhaps these tests, with Ctrl-C ignored.
+        ["env", "--default-signal=INT", sys.executable, "-m", "samserve_launcher", *words],
         env=environ,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -152,7 +145,7 @@ def test_segment(server: Server, tmp_path: Path, reference_masks: object) -> Non
     [feature] = json.loads(output)["features"]
     assert same_mask(rasterise(feature["geometry"], *COINS.shape), mask)
 
-    written = {
+    written: dict[str, Callable[[Path], Any]] = {
         "cell.geojson": lambda path: rasterise(
             json.loads(path.read_text())["features"][0]["geometry"], *COINS.shape
         ),

@@ -24,7 +24,7 @@ DOCUMENTS = sorted(
     [
         *ROOT.glob("*.md"),
         *(ROOT / "docs").glob("*.md"),
-        ROOT / "deploy" / "README.md",
+        *(ROOT / "deploy").glob("*.md"),
         ROOT / "model_store" / "README.md",
     ]
 )

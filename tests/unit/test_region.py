@@ -235,7 +235,8 @@ def test_objects_are_dropped_by_their_area(
     areas = sorted(mask.area for mask in everything)
     limits: Any = {"min_area": areas[len(areas) // 4], "max_area": areas[3 * len(areas) // 4]}
     assert limits["min_area"] < limits["max_area"]
-    kept = segmenter.automask(embedded, **asked, **{name: limits[name] for name in bounds})
+    asked |= {name: limits[name] for name in bounds}
+    kept = segmenter.automask(embedded, **asked)
     smallest = limits["min_area"] if "min_area" in bounds else 0
     largest = limits["max_area"] if "max_area" in bounds else 10**9
     expected = [mask for mask in everything if smallest <= mask.area <= largest]

@@ -27,7 +27,7 @@ from samserve.pictures.decoding import Decode, Decoded
 
 from .headers import MODE
 from .model_settings import LightWork, Limits
-from .requests import AutomaskRequest, PromptRequest
+from .requests import AutomaskRequest, EmbedRequest, PromptRequest
 
 WHERE_HEAVY_GOES = f"Send it to the automask lane, with the header `{MODE}: prompt`."
 
@@ -102,7 +102,9 @@ class DecodingBudget:
 
 
 def decode_for(
-    requests: Sequence[PromptRequest | AutomaskRequest], decode: Decode, limits: Limits
+    requests: Sequence[PromptRequest | AutomaskRequest | EmbedRequest],
+    decode: Decode,
+    limits: Limits,
 ) -> Decode:
     """Return a function that decodes the picture of these requests, unless its masks are too large.
 

@@ -25,7 +25,7 @@ cancelled."""
 
 MODE = "X-Mode"
 """Request: `prompt` if the automask lane shall answer a request for prompts, which is too heavy for
-the prompt lane."""
+the prompt lane; `embed` if a lane shall only embed the picture."""
 
 DEADLINE = "X-Deadline"
 """Request: the time, in seconds since 1970, after which nobody waits for the answer."""

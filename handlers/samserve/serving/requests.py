@@ -197,8 +197,8 @@ class RoutedRequest(JsonBody):
     )
 
 
-class SegmentRequest(RoutedRequest):
-    """The fields that both modes have."""
+class PictureRequest(RoutedRequest):
+    """The fields of every request about a picture."""
 
     b64img: str = Field(
         description="The image: base64 of a PNG, JPEG, TIFF, WebP or BMP file, with or "
@@ -217,22 +217,6 @@ class SegmentRequest(RoutedRequest):
         "`done` of a stream. Other formats have page 0 only; page 0 of an animation is its first "
         "frame.",
         examples=[0],
-    )
-    simplify: float = Field(
-        0,
-        ge=0,
-        le=1000,
-        description="Pixels by which an outline may differ from its mask to have fewer vertices. "
-        "All pieces and holes stay. 0: exact outlines.",
-    )
-    output_format: str | None = Field(
-        None,
-        description="`features`: a JSON array of GeoJSON Features, as samapi returns; "
-        "`feature_collection`: one GeoJSON object; `coco_rle`: segment-anything's records with "
-        "masks as COCO run lengths; `label_png`: a PNG of 16 bits that numbers the objects; "
-        "`mask_png`: a PNG that is white where there is any object. Without this field the "
-        "`Accept` header decides.",
-        examples=["features"],
     )
     strict: bool = Field(
         False,
@@ -263,6 +247,31 @@ class SegmentRequest(RoutedRequest):
                 f"{weights['name']!r} ({weights['url']}) are.",
                 "checkpoint_url",
             )
+
+
+class SegmentRequest(PictureRequest):
+    """The fields that both modes have."""
+
+    simplify: float = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Pixels by which an outline may differ from its mask to have fewer vertices. "
+        "All pieces and holes stay. 0: exact outlines.",
+    )
+    output_format: str | None = Field(
+        None,
+        description="`features`: a JSON array of GeoJSON Features, as samapi returns; "
+        "`feature_collection`: one GeoJSON object; `coco_rle`: segment-anything's records with "
+        "masks as COCO run lengths; `label_png`: a PNG of 16 bits that numbers the objects; "
+        "`mask_png`: a PNG that is white where there is any object. Without this field the "
+        "`Accept` header decides.",
+        examples=["features"],
+    )
+
+
+class EmbedRequest(PictureRequest):
+    """`PUT /sam/images/`: a picture that is only embedded, so that later requests find it."""
 
 
 class PromptRequest(PromptFields, SegmentRequest):

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import orjson
 import pybase64
@@ -26,6 +26,7 @@ from samserve.errors import (
     UnsupportedEncoding,
     quoted,
 )
+from samserve.pictures.digests import reference_to
 from samserve.progress import Job
 from samserve.prompts import Prompt
 from samserve.segmenter import EmbeddedPicture
@@ -46,7 +47,7 @@ from .jobs import JobFolder, JobProgress
 from .json_text import to_utf8
 from .lanes import Mode
 from .model_settings import ModelSettings
-from .requests import AutomaskRequest, PromptRequest
+from .requests import AutomaskRequest, EmbedRequest, PromptRequest
 from .timing import ServerTiming
 
 JSON = "application/json"
@@ -77,7 +78,7 @@ class Row:
         answer: set once it is known.
     """
 
-    request: PromptRequest | AutomaskRequest
+    request: PromptRequest | AutomaskRequest | EmbedRequest
     image: str | bytes
     answer: Answer
 
@@ -85,6 +86,13 @@ class Row:
         self._index = index
         self._content = content
         self._context = context
+
+    @property
+    def segmentation(self) -> PromptRequest | AutomaskRequest:
+        """The request, if it asks for objects."""
+        if isinstance(self.request, EmbedRequest):
+            raise TypeError("nobody asks for objects")
+        return self.request
 
     @property
     def lane(self) -> str:
@@ -160,16 +168,17 @@ class Row:
         if late > 0:
             raise TimedOut(f"The deadline of the request passed {late:.1f} s ago.")
 
-    def _mode(self, lane: Mode) -> Mode:
+    def _mode(self, lane: Mode) -> Mode | Literal["embed"]:
         """Return the mode in which a lane of this mode answers the request."""
         mode = self.header(MODE)
         if mode in (None, lane):
             return lane
-        if mode != "prompt":
-            raise InvalidRequest(
-                f"{MODE} must be prompt or absent, not {quoted(str(mode))}, in a lane for {lane}s."
-            )
-        return "prompt"
+        if mode == "prompt" or mode == "embed":
+            return mode  # type: ignore[return-value]
+        raise InvalidRequest(
+            f"{MODE} must be prompt, embed or absent, not {quoted(str(mode))}, in a lane for "
+            f"{lane}s."
+        )
 
     def read(self, mode: Mode, settings: ModelSettings, weights: Mapping[str, str]) -> None:
         """Parse and check the request, as far as that needs no image.
@@ -182,15 +191,17 @@ class Row:
             SamserveError: something is wrong with the request.
         """
         self.check_deadline()
-        mode = self._mode(mode)
+        asked = self._mode(mode)
         encoding = self.header("content-encoding")
         if encoding not in (None, "identity"):
             raise UnsupportedEncoding(
                 f"Content-Encoding: {quoted(encoding)} is not read here, only by the gateway."
             )
         body, image = self._body(settings.limits.max_body_bytes)
-        request: PromptRequest | AutomaskRequest
-        if mode == "automask":
+        request: PromptRequest | AutomaskRequest | EmbedRequest
+        if asked == "embed":
+            request = EmbedRequest.parse(body)
+        elif asked == "automask":
             request = AutomaskRequest.parse(body).with_defaults(settings.defaults)
             request.check_work(settings.limits.max_points, settings.limits.max_automask_s)
         else:
@@ -200,7 +211,8 @@ class Row:
             strictness.check_known(from_json(bytes(to_utf8(body))), type(request))
         if self.header(STAND_IN) != "true":
             request.check_weights(settings.model_type, weights)
-        self._check_format(request)
+        if isinstance(request, PromptRequest | AutomaskRequest):
+            self._check_format(request)
         self.request, self.image = request, request.b64img if image is None else image
 
     def _check_format(self, request: PromptRequest | AutomaskRequest) -> None:
@@ -283,6 +295,19 @@ class Prompted:
     prompts: list[Prompt]
     embedded: EmbeddedPicture
     timing: ServerTiming
+
+
+def described(row: Row, embedded: EmbeddedPicture) -> Answer:
+    """Return the answer to a request that only embeds a picture."""
+    height, width = embedded.size
+    content = {
+        "digest": reference_to(row.image),
+        "width": width,
+        "height": height,
+        "pages": embedded.pages,
+    }
+    status = HTTPStatus.CREATED if embedded.source == "encoder" else HTTPStatus.OK
+    return Answer(status, JSON, orjson.dumps(content))
 
 
 def by_image(batch: Iterable[Row]) -> list[list[Row]]:
