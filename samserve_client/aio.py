@@ -20,6 +20,7 @@ from samserve.objects.interface import Progress
 from samserve.objects.segmented import SegmentedObject
 from samserve.pictures.sources import PictureFile, Source, read_source
 
+from . import exchanges
 from .address import address_of
 from .client import CONNECT_S, TIMEOUT_S, broken, distrusted, silent, state_of, unreachable
 from .connections import POOL_SIZE
@@ -159,6 +160,10 @@ class AsyncPicture(PictureCore):
     def __init__(self, client: AsyncClient, file: PictureFile) -> None:
         super().__init__(client._server, file)
         self._client = client
+
+    async def prepare(self) -> None:
+        """Send the picture now, so that the first call finds it encoded."""
+        await self._client._run(exchanges.prepare(self._server, self._sent))
 
     @overload
     async def segment(

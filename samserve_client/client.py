@@ -22,6 +22,7 @@ from samserve.objects.interface import Progress
 from samserve.objects.segmented import SegmentedObject
 from samserve.pictures.sources import PictureFile, Source, read_source
 
+from . import exchanges
 from .address import Address, address_of
 from .connections import Adapter, NoOtherKey
 from .errors import BrokenOff, ServerUnreachable, UnexpectedAnswer
@@ -182,6 +183,10 @@ class RemotePicture(PictureCore):
     def __init__(self, client: Client, file: PictureFile) -> None:
         super().__init__(client._server, file)
         self._client = client
+
+    def prepare(self) -> None:
+        """Send the picture now, so that the first call finds it encoded."""
+        self._client._run(exchanges.prepare(self._server, self._sent))
 
     @overload
     def segment(

@@ -11,10 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from urllib.parse import urlencode
 
 import orjson
 
-from samserve.errors import NotFound, TimedOut, UnknownImage
+from samserve.errors import NotFound, SamserveError, TimedOut, UnknownImage
 from samserve.masks.low_res_logits import to_json
 from samserve.model_types import MODEL_TYPES
 from samserve.objects.collection import Objects
@@ -22,7 +23,7 @@ from samserve.objects.frame import Frame
 from samserve.objects.prompting import PlainPrompt
 from samserve.objects.segmented import SegmentedObject
 from samserve.parameters import AutomaskParameters
-from samserve.pictures.digests import reference_to
+from samserve.pictures.digests import is_reference, reference_to
 
 from .errors import BrokenOff, NotReady, UnexpectedAnswer, UnsupportedByServer, error_from
 from .retries import answered
@@ -112,10 +113,36 @@ class SentPicture:
 
     @property
     def reference(self) -> str:
-        """The digest that stands for the file."""
+        """The digest that stands for the file: its own, or the one that the server gave it."""
         if self._reference is None:
             self._reference = reference_to(self.content)
         return self._reference
+
+    @reference.setter
+    def reference(self, digest: str | None) -> None:
+        self._reference = digest
+
+
+def prepare(server: ServerState, picture: SentPicture) -> Exchange[None]:
+    """Send a picture before anybody asks about it, so that the first prompt finds it encoded."""
+    chosen = {"type": (yield from server.chosen_model()), "page": picture.page}
+    if server.weights is not None:
+        chosen["checkpoint_url"] = server.weights
+    headers = {**server.headers, "Content-Type": "application/octet-stream"}
+    path = f"/sam/images/?{urlencode(chosen)}"
+    call = Call("PUT", path, headers, picture.content, server.timeout_s)
+    try:
+        answer = yield from answered(call, server.where, server.patience_s)
+    except SamserveError as error:
+        if error.code not in ("not_found", "method_not_allowed") or error.field is not None:
+            raise
+        raise UnsupportedByServer(
+            f"{server.where} is older than PUT /sam/images/: update the server."
+        ) from error
+    body = _json(answer, server.where)
+    if not isinstance(body, dict) or not is_reference(str(body.get("digest"))):
+        raise _no_server(server.where)
+    picture.reference, picture.known = body["digest"], True
 
 
 def segment(
@@ -277,6 +304,7 @@ def _send(
             )
         except UnknownImage:
             picture.known = False
+    picture.reference = None
     form, content_type = _form(fields, picture.content)
     headers = {**server.headers, **STRICT, "Content-Type": content_type}
     answer = yield from answered(call(headers=headers, body=form), server.where, server.patience_s)

@@ -32,6 +32,14 @@ EXTRA_OF = {"gateway": "gateway"}
 """The extra that installs a subcommand's packages, where it is not `server`."""
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Leaves room for the longest subcommand. argparse forgets that subcommands are indented."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        self._action_max_length += 2
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand and return its exit status.
 
@@ -49,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
         "  samserve scale vit_t-automask 2\n\n"
         "automask and segment ask a server, which `samserve serve` starts; with --local, they need "
         "none.\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=f"samserve {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)

@@ -62,6 +62,10 @@ class LocalPicture:
     def _embedded(self) -> EmbeddedPicture:
         return self._segmenter.embed_file(self._picture)
 
+    def prepare(self) -> None:
+        """Encode the picture now, so that the first call finds it encoded."""
+        _ = self._embedded
+
     @overload
     def segment(
         self,

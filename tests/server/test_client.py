@@ -38,6 +38,9 @@ class Waited:
     def segment(self, *arguments: Any, **keywords: Any) -> Any:
         return self._run(self._found.segment(*arguments, **keywords))
 
+    def prepare(self) -> None:
+        self._run(self._found.prepare())
+
     def automask(self, **keywords: Any) -> Any:
         return self._run(self._found.automask(**keywords))
 
@@ -84,6 +87,14 @@ def test_a_box(opened: Open, reference_masks: Any) -> None:
     assert found.properties["sam_model"] == "vit_t"
     x0, y0, x1, y1 = found.box
     assert found.mask.shape == (y1 - y0, x1 - x0)
+
+
+def test_a_picture_is_sent_ahead(opened: Open) -> None:
+    noise = np.random.default_rng(time.time_ns()).integers(0, 255, (64, 64, 3), np.uint8)
+    ahead = opened(noise)
+    ahead.prepare()
+    ahead.prepare()
+    assert ahead.segment(box=(5, 5, 60, 60)).full().shape == (64, 64)
 
 
 def test_points_of_both_kinds(opened: Open, model: Any) -> None:

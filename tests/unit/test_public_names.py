@@ -50,3 +50,15 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
     code = f"import sys, samserve; print([m for m in {heavy!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_client_needs_nothing_heavy() -> None:
+    heavy = ("torch", "cv2", "imagecodecs", "openvino", "mobile_sam", "fastapi", "geopandas")
+    code = (
+        "import sys, numpy, samserve\n"
+        "picture = samserve.Client('http://127.0.0.1:9').picture(numpy.zeros((9, 9), 'uint8'))\n"
+        "picture.frame.pixels(), samserve.AsyncClient, samserve.Objects\n"
+        f"print([m for m in {heavy!r} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

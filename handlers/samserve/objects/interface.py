@@ -36,6 +36,10 @@ class SegmentablePicture(Protocol):
         """The number of pages in the picture's file."""
         ...
 
+    def prepare(self) -> None:
+        """Send and encode the picture now, so that the first call finds it encoded."""
+        ...
+
     @overload
     def segment(
         self,

@@ -60,9 +60,6 @@ def feature(prompt_idx: int | None = None, quality: float = 0.9) -> dict[str, An
     return {"type": "Feature", "geometry": SQUARE, "properties": properties}
 
 
-Reply = "Answer | Exception | Callable[[Call], Answer]"
-
-
 class Driver:
     """Drives an exchange with prepared answers, and remembers its calls and pauses."""
 
@@ -141,6 +138,36 @@ def test_a_server_that_forgets_what_it_was_just_sent_is_an_error() -> None:
     driver = Driver(refusal(409, "unknown_image"))
     with pytest.raises(UnknownImage):
         driver.run(segment(server(), SentPicture(CONTENT, 0), BOX))
+
+
+def test_a_picture_is_sent_ahead() -> None:
+    state, sent = server(weights="mine"), SentPicture(CONTENT, 2)
+    digest = "sha256:" + "a" * 64
+    driver = Driver(
+        answer({"digest": digest}, 201),
+        answer([feature(0)]),
+        refusal(409, "unknown_image"),
+        answer([feature(0)]),
+        answer([feature(0)]),
+    )
+    driver.run(exchanges.prepare(state, sent))
+    call = driver.calls[0]
+    assert (call.method, call.body) == ("PUT", CONTENT)
+    assert call.path == "/sam/images/?type=vit_t&page=2&checkpoint_url=mine"
+    for _ in range(3):
+        driver.run(segment(state, sent, BOX))
+    assert driver.body(1)["b64img"] == driver.body(2)["b64img"] == digest
+    assert CONTENT in driver.calls[3].body
+    assert driver.body(4)["b64img"] == reference_to(CONTENT)
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_server_that_takes_no_picture_ahead(status: int) -> None:
+    code = "not_found" if status == 404 else "method_not_allowed"
+    with pytest.raises(UnsupportedByServer, match="PUT"):
+        Driver(refusal(status, code)).run(exchanges.prepare(server(), SentPicture(CONTENT, 0)))
+    with pytest.raises(UnexpectedAnswer):
+        Driver(answer({"digest": 3})).run(exchanges.prepare(server(), SentPicture(CONTENT, 0)))
 
 
 def test_points_and_weights() -> None:
