@@ -236,7 +236,7 @@ class Run:
         try:
             coming = iter(works)
             while True:
-                # No more than `jobs` are begun, so that nothing is left to be taken back.
+                # No more than `jobs` wait for a thread, so that an interrupt ends the run soon.
                 for work in coming:
                     waiting[pool.submit(self._result, work)] = work
                     if len(waiting) >= jobs:
@@ -251,8 +251,13 @@ class Run:
                 self._stopping.set()
                 close()
             pool.shutdown(cancel_futures=True)
-            # Some have ended well in the meantime, and their files are complete.
-            late = [(work, future.result()) for future, work in waiting.items()]
+            # Some have ended well in the meantime, and their files are complete. `shutdown`
+            # cancels a picture that no thread of the pool has taken yet.
+            late = [
+                (work, future.result())
+                for future, work in waiting.items()
+                if not future.cancelled()
+            ]
             self._late = [(work, end) for work, end in late if not isinstance(end, Exception)]
 
     def _count(self, outcome: Outcome, work: Work, result: Result) -> None:

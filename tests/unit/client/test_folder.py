@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import samserve_client.folder
 from samserve.errors import Busy, InvalidField, SamserveError, Unauthorized
 from samserve.objects.collection import Objects
 from samserve.objects.frame import Frame
@@ -175,6 +177,26 @@ def test_ctrl_c(folder: Path, jobs: int) -> None:
     assert outcome.done + outcome.left == len(some)
     assert outcome.left >= 1
     assert closed.is_set() == (jobs > 1)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_ctrl_c_before_every_thread_has_its_picture(
+    folder: Path, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow_to_begin(jobs: int, **options: Any) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(min(jobs, threads), **options)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(samserve_client.folder, "ThreadPoolExecutor", slow_to_begin)
+    outputs = chosen_outputs(["geojson"], georeferenced=False)
+    ready = Run(Opener(), Task(square, outputs), unwatched, interrupt)
+    outcome = ready.over(works(folder), 3, lambda: None)
+    assert outcome.interrupted
+    assert not outcome.failed
+    assert outcome.done == len(names(folder.parent / "out"))
+    assert outcome.done + outcome.left == 5
 
 
 def stack(folder: Path, pages: int) -> Work:
