@@ -13,7 +13,7 @@ export SAMSERVE_TORCH ?= $(TORCH)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup weights archive serve demo scale test test-quick lint bench bench-gpu attack fuzz overload soak
-.PHONY: lock sbom licenses audit pin-images clean
+.PHONY: page page-picture lock sbom licenses audit offline pin-images compose-test clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1 — /p' Makefile
@@ -61,6 +61,12 @@ soak: setup-dev archive ## half an hour of mixed traffic, into docs/reliability.
 bench-gpu: setup-dev ## measure all types on a CUDA GPU, against the reference; FLAGS=--help
 	@exec $(PY) -m bench.gpu $(FLAGS)
 
+page: ## check and build the gateway's page from page/; needs Node.js 20 or newer
+	@cd page && npm ci --no-audit --no-fund --silent && npm run --silent check && npm run --silent build
+
+page-picture: setup-dev archive ## take docs/page.jpg, the README's picture of the page; needs Chromium
+	@$(PY) -m tests.support.page_picture
+
 EXTRAS = --extra worker --extra gateway --extra conversion
 COMPILE = $(PY) -m uv pip compile --quiet --universal --python-version 3.10 --no-header --upgrade \
     --generate-hashes
@@ -79,8 +85,14 @@ sbom: setup-dev ## the bill of materials of requirements.lock, CycloneDX 1.6, in
 licenses: setup-dev ## list the licenses of all packages in docs/licenses.md
 	@$(PY) -m scripts.list_licenses
 
+compose-test: setup-dev archive ## build the images of deploy/ with all packages and run compose.yaml (needs podman, root, 25 GB)
+	@exec $(PY) -m pytest tests/deploy/test_compose_run.py --whole-images $(FLAGS)
+
 pin-images: ## write the digests of the foreign images into deploy/ (needs docker and the internet)
 	@$(PYTHON) scripts/pin_images.py
+
+offline: archive ## everything for machines without the internet, in out/offline; FLAGS="--engine docker" adds the images
+	@exec $(PY) -m scripts.prepare_offline $(FLAGS)
 
 audit: setup-dev ## look up known faults of the pinned packages (needs the internet)
 	@.venv/bin/pip-audit --strict --disable-pip --require-hashes -r requirements.lock

@@ -24,7 +24,7 @@ import torch
 from ts.metrics.caching_metric import CachingMetric
 from ts.metrics.metric_type_enum import MetricTypes
 
-from samserve import automask, parents, segmenter
+from samserve import grids, parents, segmenter
 from samserve.answers import formats
 from samserve.answers.features import Allow
 from samserve.archives.digests import check_loaded
@@ -51,7 +51,7 @@ from samserve.serving.metrics import METRICS, Emit, WorkerMetrics
 from samserve.serving.model_settings import ModelSettings
 from samserve.serving.prompts import prompts_of
 from samserve.serving.pulse import Pulse
-from samserve.serving.requests import AutomaskRequest
+from samserve.serving.requests import AutomaskRequest, EmbedRequest
 from samserve.serving.rows import JSON, Answer, Prompted, Row
 from samserve.serving.timing import ServerTiming
 
@@ -178,6 +178,9 @@ class SamHandler:
                 request, embedding = row.request, embedded.image.embedding
                 if isinstance(request, AutomaskRequest):
                     row.answer = self.find_objects(row, request, embedded, timing.copy())
+                elif isinstance(request, EmbedRequest):
+                    row.set_header("Server-Timing", str(timing))
+                    row.answer = rows.described(row, embedded)
                 else:
                     budgets.check_light(request, embedded.size, self.light)
                     seconds = budgets.seconds_of_masks(request, embedded.size)
@@ -255,7 +258,7 @@ class SamHandler:
         Raises:
             SamserveError: automask cannot run, or its client is gone.
         """
-        automask.check_tiles(request, embedded.size, self.settings.limits.max_points)
+        grids.check_points(request, embedded.size, self.settings.limits.max_points)
         job_id = row.header(JOB)
         if job_id is not None and not is_job_id(job_id):
             raise InvalidRequest(f"{JOB} must be 32 hexadecimal digits.")
@@ -286,9 +289,11 @@ class SamHandler:
         allow: Allow,
     ) -> Answer:
         """Write the masks in the format that the client chose, with the timing in a header."""
-        form = formats.chosen(row.request.output_format, row.header("accept"))
+        form = formats.chosen(row.segmentation.output_format, row.header("accept"))
         with timing.step("outline"):
-            body = form.dumps(self.content(row, masks, embedded, allow))
+            body, qualities = form.write(self.content(row, masks, embedded, allow))
+        if qualities is not None:
+            row.describe_objects(qualities)
         self.metrics.masks(len(masks))
         row.set_header("Server-Timing", str(timing))
         return Answer(200, form.media_type, body)
@@ -313,7 +318,7 @@ class SamHandler:
             masks=one_by_one(),
             size=embedded.size,
             sam_model=self.settings.model_type,
-            simplify=row.request.simplify,
+            simplify=row.segmentation.simplify,
             pages=embedded.pages,
             max_bytes=self.settings.limits.max_answer_bytes,
             allow=allow,
@@ -345,7 +350,7 @@ class SamHandler:
             self.metrics.batch(len(batch))
         for row in batch:
             status, _, body = row.answer
-            code = "ok" if status == 200 else orjson.loads(body)["error"]["code"]
+            code = "ok" if status < 300 else orjson.loads(body)["error"]["code"]
             self.metrics.answered(status, code)
             # TorchServe's own log lines name the request by its job id.
             fields = {"status": status, "code": code, "job": row.torchserve_id}

@@ -22,6 +22,7 @@ from .origins import Origins
 from .pace import SLOW
 from .queues import LaneQueues
 from .refusals import refusal
+from .routes.page import key_page, wants_key_page
 from .settings import Settings
 from .shares import Shares
 
@@ -29,7 +30,11 @@ HOLD_S = 0.02
 """How long the refusal of a full queue is held back. A client that asks again at once would
 otherwise take the processor from the workers."""
 
-SEGMENTATION: dict[str, Mode] = {"/sam/": "prompt", "/sam/automask/": "automask"}
+SEGMENTATION: dict[str, Mode] = {
+    "/sam/": "prompt",
+    "/sam/automask/": "automask",
+    "/sam/images/": "prompt",
+}
 """Requests that take a worker's time. A client has a limited number of them under way."""
 
 
@@ -81,7 +86,7 @@ class Access:
         await self._keyring.require_key(scope, who)
         await self._shares.count(who.name)
         mode = SEGMENTATION.get(scope["path"])
-        if mode is not None and scope["method"] == "POST":
+        if mode is not None and scope["method"] in ("POST", "PUT"):
             self._queues.refuse_if_all_full(mode)
             stack.enter_context(self._shares.under_way(who.name))
 
@@ -94,8 +99,8 @@ async def refuse_early(
     After the answer, the HTTP server throws away what still comes of a body whose length is known.
     It would do so without end for a body of unknown length, so such a body is received first.
     """
-    response = refusal(error)
     headers = Request(scope).headers
+    response = key_page(error) if wants_key_page(error, scope, headers) else refusal(error)
     length = headers.get("content-length", "")
     if "transfer-encoding" in headers:
         received = 0

@@ -9,7 +9,7 @@ A request passes, from the outside in:
 - `access.py`: no request without a key, if keys are wanted, and none beyond its client's share;
 - `body_budget.py`: the request's share of the memory for bodies;
 - `refusals.py`: every error becomes an answer in the one shape;
-- `routes/`: samapi's API, health and metrics, the `/docs` page;
+- `routes/`: samapi's API, health and metrics, the page at `/`, the `/docs` page;
 - `forwarding.py`: from the body to a lane of TorchServe, and its answer back to the client.
 
 The gateway segments nothing and keeps no picture; the workers do.
@@ -28,7 +28,14 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Scope
 
 from samserve import __version__
-from samserve.serving.headers import IMAGE_PAGES, REQUEST_ID
+from samserve.serving.headers import (
+    IMAGE_PAGES,
+    OBJECTS,
+    PREFER,
+    PREFERENCE_APPLIED,
+    QUALITY,
+    REQUEST_ID,
+)
 
 from . import openapi, refusals
 from .access import Access
@@ -48,6 +55,8 @@ from .registration import Registration
 from .request_log import RequestLog
 from .retries import Retries
 from .routes.health import HealthRoutes
+from .routes.images import ImagesRoutes
+from .routes.page import PageRoutes
 from .routes.segment import SegmentRoutes
 from .routes.status import StatusRoutes
 from .routes.weights import CANCEL_PATH, WeightsRoutes
@@ -106,9 +115,11 @@ def create_app(settings: Settings, sockets: OpenSockets | None = None) -> ASGIAp
 
     app = _without_routes(lifespan)
     SegmentRoutes(forwarder).add_to(app)
+    ImagesRoutes(forwarder).add_to(app)
     StatusRoutes(registration, jobs, keyring).add_to(app)
     WeightsRoutes(weights, registration, keyring).add_to(app)
     HealthRoutes(readiness, metrics, keyring, queues).add_to(app)
+    PageRoutes().add_to(app)
     paths = {route.path for route in app.routes if isinstance(route, Route)}
     budget = BodyBudget(settings.body_budget())
     metrics.bodies_bytes.set_function(lambda: budget.held)
@@ -151,9 +162,17 @@ def _for_pages_of(origins: list[str], app: ASGIApp) -> ASGIApp:
     return CORSMiddleware(
         app,
         allow_origins=origins,
-        allow_methods=["GET", "HEAD", "POST"],
-        allow_headers=["Authorization", "X-API-Key", "Content-Type", REQUEST_ID],
-        expose_headers=[REQUEST_ID, IMAGE_PAGES, "Server-Timing", "Retry-After"],
+        allow_methods=["GET", "HEAD", "POST", "PUT"],
+        allow_headers=["Authorization", "X-API-Key", "Content-Type", PREFER, REQUEST_ID],
+        expose_headers=[
+            REQUEST_ID,
+            IMAGE_PAGES,
+            OBJECTS,
+            QUALITY,
+            PREFERENCE_APPLIED,
+            "Server-Timing",
+            "Retry-After",
+        ],
     )
 
 

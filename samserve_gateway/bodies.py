@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import io
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 from fastapi import Request
@@ -22,8 +22,10 @@ from starlette.requests import ClientDisconnect
 from samserve.errors import Busy, InvalidRequest, SlowBody, TooLarge, UnsupportedMediaType
 from samserve.pictures.digests import reference_to
 from samserve.serving.forms import to_json
+from samserve.serving.headers import PREFER
 from samserve.serving.json_text import check_size, dumps, to_utf8
 from samserve.serving.requests import RoutedRequest
+from samserve.serving.strictness import check_known, prefers_strict
 
 from . import decompression
 from .body_budget import share_of
@@ -75,6 +77,17 @@ class Body:
                 pass
         # Slower, but `parse` says what is wrong. It also accepts NaN, which `_fields` does not.
         return RoutedRequest.parse(self.json)
+
+    def check_known(self, model: type[RoutedRequest], strict: bool) -> None:
+        """Check that the body has no field that is not known, if it or `strict` asks for that.
+
+        A body that is not JSON passes: see `choice`.
+
+        Raises:
+            InvalidField: it names the first such field.
+        """
+        if self._fields is not None and (strict or self._fields.get("strict") is True):
+            check_known(self._fields, model)
 
     def whole(self) -> tuple[bytes, str]:
         """Return the whole body, and its Content-Type."""
@@ -139,20 +152,37 @@ class Body:
         return fields, reference, size
 
 
-async def read_body(request: Request, limit: int) -> tuple[Body, RoutedRequest]:
+async def read_body(
+    request: Request, limit: int, model: type[RoutedRequest]
+) -> tuple[Body, RoutedRequest]:
     """Return a segmentation request's body and what it chooses. The event loop goes on meanwhile.
+
+    Args:
+        model: has all fields that the body may have, for the strict mode.
 
     Raises: as `read_content`, `body_of` and `Body.choice`.
     """
     content = await read_content(request, limit)
     content_type = request.headers.get("content-type", "")
+    parse = partial(_parse, content, content_type, model, is_strict(request))
+    return await parsed(request, content, parse)
+
+
+async def parsed(
+    request: Request, content: bytes, parse: Callable[[], tuple[Body, RoutedRequest]]
+) -> tuple[Body, RoutedRequest]:
+    """Return what `parse` makes of the request's content. The event loop goes on meanwhile.
+
+    Raises:
+        Busy: what it makes is larger, and the bodies of all requests together are too large.
+    """
     share = share_of(request.scope)
     if len(content) < INLINE_BYTES:
-        return _parse(content, content_type)
+        return parse()
     if len(content) < LARGE_BYTES:
-        return await asyncio.to_thread(_parse, content, content_type)
+        return await asyncio.to_thread(parse)
     async with share.parsing:
-        body, choice = await asyncio.to_thread(_parse, content, content_type)
+        body, choice = await asyncio.to_thread(parse)
     grown = len(body.json) + len(body.image or b"") - len(content)  # another charset, or a mask
     refusal = share.take(max(grown, 0))
     if refusal is not None:
@@ -160,8 +190,11 @@ async def read_body(request: Request, limit: int) -> tuple[Body, RoutedRequest]:
     return body, choice
 
 
-def _parse(content: bytes, content_type: str) -> tuple[Body, RoutedRequest]:
-    body = body_of(content, content_type)
+def _parse(
+    content: bytes, content_type: str, model: type[RoutedRequest], strict: bool
+) -> tuple[Body, RoutedRequest]:
+    body = body_of(content, content_type, strict)
+    body.check_known(model, strict)
     return body, body.choice()
 
 
@@ -229,8 +262,16 @@ async def _chunks(request: Request) -> AsyncIterator[bytes]:
             raise SlowBody(request.scope["state"][SLOW])
 
 
-def body_of(content: bytes, content_type: str) -> Body:
+def is_strict(request: Request) -> bool:
+    """Return whether the request's headers ask that fields that are not known are refused."""
+    return prefers_strict(", ".join(request.headers.getlist(PREFER)))
+
+
+def body_of(content: bytes, content_type: str, strict: bool = False) -> Body:
     """Return a request's body. Its Content-Type says whether it is a form; else it is JSON.
+
+    Args:
+        strict: whether parts of a form that are not known are refused.
 
     Raises:
         InvalidRequest: the form is damaged or incomplete, or the text is not in its charset.
@@ -239,7 +280,7 @@ def body_of(content: bytes, content_type: str) -> Body:
     """
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type == "multipart/form-data":
-        return Body(*to_json(parts_of(content, content_type)))
+        return Body(*to_json(parts_of(content, content_type), strict))
     if media_type.startswith("multipart/"):
         raise UnsupportedMediaType(f"{media_type[:99]} is not read here; multipart/form-data is.")
     text = bytes(to_utf8(content, charset_of(content_type)))

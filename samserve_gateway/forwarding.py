@@ -11,21 +11,21 @@ queue full, worker gone) are put into the one error shape.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import aiohttp
 import orjson
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
 
-from samserve.errors import Busy, HeaderTooLarge, TooLarge, UnknownImage
-from samserve.serving import headers, logs
+from samserve.errors import Busy, TooLarge, UnknownImage
+from samserve.serving import headers, strictness
 from samserve.serving.lanes import Mode, lane_of, model_type_of
+from samserve.serving.requests import AutomaskRequest, PromptRequest, RoutedRequest
 
-from .bodies import Body, read_body
+from .bodies import Body, is_strict, read_body
 from .compression import compressed
 from .heavy_pictures import HeavyPictures
 from .jobs import Jobs, while_client_waits
@@ -34,6 +34,7 @@ from .known_pictures import KnownPictures
 from .queues import LaneQueues, too_late
 from .refusals import log_detail, torchserve_failure
 from .retries import Retries
+from .routed_bodies import RoutedBody, body_headers, headers_for_lane, stand_in_headers
 from .settings import Settings
 from .streams import StreamPlace
 from .torchserve import TorchServe
@@ -47,30 +48,20 @@ from .torchserve_answers import (
     message_of,
     read,
 )
+from .uploads import read_picture
 from .weights import Weights
 
 EVENTS = "application/x-ndjson"
 """The media type of a stream of events."""
 
-MAX_ACCEPT_BYTES = 2**12
-"""TorchServe accepts 8 KiB of headers in all. It refuses longer ones without saying why."""
-
-_FORWARDED = ("Content-Type", "Server-Timing", headers.IMAGE_PAGES)
+_FORWARDED = (
+    "Content-Type",
+    "Server-Timing",
+    headers.IMAGE_PAGES,
+    headers.OBJECTS,
+    headers.QUALITY,
+)
 """Headers of a worker's answer that the client gets."""
-
-
-@dataclass(frozen=True)
-class RoutedBody:
-    """A request's body, and which lanes answer it.
-
-    Attributes:
-        family: the family of lanes.
-        stands_in: whether the family's model type stands in for the one that the body names.
-    """
-
-    body: Body
-    family: str
-    stands_in: bool
 
 
 class _Response(Protocol):
@@ -117,8 +108,23 @@ class Forwarder:
             SamserveError: the client got the request wrong, or the queue is full.
             TorchServeError: TorchServe gave no worker's answer.
         """
-        routed = await self.route(request)
-        lane_headers = _lane_headers(request, routed)
+        routed = await self.route(request, PromptRequest)
+        lane_headers = headers_for_lane(request, routed)
+        work = self._predict_prompt(client_of(request.scope).name, routed, lane_headers)
+        answer = await while_client_waits(request, work)
+        return await self._response(request, routed.family, answer)
+
+    async def embed(self, request: Request, chosen: Mapping[str, Any]) -> Response:
+        """Return the digest and the size of a picture, which a worker has embedded.
+
+        Args:
+            chosen: the fields that the request's address has.
+
+        Raises: as `prompt`.
+        """
+        body, choice = await read_picture(request, self._settings.max_body_bytes, chosen)
+        routed = await self.routed(body, choice)
+        lane_headers = {**stand_in_headers(routed), headers.MODE: "embed"}
         work = self._predict_prompt(client_of(request.scope).name, routed, lane_headers)
         answer = await while_client_waits(request, work)
         return await self._response(request, routed.family, answer)
@@ -130,11 +136,11 @@ class Forwarder:
             ClientDisconnect: the client has gone.
             SamserveError, TorchServeError: as `prompt`.
         """
-        routed = await self.route(request)
+        routed = await self.route(request, AutomaskRequest)
         lane, timeout_s = lane_of(routed.family, "automask"), self._settings.automask_timeout_s
         client = client_of(request.scope).name
         with self._jobs.job(client) as job_headers:
-            lane_headers = {**_lane_headers(request, routed), **job_headers}
+            lane_headers = {**headers_for_lane(request, routed), **job_headers}
             work = self._predict_automask(client, lane, routed, lane_headers, timeout_s)
             answer = await while_client_waits(request, work)
         return await self._response(request, routed.family, answer)
@@ -147,7 +153,7 @@ class Forwarder:
 
         Raises: as `automask`.
         """
-        routed = await self.route(request)
+        routed = await self.route(request, AutomaskRequest)
         lane, timeout_s = lane_of(routed.family, "automask"), self._settings.automask_timeout_s
         client = client_of(request.scope).name
         queue = self._queues.of(lane)
@@ -159,7 +165,7 @@ class Forwarder:
             lane_headers = {
                 **job_headers,
                 headers.STREAM: "true",
-                **_stand_in_headers(routed),
+                **stand_in_headers(routed),
                 **self._deadline(timeout_s),
             }
 
@@ -174,18 +180,26 @@ class Forwarder:
                 name = headers.IMAGE_PAGES
                 pages = {name: response.headers[name]} if name in response.headers else {}
                 events = self._events(routed, response, stack.pop_all())
-                return StreamingResponse(events, headers=pages, media_type=EVENTS)
+                sent_headers = {**pages, **_applied(request)}
+                return StreamingResponse(events, headers=sent_headers, media_type=EVENTS)
             answer = await read(response)
         return await self._response(request, routed.family, answer)
 
-    async def route(self, request: Request) -> RoutedBody:
+    async def route(self, request: Request, model: type[RoutedRequest]) -> RoutedBody:
         """Read the request's body, and choose the family of lanes that answers it.
+
+        Args:
+            model: has all fields that the body may have, for the strict mode.
 
         Raises:
             SamserveError: the body cannot be read, or there are no such lanes.
             TorchServeError: TorchServe does not tell which lanes there are.
         """
-        body, choice = await read_body(request, self._settings.max_body_bytes)
+        body, choice = await read_body(request, self._settings.max_body_bytes, model)
+        return await self.routed(body, choice)
+
+    async def routed(self, body: Body, choice: RoutedRequest) -> RoutedBody:
+        """Choose the family of lanes that answers a body. Raises: as `route`."""
         model_type = await self._weights.answering(choice.type)
         family = await self._weights.family(model_type, choice.checkpoint_url, choice.type)
         return RoutedBody(body, family, stands_in=model_type != choice.type)
@@ -218,7 +232,7 @@ class Forwarder:
                 f"Not answered within {timeout_s:g} s: this request takes much work, and other "
                 "large work was under way. Try again in a minute."
             )
-            return await ask("automask", content, {**sent, headers.MODE: "prompt"}, late)
+            return await ask("automask", content, {headers.MODE: "prompt", **sent}, late)
 
         return await self._answer_of(routed, send)
 
@@ -276,7 +290,7 @@ class Forwarder:
     ) -> Answer:
         """Send the body, and remember its picture if the worker has read it."""
         answer = await self._send_picture(routed, send)
-        if answer.status == 200:
+        if answer.status < 300:
             self._known_pictures.remember(routed.family, routed.body)
         return answer
 
@@ -299,7 +313,7 @@ class Forwarder:
         """
         contents = self._known_pictures.contents(routed.family, routed.body)
         for content, content_type in contents:
-            content_headers = {**_body_headers(routed.body), "Content-Type": content_type}
+            content_headers = {**body_headers(routed.body), "Content-Type": content_type}
             response = await send(content, content_headers)
             if response.status != UnknownImage.status:
                 break
@@ -342,11 +356,19 @@ class Forwarder:
             raise _refused_by_torchserve(answer)
         forwarded = {name: answer.headers[name] for name in _FORWARDED if name in answer.headers}
         forwarded["Vary"] = "Accept, Accept-Encoding"
+        forwarded.update(_applied(request))
         accept_encoding = request.headers.get("accept-encoding", "")
+        if forwarded.get("Content-Type", "").startswith("image/"):
+            accept_encoding = ""  # it is compressed already
         content, encoding = await compressed(answer.content, accept_encoding)
         if encoding is not None:
             forwarded["Content-Encoding"] = encoding
         return Response(content, answer.status, forwarded)
+
+
+def _applied(request: Request) -> dict[str, str]:
+    """Return the header that confirms the strict mode to a client that asked for it by header."""
+    return {headers.PREFERENCE_APPLIED: strictness.APPLIED} if is_strict(request) else {}
 
 
 def _refused_by_torchserve(answer: Answer) -> Exception:
@@ -359,30 +381,3 @@ def _refused_by_torchserve(answer: Answer) -> Exception:
         f"TorchServe, or a balancer in front of it, refused this request (HTTP {answer.status})."
     )
     return TorchServeError(message, answer.status, f"HTTP {answer.status}: {message_of(answer)}")
-
-
-def _body_headers(body: Body) -> dict[str, str]:
-    """Return the headers that name the request to the logs, and its picture to a balancer."""
-    names = {headers.REQUEST_ID: logs.request_id() or ""}
-    if body.reference is not None:
-        names[headers.IMAGE_DIGEST] = body.reference.removeprefix("sha256:")
-    return names
-
-
-def _lane_headers(request: Request, routed: RoutedBody) -> dict[str, str]:
-    """Return the headers for the worker: the output formats that the client reads, and STAND_IN.
-
-    Raises:
-        HeaderTooLarge: the client's Accept header has more bytes than TorchServe accepts.
-    """
-    accept = ", ".join(request.headers.getlist("accept"))
-    size = len(accept.encode())
-    if size > MAX_ACCEPT_BYTES:
-        raise HeaderTooLarge(
-            f"The header Accept has {size} bytes; it may have {MAX_ACCEPT_BYTES}.", "Accept"
-        )
-    return {**_stand_in_headers(routed), **({"Accept": accept} if accept else {})}
-
-
-def _stand_in_headers(routed: RoutedBody) -> dict[str, str]:
-    return {headers.STAND_IN: "true"} if routed.stands_in else {}

@@ -42,6 +42,8 @@ its address."""
 _IN_PATH = re.compile(rb"((?i:https?://[^/?#]*)?)/+key/+([^/]*)(/.*|)", re.DOTALL)
 _WHO = "samserve.client"
 _KEY = "samserve.key"
+NO_SLASH = "samserve.no_slash"
+"""In the scope of a request for `/key/<key>`: the page's relative addresses need the last slash."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,8 @@ class KeyPaths:
         if found is not None:
             authority, key, path = found.groups()
             scope = {**scope, "raw_path": (authority or b"") + (path or b"/"), _KEY: key}
+            if not path:
+                scope[NO_SLASH] = True
         await self._app(scope, receive, send)
 
 

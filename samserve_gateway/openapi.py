@@ -12,8 +12,8 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from samserve.serving.headers import IMAGE_PAGES
-from samserve.serving.requests import AutomaskRequest, PromptRequest
+from samserve.serving.headers import IMAGE_PAGES, OBJECTS, PREFER, QUALITY
+from samserve.serving.requests import AutomaskRequest, EmbedRequest, PromptRequest
 
 from . import probe
 from .access_modes import FOR_EVERYBODY
@@ -36,11 +36,11 @@ Paths work with and without their last slash. JSON may be UTF-8, UTF-16 or UTF-3
 byte order mark. Bodies may be compressed with `Content-Encoding: gzip` or `zstd`.
 """
 
-_REF = "#/components/schemas/{model}"
+REF = "#/components/schemas/{model}"
 
-_ERROR = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
+ERROR = {"application/json": {"schema": {"$ref": REF.format(model="Error")}}}
 
-_ERRORS: dict[int, str] = {
+ERRORS: dict[int, str] = {
     400: "The body is not JSON, or it is incomplete or damaged.",
     404: "The model type is not loaded and no other type stands in for it, or the weights are not "
     "registered.",
@@ -53,6 +53,13 @@ _ERRORS: dict[int, str] = {
     431: "The `Accept` header is too long.",
     503: "The queue is full, no worker is running, or the GPU ran out of memory. Try again.",
     504: "The answer took longer than the time limit.",
+}
+
+PREFER_STRICT: dict[str, Any] = {
+    "name": PREFER,
+    "in": "header",
+    "description": "`handling=strict`: refuse fields that are not known.",
+    "schema": {"type": "string", "enum": ["handling=strict", "handling=lenient"]},
 }
 
 _SQUARE = {
@@ -99,18 +106,19 @@ def _segmentation(
     summary: str, description: str, model: str, request: Any, answer: Any, record: Any
 ) -> dict[str, Any]:
     """Return the keyword arguments that document a POST route."""
-    schema = {"$ref": _REF.format(model=model)}
+    schema = {"$ref": REF.format(model=model)}
     return {
         "summary": summary,
         "description": description,
         "openapi_extra": {
+            "parameters": [PREFER_STRICT],
             "requestBody": {
                 "required": True,
                 "content": {
                     "application/json": {"schema": schema, "example": request},
                     "multipart/form-data": {"schema": _FORM},
                 },
-            }
+            },
         },
         "responses": {
             200: {
@@ -120,7 +128,16 @@ def _segmentation(
                     IMAGE_PAGES: {
                         "description": "Number of pages of the picture. `page` chooses one.",
                         "schema": {"type": "integer", "minimum": 1},
-                    }
+                    },
+                    OBJECTS: {
+                        "description": "Number of objects, if the answer is an image.",
+                        "schema": {"type": "integer", "minimum": 0},
+                    },
+                    QUALITY: {
+                        "description": "The predicted IoU of each object, if the answer is an "
+                        "image and has 1 to 100 objects.",
+                        "schema": {"type": "string"},
+                    },
                 },
                 "content": {
                     "application/json": {"example": answer},
@@ -128,9 +145,10 @@ def _segmentation(
                         "example": {"type": "FeatureCollection", "features": answer, "pages": 1}
                     },
                     "application/vnd.coco-rle+json": {"example": [record]},
+                    "image/png": {"schema": {"type": "string", "format": "binary"}},
                 },
             },
-            **{s: {"description": d, "content": _ERROR} for s, d in _ERRORS.items()},
+            **{s: {"description": d, "content": ERROR} for s, d in ERRORS.items()},
         },
     }
 
@@ -193,10 +211,10 @@ WEIGHTS: dict[str, Any] = {
 _TOKEN: list[dict[str, list[str]]] = [{"administrator": []}]
 
 _TOKEN_ERRORS: dict[int | str, dict[str, Any]] = {
-    401: {"description": "The administrator's key is missing or wrong.", "content": _ERROR},
+    401: {"description": "The administrator's key is missing or wrong.", "content": ERROR},
     403: {
         "description": "The key is not an administrator's, or the server has no administrator.",
-        "content": _ERROR,
+        "content": ERROR,
     },
 }
 
@@ -218,7 +236,7 @@ REGISTER: dict[str, Any] = {
             "required": True,
             "content": {
                 "application/json": {
-                    "schema": {"$ref": _REF.format(model="RegisterRequest")},
+                    "schema": {"$ref": REF.format(model="RegisterRequest")},
                     "example": {"type": "vit_t", "name": "nuclei", "url": "nuclei.pt"},
                 }
             },
@@ -238,19 +256,19 @@ REGISTER: dict[str, Any] = {
             }
         },
         **_TOKEN_ERRORS,
-        404: {"description": "The model type is not loaded.", "content": _ERROR},
+        404: {"description": "The model type is not loaded.", "content": ERROR},
         409: {
             "description": "The name or the URL is registered already, or other weights are being "
             "registered.",
-            "content": _ERROR,
+            "content": ERROR,
         },
-        413: {"description": "The file is larger than the limit.", "content": _ERROR},
+        413: {"description": "The file is larger than the limit.", "content": ERROR},
         422: {
             "description": "The address is not allowed, or the file is no checkpoint of the type.",
-            "content": _ERROR,
+            "content": ERROR,
         },
-        502: {"description": "The whole file could not be downloaded.", "content": _ERROR},
-        503: {"description": "TorchServe or a worker refuses the weights.", "content": _ERROR},
+        502: {"description": "The whole file could not be downloaded.", "content": ERROR},
+        503: {"description": "TorchServe or a worker refuses the weights.", "content": ERROR},
     },
 }
 CANCEL: dict[str, Any] = {
@@ -340,9 +358,9 @@ def openapi(app: FastAPI) -> dict[str, Any]:
             description=app.description,
             routes=app.routes,
         )
-        models = (PromptRequest, AutomaskRequest, RegisterRequest)
+        models = (PromptRequest, AutomaskRequest, EmbedRequest, RegisterRequest)
         _, bodies = models_json_schema(
-            [(model, "validation") for model in models], ref_template=_REF
+            [(model, "validation") for model in models], ref_template=REF
         )
         components = document.setdefault("components", {})
         components.setdefault("schemas", {}).update(bodies["$defs"], Error=_ERROR_SCHEMA)
@@ -352,7 +370,7 @@ def openapi(app: FastAPI) -> dict[str, Any]:
             if path not in FOR_EVERYBODY:
                 for operation in operations.values():
                     for status, description in _OF_CLIENTS.items():
-                        refusal = {"description": description, "content": _ERROR}
+                        refusal = {"description": description, "content": ERROR}
                         operation["responses"].setdefault(status, refusal)
         app.openapi_schema = document
     return app.openapi_schema

@@ -49,7 +49,8 @@ class SecurityHeaders:
                     return
             elif page is not None:
                 headers = MutableHeaders(scope=page)
-                headers["Content-Security-Policy"] = policy(message.get("body", b""))
+                # The page at `/` brings a stricter policy of its own.
+                headers.setdefault("Content-Security-Policy", policy(message.get("body", b"")))
                 headers["X-Frame-Options"] = "DENY"
                 headers["Referrer-Policy"] = "no-referrer"
                 start, page = page, None

@@ -33,7 +33,11 @@ from .torchserve_answers import (
 __all__ = ["Answer", "TorchServe", "TorchServeError", "ready_workers"]
 
 CONTROL_TIMEOUT_S = 30.0
-"""Longest time for a connection, and for an answer of the management API."""
+"""Longest time for an answer of the management API."""
+
+CONNECT_TIMEOUT_S = 5.0
+"""Longest time for a connection. A balancer that was started again may have another address, and
+nobody refuses connections to the one that it had. So names are looked up as often."""
 
 SENT_AT_ONCE_BYTES = 2**20
 """A larger body is sent in pieces, so that other requests go on meanwhile."""
@@ -64,7 +68,9 @@ class TorchServe:
     async def __aenter__(self) -> TorchServe:
         # limit=0: TorchServe's queue decides how many requests are too many, not the connection
         # pool. aiohttp uses no proxy from the environment unless it is told to.
-        self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        self._http = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0, ttl_dns_cache=int(CONNECT_TIMEOUT_S))
+        )
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
@@ -239,7 +245,7 @@ class TorchServe:
         timeout_s: float = CONTROL_TIMEOUT_S,
         **request: Any,
     ) -> aiohttp.ClientResponse:
-        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONTROL_TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(total=timeout_s, sock_connect=CONNECT_TIMEOUT_S)
         headers = dict(headers or {})
         if token is not None:
             headers["Authorization"] = f"Bearer {token}"
@@ -265,9 +271,9 @@ def _as_our_errors(path: str, timeout_s: float) -> Iterator[None]:
     try:
         yield
     except aiohttp.ConnectionTimeoutError as exc:
-        waited_s = math.ceil(min(timeout_s, CONTROL_TIMEOUT_S))
+        waited_s = math.ceil(min(timeout_s, CONNECT_TIMEOUT_S))
         message = f"TorchServe, which runs the models, took no connection within {waited_s} s."
-        raise TorchServeError(message, 504, path) from exc
+        raise ConnectionLost(message, detail=path, retry_after_s=RESTART_S) from exc
     except asyncio.TimeoutError as exc:
         message = f"TorchServe gave no answer within {math.ceil(timeout_s)} s."
         raise TorchServeError(message, 504, path) from exc

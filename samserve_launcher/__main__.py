@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from importlib import import_module
 
 from samserve import __version__
 
 COMMANDS = {
+    "automask": ("samserve_launcher.automask", "find every object in pictures, whole folders too"),
+    "segment": ("samserve_launcher.segment", "find the object in a box, or at points"),
+    "info": ("samserve_launcher.info", "say which server answers, and how busy it is"),
     "serve": ("samserve_launcher.serve", "run a server on this machine until Ctrl-C"),
     "scale": ("samserve_launcher.scale", "show the lanes of a running server, or scale one"),
     "weights": ("samserve.weights.fetch", "download and verify the weights of a model type"),
@@ -19,12 +23,21 @@ COMMANDS = {
     ),
     "gateway": ("samserve_gateway.__main__", "run the gateway alone, in front of other machines"),
     "keys": ("samserve_launcher.keys", "add, list and remove the API keys of a server"),
+    "completion": ("samserve_launcher.completion", "print what a shell needs to complete words"),
     "doctor": ("samserve_launcher.doctor", "say what this machine lacks to run a server"),
 }
 """Subcommand -> the module that runs it, and its line in `samserve --help`."""
 
 EXTRA_OF = {"gateway": "gateway"}
 """The extra that installs a subcommand's packages, where it is not `server`."""
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Leaves room for the longest subcommand. argparse forgets that subcommands are indented."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        super().add_argument(action)
+        self._action_max_length += 2
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,11 +48,16 @@ def main(arguments: list[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="samserve",
-        description="Segment Anything behind an HTTP API.",
+        description="Segment Anything: a server, and commands that segment pictures with it.",
         epilog="`samserve COMMAND --help` explains a command.\n\n"
-        "Examples:\n  samserve serve\n  samserve serve --port 9000 --models 'vit_t vit_b'\n"
-        "  samserve scale vit_t-automask 2\n",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        "Examples:\n  samserve serve\n"
+        "  samserve automask pictures/ -f labels -o out      a label image of each picture\n"
+        "  samserve segment cells.png --box 10,20,200,180 -o cell.geojson\n"
+        "  samserve serve --port 9000 --models 'vit_t vit_b'\n"
+        "  samserve scale vit_t-automask 2\n\n"
+        "automask and segment ask a server, which `samserve serve` starts; with --local, they need "
+        "none.\n",
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=f"samserve {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -64,6 +82,11 @@ def run(command: str, arguments: list[str]) -> int:
         return 1
     try:
         status: int | None = entry(arguments)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has gone, as in `samserve segment … | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as exc:
         if exc.filename is None:
             raise

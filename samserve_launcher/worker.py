@@ -112,6 +112,7 @@ async def _run(options: Options, health_port: int, children: Processes) -> int:
                 return 1
             for pid in pulses.check():
                 logger.error("The worker with process id %d stood still and was killed.", pid)
+            reap_orphans(children)
             await _wait(leave, POLL_S)
         leave.clear()  # a second signal ends the wait below
         await health.leave()
@@ -125,6 +126,21 @@ async def _run(options: Options, health_port: int, children: Processes) -> int:
             await _wait(leave, POLL_S)
         await _close(children["haproxy"], leave)
     return 0
+
+
+def reap_orphans(children: Processes) -> None:
+    """Let the kernel forget ended processes that are ours only because their parents ended first.
+
+    In a container, we are the first process, and inherit such processes. Each keeps its place in
+    the table of processes, which is bounded, until its status is read.
+    """
+    if os.getpid() != 1:
+        return
+    known = {child.pid for child in children.values()}
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess, ChildProcessError):
+            if process.pid not in known and process.status() == psutil.STATUS_ZOMBIE:
+                os.waitpid(process.pid, os.WNOHANG)
 
 
 async def _close(haproxy: Popen[bytes], leave: asyncio.Event) -> None:

@@ -18,6 +18,8 @@ Without it, an existing `.venv` keeps the build that it has.
 pip compares every file with its SHA-256 in the lock (`--require-hashes`). The one exception is
 PyTorch's CPU build: it is not on PyPI, from which the locks are made, so it comes without that
 check, by HTTPS from the index of its makers.
+
+If there is a folder `packages` (`prepare_offline.py` makes one), all packages come from there.
 """
 
 from __future__ import annotations
@@ -257,6 +259,8 @@ def pip(*arguments: str, packages: int = 0, show: Show | None = None) -> None:
     """
     command = [str(python_in(VENV)), "-m", "pip", *arguments]
     command += ["--disable-pip-version-check", "--no-input", "--progress-bar", "off"]
+    if (ROOT / "packages").is_dir():
+        command += ["--no-index", "--find-links", str(ROOT / "packages")]
     error = ""
     unreachable = False
     collected = 0

@@ -32,12 +32,17 @@ WEIGHTS_FIXTURES = {"model", "vit_b_weights"}
 """Fixtures that need weights or torch."""
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option of tests/deploy/test_compose_run.py."""
+    parser.addoption("--whole-images", action="store_true", help="build images with all packages")
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Mark a test by what it needs."""
     room, *_ = item.path.relative_to(ROOT / "tests").parts
     if item.path.stem in ("test_hosts", "test_haproxy"):
         item.add_marker("hosts")
-    elif room == "server" or item.path.stem == "test_worker":
+    elif room in ("server", "page") or item.path.stem in ("test_worker", "test_compose_run"):
         item.add_marker("server")
     elif WEIGHTS_FIXTURES & set(getattr(item, "fixturenames", ())):
         item.add_marker("weights")

@@ -9,6 +9,7 @@ nothing like it; its own way to find smaller objects is `crop_n_layers`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -18,10 +19,11 @@ from . import tiles
 from .boxes import Box
 from .crops import Candidate, Crop, is_background, suppress
 from .errors import InvalidField
+from .grids import grids_of
 from .masks.mask import AutoMask, CompactAutoMask
 from .model import Model
 from .network.decoder import Image
-from .network.originals import build_point_grid, generate_crop_boxes, remove_small_regions
+from .network.originals import generate_crop_boxes, remove_small_regions
 from .parameters import AutomaskParameters, Tiling
 from .progress import Job
 
@@ -60,63 +62,45 @@ def generate(
         masks = _whole_and_crops(model, image, pixels, parameters, job)
     if parameters.min_mask_region_area > 0:
         masks = _without_small_regions(masks, (height, width), parameters)
-    return masks
-
-
-def check_tiles(parameters: AutomaskParameters, size: tuple[int, int], max_points: int) -> None:
-    """Check the number of points of all tiles together, before any work.
-
-    Args:
-        size: (height, width) of the image in pixels.
-
-    Raises:
-        InvalidField: there are more than `max_points`, or the tiles are impossible. The message
-            names the number and the limit.
-    """
-    height, width = size
-    tiling = parameters.tiling(height, width)
-    if tiling is not None:
-        count = len(tiles.tiles(width, height, tiling.tile_size, tiling.overlap))
-        points = count * parameters.points_per_side**2
-        if points > max_points:
-            raise InvalidField(
-                f"points_per_side: {count} tiles ask for {points} points together; "
-                f"this server's limit is {max_points}.",
-                "points_per_side",
-            )
+    return _within_areas(masks, parameters)
 
 
 def _whole_and_crops(
     model: Model, image: Image, pixels: Pixels, parameters: AutomaskParameters, job: Job
 ) -> list[CompactAutoMask]:
     """Return the masks of the whole image and of its crops, as segment-anything does."""
-    height, width = image.embedding.original_size
+    height, width = size = image.embedding.original_size
     sides = parameters.points_a_side()
-    crops, layers = generate_crop_boxes(
-        (height, width), parameters.crop_n_layers, parameters.crop_overlap_ratio
+    boxes, layers = generate_crop_boxes(
+        size, parameters.crop_n_layers, parameters.crop_overlap_ratio
     )
-    if any(x0 >= x1 or y0 >= y1 for x0, y0, x1, y1 in crops):
+    if any(x0 >= x1 or y0 >= y1 for x0, y0, x1, y1 in boxes):
         raise InvalidField(
             f"crop_n_layers: a {width}x{height} image has no room for "
             f"{parameters.crop_n_layers} layers of crops.",
             "crop_n_layers",
         )
+    crops = [Box(*box) for box in boxes]
+    grids = grids_of(parameters.region, crops, [sides[layer] for layer in layers], size)
     # Decoded before the job begins: an image that cannot be decoded fails at once.
     whole = pixels() if parameters.crop_n_layers else None
-    job.begin(sum(sides[layer] ** 2 for layer in layers))
+    job.begin(sum(map(len, grids)))
     candidates: list[Candidate] = []
-    for (x0, y0, x1, y1), layer in zip(crops, layers, strict=True):
+    for box, layer, points in zip(crops, layers, grids, strict=True):
         if not job.may_go_on():
             break
+        if not len(points):
+            continue  # outside of the region
+        seen = image
         if whole is not None and layer > 0:
-            image = model.embeddings.of_pixels(whole[y0:y1, x0:x1]).image
-        crop = Crop(model, image, (x0, y0), (height, width), parameters, job)
-        candidates += crop.masks(build_point_grid(sides[layer]) * [[x1 - x0, y1 - y0]])
+            x0, y0, x1, y1 = box
+            seen = model.embeddings.of_pixels(whole[y0:y1, x0:x1]).image
+        candidates += Crop(model, seen, box.origin, size, parameters, job).masks(points)
     if len(crops) > 1:
         # A smaller crop sees more detail, so its masks win.
         smallness = [1 / candidate.crop_area for candidate in candidates]
         candidates = suppress(candidates, smallness, parameters.crop_nms_thresh)
-    return [_automask(candidate, (height, width)) for candidate in candidates]
+    return [_automask(candidate, size) for candidate in candidates]
 
 
 def _tiled(
@@ -130,16 +114,19 @@ def _tiled(
     size = (pixels.shape[0], pixels.shape[1])
     boxes = tiles.tiles(size[1], size[0], tiling.tile_size, tiling.overlap)
     [side] = parameters.points_a_side()
-    job.begin(len(boxes) * side**2)
+    grids = grids_of(parameters.region, boxes, [side] * len(boxes), size)
+    job.begin(sum(map(len, grids)))
     whole: list[tiles.Piece] = []
     fragments: list[tiles.Piece] = []
-    for tile in boxes:
+    for tile, points in zip(boxes, grids, strict=True):
         if not job.may_go_on():
             break
+        if not len(points):
+            continue  # outside of the region
         x0, y0, x1, y1 = tile
         image = model.embeddings.of_tile(pixels[y0:y1, x0:x1])
         crop = Crop(model, image, tile.origin, size, parameters, job, keeps_fragments=True)
-        for candidate in crop.masks(build_point_grid(side) * [[tile.width, tile.height]]):
+        for candidate in crop.masks(points):
             piece = _piece(candidate, tile)
             cut = tiles.is_fragment(piece.box, tile, size)
             (fragments if cut else whole).append(piece)
@@ -193,6 +180,20 @@ def _of_pieces(pieces: Sequence[tiles.Piece], image_size: tuple[int, int]) -> Au
         stability_score=float(np.average([p.stability_score for p in pieces], weights=areas)),
         point_coords=[list(max(pieces, key=lambda piece: piece.area).point)],
     )
+
+
+def _within_areas(
+    masks: Sequence[AutoMask | CompactAutoMask], parameters: AutomaskParameters
+) -> Sequence[AutoMask | CompactAutoMask]:
+    """Return the masks that are neither too small nor too large, in their order.
+
+    They are dropped last of all, so that no other mask of the answer changes.
+    """
+    smallest, largest = parameters.min_area, parameters.max_area
+    if smallest is None and largest is None:
+        return masks
+    most = math.inf if largest is None else largest
+    return [mask for mask in masks if (smallest or 0) <= mask.area <= most]
 
 
 def _without_small_regions(

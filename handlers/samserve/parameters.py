@@ -7,22 +7,26 @@ defaults.
 
 from __future__ import annotations
 
+import difflib
 import enum
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypedDict
 
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
+    PlainValidator,
     ValidationError,
     ValidationInfo,
+    WithJsonSchema,
     field_validator,
 )
 
 from .errors import InvalidField
+from .region import SCHEMA, Region
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -66,6 +70,10 @@ def _integral(value: object) -> object:
 
 
 Integer = Annotated[int, BeforeValidator(_integral)]
+
+
+def _region(value: object) -> Region | None:
+    return None if value is None else Region.parse(value)
 
 
 class Model(BaseModel):
@@ -195,6 +203,27 @@ class AutomaskParameters(Model):
         description="Pixels that neighbouring tiles share, at most half of tile_size. Absent: a "
         "quarter of tile_size. An object no larger than this lies whole in some tile.",
     )
+    region: Annotated[Region | None, PlainValidator(_region), WithJsonSchema(SCHEMA)] = Field(
+        default=None,
+        description="Where to look for objects, in pixels of the picture: a box "
+        "`[x1, y1, x2, y2]`, a polygon `[[x, y], …]`, or a GeoJSON Polygon or MultiPolygon, which "
+        "may have holes. Only points of the grid in it are prompted, which saves the work of the "
+        "others. A mask that such a point gives is kept whole.",
+        examples=[[10, 20, 200, 180]],
+    )
+    min_area: Integer | None = Field(
+        default=None,
+        ge=0,
+        description="Drop objects with fewer pixels than this, at the very end: the others are "
+        "those of the answer without `min_area`. See `min_mask_region_area` for parts of objects.",
+        examples=[50],
+    )
+    max_area: Integer | None = Field(
+        default=None,
+        ge=0,
+        description="Drop objects with more pixels than this, likewise.",
+        examples=[5000],
+    )
     timeout_s: float | None = Field(
         default=None,
         gt=0,
@@ -202,6 +231,14 @@ class AutomaskParameters(Model):
         "default. After that the answer is 504, with the objects found so far.",
         examples=[60],
     )
+
+    @field_validator("max_area")
+    @classmethod
+    def _check_areas(cls, value: int | None, others: ValidationInfo) -> int | None:
+        smallest = others.data.get("min_area")
+        if value is not None and smallest is not None and value < smallest:
+            raise ValueError(f"is {value}; it must be at least min_area, {smallest}")
+        return value
 
     @field_validator("crop_overlap_ratio")
     @classmethod
@@ -226,7 +263,7 @@ class AutomaskParameters(Model):
             InvalidField: a value is of the wrong type or outside its limits.
         """
         try:
-            return cls.model_validate(values)
+            return cls.model_validate({name: _plain(value) for name, value in values.items()})
         except ValidationError as exc:
             raise first_error(exc) from exc
 
@@ -292,3 +329,47 @@ class AutomaskParameters(Model):
                 f"this server's limit is {max_points}.",
                 "points_per_side",
             )
+
+
+class AutomaskKeywords(TypedDict, total=False):
+    """The keywords of `automask`, for type checkers and editors: `AutomaskParameters`' fields."""
+
+    points_per_side: int
+    points_per_batch: int
+    pred_iou_thresh: float
+    stability_score_thresh: float
+    stability_score_offset: float
+    box_nms_thresh: float
+    crop_n_layers: int
+    crop_nms_thresh: float
+    crop_overlap_ratio: float
+    crop_n_points_downscale_factor: int
+    min_mask_region_area: int
+    output_type: OutputType | str
+    include_image_edge: bool
+    tile_size: int | None
+    overlap: int | None
+    region: Any
+    min_area: int | None
+    max_area: int | None
+    timeout_s: float | None
+
+
+def check_keywords(names: Collection[str]) -> None:
+    """Check the names of the keywords of `automask`.
+
+    Raises:
+        TypeError: there is no such parameter; the message names one that is spelled alike.
+    """
+    known = AutomaskParameters.model_fields
+    for name in sorted(names):
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else f"; there are {', '.join(known)}"
+            raise TypeError(f"automask() has no parameter {name}{hint}")
+
+
+def _plain(value: object) -> object:
+    """Return a NumPy scalar as Python's own number, and any other value as it is."""
+    is_scalar = getattr(value, "shape", None) == () and hasattr(value, "item")
+    return value.item() if is_scalar else value  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .errors import InvalidField
 from .masks.full_size import LOW_RES_SIDE, FullSize
+from .masks.low_res_logits import rounded
 from .masks.mask import CompactPromptMask
 from .model import Model
 from .network.decoder import Decoder, Image, single_or_three
@@ -25,6 +26,15 @@ from .network.devices import in_halves
 
 MAX_COORDINATE = 1e6
 """Larger coordinates are refused, so that they stay finite in float32."""
+
+
+class Kind(NamedTuple):
+    """What a prompt has: a box, so many points, a mask; and whether it wants logits."""
+
+    has_box: bool
+    points: int
+    has_mask: bool
+    wants_logits: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +49,7 @@ class Prompt:
         point_labels: for each point 1 (object) or 0 (background).
         mask_input: 256×256 float32 logits in the network's input frame, as `SamPredictor.predict`.
         multimask_output: whether SAM's three masks are wanted instead of one.
+        return_logits: whether the masks shall have their `low_res_logits`.
     """
 
     box: NDArray[np.float64] | None = None
@@ -46,12 +57,13 @@ class Prompt:
     point_labels: Sequence[int] | None = None
     mask_input: NDArray[np.float32] | None = None
     multimask_output: bool = False
+    return_logits: bool = False
 
     @property
-    def kind(self) -> tuple[bool, int, bool]:
+    def kind(self) -> Kind:
         """Prompts of the same kind can run through the decoder together."""
         points = 0 if self.point_labels is None else len(self.point_labels)
-        return self.box is not None, points, self.mask_input is not None
+        return Kind(self.box is not None, points, self.mask_input is not None, self.return_logits)
 
     @property
     def channels(self) -> slice:
@@ -66,6 +78,7 @@ def prompt_of(
     mask_input: ArrayLike | None = None,
     *,
     multimask_output: bool = False,
+    return_logits: bool = False,
 ) -> Prompt:
     """Return a checked prompt. The arguments are those of `SamPredictor.predict`.
 
@@ -74,6 +87,7 @@ def prompt_of(
         point_coords: N×2 XY, pixels of the image.
         point_labels: N labels, 1 for the object and 0 for the background.
         mask_input: 256×256 or 1×256×256 logits in the network's input frame.
+        return_logits: whether the masks shall have their `low_res_logits`.
 
     Raises:
         InvalidField: nothing was given, an argument has another shape or values that are not
@@ -109,7 +123,7 @@ def prompt_of(
         if not np.isfinite(logits).all():
             raise InvalidField("mask_input holds NaN or infinity.", "mask_input")
     point_list = None if coords is None else [int(label) for label in labels]
-    return Prompt(corners, coords, point_list, logits, multimask_output)
+    return Prompt(corners, coords, point_list, logits, multimask_output, return_logits)
 
 
 def _array(value: ArrayLike, name: str) -> NDArray[Any]:
@@ -181,14 +195,15 @@ def predict(
     Raises:
         OutOfMemory: the device ran out of memory.
     """
-    by_kind: dict[tuple[bool, int, bool], list[tuple[int, int]]] = {}
+    by_kind: dict[Kind, list[tuple[int, int]]] = {}
     for place, prompts in enumerate(requests):
         for prompt_idx, prompt in enumerate(prompts):
             by_kind.setdefault(prompt.kind, []).append((place, prompt_idx))
     batches: list[list[tuple[int, int]]] = []
-    for (_, points, has_mask), places in by_kind.items():
+    for kind, places in by_kind.items():
         share = -(-len(places) // model.threads.count)
-        at_once = max(1, min(model.decoder.at_once(points, has_mask), share))
+        most = model.decoder.at_once(kind.points, kind.has_mask, kind.wants_logits)
+        at_once = max(1, min(most, share))
         batches += [places[i : i + at_once] for i in range(0, len(places), at_once)]
     per_batch = model.threads.map(
         partial(in_halves, partial(_predict, model.decoder, image)),
@@ -215,7 +230,7 @@ def _predict(
         located = embedding.to_input_frame(np.stack(coords).reshape(len(coords), -1, 2))
         return torch.as_tensor(located, dtype=torch.float)
 
-    has_box, points, has_mask = prompts[0].kind
+    has_box, points, has_mask, wants_logits = prompts[0].kind
     decoded = decoder.decode(
         image,
         boxes=in_frame([p.box for p in prompts if p.box is not None]).flatten(1)
@@ -232,6 +247,7 @@ def _predict(
         )
         if has_mask
         else None,
+        whole=wants_logits,
     )
     full_size = FullSize(embedding)
     answers = []
@@ -246,8 +262,9 @@ def _predict(
                     image_size=embedding.original_size,
                     predicted_iou=iou,
                     prompt_idx=prompt_idx,
+                    low_res_logits=rounded(logits) if wants_logits else None,
                 )
-                for mask, iou in zip(masks, predicted_iou, strict=True)
+                for mask, iou, logits in zip(masks, predicted_iou, low_res_masks, strict=True)
             ]
         )
     return answers

@@ -10,10 +10,10 @@ TorchServe's handler uses the same class.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
@@ -25,21 +25,31 @@ from PIL import Image as PillowImage
 from . import automask, places, prompts
 from .embeddings.cache import EmbeddedImage
 from .errors import InvalidField, InvalidImage, TimedOut, TooLarge
+from .local_picture import LocalPicture
 from .masks.mask import AutoMask, CompactAutoMask, CompactPromptMask, PromptMask
 from .model import MEMORY_CACHE, Model, load_model
 from .model_types import MODEL_TYPES, Precision
 from .network.devices import device_named
-from .parameters import AutomaskParameters
+from .parameters import AutomaskParameters, check_keywords
 from .pictures.picture import Picture
+from .pictures.sources import Source as AnySource
+from .pictures.sources import file_of, read_source, whole_number
 from .progress import Job
 from .prompts import Prompt, check_inside, prompt_of
 from .weights.fetch import fetch
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from .network.decoder import Image
+    from .parameters import AutomaskKeywords
 
 MAX_PIXELS = 100_000_000
 """Larger pictures are refused unless `embed` is told otherwise. The server's limit is the same."""
+
+MAX_POINTS = 262_144
+"""Points that one automask may have, over all crops or tiles: 512×512. The server's limit is the
+same. It stops a slip of the pen, such as 3200 in place of 32, before it takes hours."""
 
 Source: TypeAlias = "str | os.PathLike[str] | bytes | PillowImage.Image | NDArray[np.uint8]"
 
@@ -76,6 +86,25 @@ class Segmenter:
     def __init__(self, model: Model) -> None:
         self.model = model
 
+    def picture(
+        self,
+        source: AnySource,
+        page: int | None = None,
+        *,
+        max_pixels: int = MAX_PIXELS,
+    ) -> LocalPicture:
+        """Return a picture with the calls `segment` and `automask`, as `samserve.Client` has them.
+
+        Args:
+            source: a path, a URL, the bytes of an image file, a PIL image, or an array of bool,
+                integers or floats; see `pictures.sources.read_source`.
+            page: the page of a TIFF, from 0. None: the only one.
+            max_pixels: a picture with more pixels is refused before it is decoded.
+
+        Raises: as `pictures.sources.read_source`.
+        """
+        return LocalPicture(self, read_source(source, page), max_pixels)
+
     def embed(
         self, picture: Source, *, page: int = 0, max_pixels: int = MAX_PIXELS
     ) -> EmbeddedPicture:
@@ -96,14 +125,13 @@ class Segmenter:
         The file is decoded in this process. A file from a stranger can take long, or crash a codec:
         the server decodes in a process of its own.
         """
-        if isinstance(page, bool) or not isinstance(page, int) or page < 0:
-            raise InvalidField(f"page must be an integer from 0, not {page!r}.", "page")
+        page = whole_number(page, "page")
         if isinstance(picture, np.ndarray):
             if page:
                 raise InvalidField("An array has page 0 only.", "page")
             return self._embed_array(picture, max_pixels)
         if isinstance(picture, PillowImage.Image):
-            content = _file_of(picture)
+            content = file_of(picture)
         elif isinstance(picture, bytes):
             content = picture
         elif isinstance(picture, str | os.PathLike):
@@ -154,6 +182,7 @@ class Segmenter:
         point_labels: ArrayLike | None = None,
         mask_input: ArrayLike | None = None,
         multimask_output: bool = False,
+        return_logits: bool = False,
     ) -> list[PromptMask]:
         """Return the mask of the object that a box, points or a mask point out.
 
@@ -165,6 +194,7 @@ class Segmenter:
             point_labels: N labels, 1 for a point on the object and 0 for the background.
             mask_input: 256×256 logits in the network's input frame.
             multimask_output: return SAM's three masks instead of one.
+            return_logits: give each mask its `low_res_logits`, which as `mask_input` refine it.
 
         Returns:
             One mask, or three.
@@ -174,7 +204,12 @@ class Segmenter:
             OutOfMemory: the device ran out of memory.
         """
         prompt = prompt_of(
-            box, point_coords, point_labels, mask_input, multimask_output=multimask_output
+            box,
+            point_coords,
+            point_labels,
+            mask_input,
+            multimask_output=multimask_output,
+            return_logits=return_logits,
         )
         _check_embedded(picture)
         check_inside(prompt, picture.size)
@@ -201,7 +236,7 @@ class Segmenter:
         picture: EmbeddedPicture,
         *,
         progress: Callable[[int, int], object] | None = None,
-        **parameters: Any,
+        **parameters: Unpack[AutomaskKeywords],
     ) -> list[AutoMask]:
         """Return the masks of every object in a picture.
 
@@ -218,10 +253,9 @@ class Segmenter:
             TimedOut: it took longer than `timeout_s`.
         """
         _check_embedded(picture)
-        unknown = parameters.keys() - AutomaskParameters.model_fields.keys()
-        if unknown:
-            raise TypeError(f"automask() has no parameter {', '.join(sorted(unknown))}")
+        check_keywords(parameters)
         checked = AutomaskParameters.of(parameters)
+        checked.check_work(MAX_POINTS, math.inf)
 
         def report(done: int, total: int) -> None:
             if progress is not None:
@@ -295,13 +329,3 @@ def _check_embedded(picture: object) -> None:
 
 def _embedded(embedded: EmbeddedImage, pixels: automask.Pixels) -> EmbeddedPicture:
     return EmbeddedPicture(embedded.image, embedded.source, embedded.pages, pixels)
-
-
-def _file_of(image: PillowImage.Image) -> bytes:
-    """Write a PIL image to an uncompressed TIFF, so that it is decoded by the rules for files."""
-    content = BytesIO()
-    try:
-        image.save(content, "TIFF")
-    except (OSError, ValueError) as exc:
-        raise InvalidImage(f"The PIL image cannot be read: {exc}.", "picture") from exc
-    return content.getvalue()

@@ -26,12 +26,16 @@ from .watching import Processes
 ALLOWED = ("503", "504")
 """5xx that say that the server has too much to do."""
 
-PATHS = ("/sam/", "/sam/automask/", "/sam/automask/?stream=1", "/sam/weights/")
+PATHS = (
+    "/sam/", "/sam/automask/", "/sam/automask/?stream=1", "/sam/weights/", "/sam/images/?type=vit_t"
+)  # fmt: skip
 
 ODD: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, -(2**63), 10**30, 0.5, 1e308, "", "x", "\0",
     "ä" * 300, "vit_h", [], [[]], [None], [[1, 2]], [1, 2, 3, 4], {}, {"bbox": [1, 2, 3, 4]},
-    "nan", "../../etc/passwd",
+    "nan", "../../etc/passwd", "label_png", "mask_png", [[0, 0], [50, 0], [0, 50]],
+    {"type": "Polygon", "coordinates": [[[0, 0], [50, 0], [0, 50], [0, 0]]]},
+    {"shape": [256, 256], "dtype": "float16", "data": "AAAA"},
 ]  # fmt: skip
 
 FIELDS = (
@@ -39,6 +43,7 @@ FIELDS = (
     "mask_input", "prompts", "page", "simplify", "output_format", "checkpoint_url", "tile_size",
     "points_per_side", "points_per_batch", "pred_iou_thresh", "stability_score_thresh",
     "crop_n_layers", "min_mask_region_area", "output_type", "include_image_edge", "timeout_s",
+    "strict", "return_logits", "region", "min_area", "max_area",
 )  # fmt: skip
 
 
@@ -89,10 +94,15 @@ def changed(rng: random.Random) -> bytes:
     for _ in range(rng.choice((0, 0, 0, 1, 5))):
         body[rng.randrange(len(body))] = rng.randrange(256)
     kind = rng.choice(("application/json", "application/json; charset=utf-16", "text/plain", ""))
+    method = "PUT" if "images" in path else "POST"
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: {kind}\r\n"
+        f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+        f"Content-Type: {kind}\r\n"
     )
-    accept = rng.choice(("", "Accept: image/png\r\n", "Accept: */*\r\n", "Accept: ;;q=\r\n"))
+    strict = "Prefer: handling=strict\r\n"
+    accept = rng.choice(
+        ("", strict, "Accept: image/png\r\n", "Accept: */*\r\n", "Accept: ;;q=\r\n")
+    )
     length = len(body) if rng.random() < 0.97 else rng.randrange(len(body))
     return f"{head}{accept}Content-Length: {length}\r\n\r\n".encode() + bytes(body)
 

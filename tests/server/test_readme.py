@@ -25,6 +25,7 @@ import psutil
 import pytest
 import shapely.geometry
 from mobile_sam import SamAutomaticMaskGenerator, SamPredictor
+from PIL import Image
 
 from samserve_launcher.checks import check_ports
 from samserve_launcher.options import Options
@@ -69,6 +70,14 @@ def shell(block: str) -> str:
         check=False,
     )
     assert completed.returncode == 0, completed.stdout + completed.stderr
+    return completed.stdout
+
+
+def python(block: str) -> str:
+    completed = subprocess.run(
+        [sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert completed.returncode == 0, completed.stderr
     return completed.stdout
 
 
@@ -141,7 +150,7 @@ def test_the_form(made_server: Any, model: Any) -> None:
 
 @needs_curl
 def test_the_automask(made_server: Any, model: Any) -> None:
-    [block] = blocks("sh", "/sam/automask/")
+    [block] = blocks("sh", '"points_per_side": 8')
     features = json.loads(shell(block))
     reference = SamAutomaticMaskGenerator(model, points_per_side=8).generate(picture("coins"))
     assert len(features) == len(reference) > 10
@@ -152,12 +161,8 @@ def test_the_automask(made_server: Any, model: Any) -> None:
 
 
 def test_the_python_block(made_server: Any) -> None:
-    [block] = blocks("python", "requests")
-    completed = subprocess.run(
-        [sys.executable, "-c", block], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert completed.returncode == 0, completed.stderr
-    shown = re.search(r"docs/coins.png (\d+) objects", completed.stdout)
+    [block] = blocks("python", "glob")
+    shown = re.search(r"docs/coins.png (\d+) objects", python(block))
     assert shown
     # geopandas reads with GDAL, which QGIS uses as well.
     written = geopandas.read_file(ROOT / "out" / "objects" / "coins.geojson")
@@ -170,6 +175,44 @@ def test_the_python_block(made_server: Any) -> None:
         written["area"].tolist()
         == written.geometry.set_crs(None, allow_override=True).area.tolist()
     )
+
+
+def test_the_refinement(made_server: Any, model: Any) -> None:
+    [block] = blocks("python", "mask_input")
+    shown = [float(quality) for quality in python(block).split()]
+    reference = SamPredictor(model)
+    reference.set_image(picture("coins"))
+    points, labels = np.array([[45, 55], [5, 5]]), np.array([1, 0])
+    _, first, logits = reference.predict(points[:1], labels[:1], multimask_output=False)
+    rounded = logits.astype(np.float16).astype(np.float32)
+    _, second, _ = reference.predict(points, labels, mask_input=rounded, multimask_output=False)
+    assert shown == pytest.approx([first[0], second[0]], abs=1e-3)
+
+
+@needs_curl
+def test_the_label_image(made_server: Any) -> None:
+    [block] = blocks("sh", "label_png")
+    shell(block)
+    with Image.open(ROOT / "out" / "labels.png") as image:
+        labels = np.asarray(image)
+    assert labels.shape == picture("coins").shape[:2]
+    assert labels.max() > 10
+
+
+@needs_curl
+def test_the_strict_request(made_server: Any) -> None:
+    [block] = blocks("sh", "Prefer:")
+    [shown] = blocks("json", "Did you mean")
+    assert json.loads(shell(block)) == json.loads(shown)
+
+
+@needs_curl
+def test_the_picture_sent_ahead(made_server: Any) -> None:
+    [block] = blocks("sh", "-T docs/coins.png")
+    [shown] = blocks("json", '"digest"')
+    answer = json.loads(shell(block))
+    assert re.fullmatch("sha256:[0-9a-f]{64}", answer["digest"])
+    assert {**answer, "digest": "sha256:…"} == json.loads(shown)
 
 
 def test_the_scaling(made_server: Any) -> None:

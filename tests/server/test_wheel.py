@@ -52,7 +52,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_only_names_of_samserve_are_installed(installed: Path) -> None:
     names = {path.name for path in installed.iterdir() if path.suffix != ".dist-info"}
-    packages = {"samserve", "samserve_config", "samserve_gateway", "samserve_launcher"}
+    packages = {f"samserve{part}" for part in ("", "_client", "_config", "_gateway", "_launcher")}
     assert names == {*packages, "sam_handler.py", "bin"} | (names & {"__pycache__"})
 
 

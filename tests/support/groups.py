@@ -23,7 +23,7 @@ STARTS_ITS_OWN_SERVER = (
 )
 """Modules of tests/server that do not use the fixture `server`."""
 
-NETWORK_NAMESPACES = ("test_hosts", "test_haproxy")
+NETWORK_NAMESPACES = ("test_hosts", "test_haproxy", "test_compose_run")
 """Modules of tests/deploy that make hosts. Each pair of them would need all cores."""
 
 
@@ -32,7 +32,7 @@ def group_of(nodeid: str) -> str:
     path = PurePath(nodeid.partition("::")[0])
     if path.stem in NETWORK_NAMESPACES:
         return "hosts"
-    if path.parent.name == "server" and path.stem not in STARTS_ITS_OWN_SERVER:
+    if path.parent.name in ("server", "page") and path.stem not in STARTS_ITS_OWN_SERVER:
         return "server"
     return str(path)
 

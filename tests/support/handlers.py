@@ -6,7 +6,7 @@ import importlib
 import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from samserve.pictures.decoder_process import DecoderProcess
@@ -21,10 +21,11 @@ from tests.support.settings import SETTINGS
 
 @dataclass(frozen=True)
 class Answered:
-    """The answer to one request of a batch."""
+    """The answer to one request of a batch: JSON as it was parsed, and an image as bytes."""
 
     status: int
     body: Any
+    headers: dict[str, str] = field(default_factory=dict)
 
     @property
     def code(self) -> str:
@@ -74,6 +75,10 @@ def answers(
     data = [{"body": json.dumps(body).encode()} for body in bodies]
     sent = handler.handle(data, context)
     return [
-        Answered(context.get_response_status(index)[0], json.loads(answer))
+        Answered(
+            context.get_response_status(index)[0],
+            answer if answer.startswith(b"\x89PNG") else json.loads(answer),
+            dict(context.get_response_headers(index)),
+        )
         for index, answer in enumerate(sent)
     ]

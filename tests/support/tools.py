@@ -23,17 +23,23 @@ REQUIRED = "SAMSERVE_TESTS_NEED_ALL"
 # Program -> Debian's package.
 PACKAGES = {
     "base64": "coreutils",
+    "chromium": "chromium",
     "curl": "curl",
+    "debootstrap": "debootstrap",
     "dnsmasq": "dnsmasq-base",
     "g++": "g++",
     "haproxy": "haproxy",
     "ip": "iproute2",
+    "iptables": "iptables",
     "java": "default-jdk-headless",
     "javac": "default-jdk-headless",
+    "npm": "npm",
     "openssl": "openssl",
     "kubectl": "kubernetes-client",
+    "podman": "podman netavark aardvark-dns",
     "prometheus": "prometheus",
     "promtool": "prometheus",
+    "runc": "runc",
     "redis-server": "redis-server",
     "systemd-analyze": "systemd",
 }

@@ -28,7 +28,7 @@ DOCUMENTS = sorted(
         ROOT / "model_store" / "README.md",
     ]
 )
-CODE = ("handlers", "samserve_gateway", "samserve_launcher", "scripts")
+CODE = ("handlers", "samserve_client", "samserve_gateway", "samserve_launcher", "scripts")
 SOURCES = (*CODE, "bench", "config", "deploy", "docs", "model_store", "tests")
 
 documents = pytest.mark.parametrize(

@@ -12,7 +12,16 @@ from PIL import Image
 from tests.support.paths import ROOT
 from tests.support.sample_pictures import picture
 
-SERVER_SOFTWARE = ("ts", "fastapi", "starlette", "uvicorn", "aiohttp", "redis", "samserve_gateway")
+SERVER_SOFTWARE = (
+    "ts",
+    "fastapi",
+    "starlette",
+    "uvicorn",
+    "aiohttp",
+    "redis",
+    "samserve_gateway",
+    "samserve_client",
+)
 
 PROGRAM = """
 import sys

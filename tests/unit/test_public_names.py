@@ -12,14 +12,19 @@ import samserve
 
 def test_the_public_names_are_these() -> None:
     assert sorted(samserve.__all__) == [
+        "AsyncClient",
         "AutoMask",
         "AutomaskParameters",
         "Box",
+        "Client",
         "EmbeddedPicture",
         "ObjectMask",
+        "Objects",
         "Prompt",
         "PromptMask",
         "SamserveError",
+        "SegmentablePicture",
+        "SegmentedObject",
         "Segmenter",
         "__version__",
         "load",
@@ -43,5 +48,17 @@ def test_a_name_that_does_not_exist() -> None:
 def test_importing_the_package_imports_nothing_heavy() -> None:
     heavy = ("torch", "numpy", "pydantic", "cv2", "PIL", "openvino", "requests")
     code = f"import sys, samserve; print([m for m in {heavy!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_client_needs_nothing_heavy() -> None:
+    heavy = ("torch", "cv2", "imagecodecs", "openvino", "mobile_sam", "fastapi", "geopandas")
+    code = (
+        "import sys, numpy, samserve\n"
+        "picture = samserve.Client('http://127.0.0.1:9').picture(numpy.zeros((9, 9), 'uint8'))\n"
+        "picture.frame.pixels(), samserve.AsyncClient, samserve.Objects\n"
+        f"print([m for m in {heavy!r} if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -268,7 +268,7 @@ def test_a_callback_may_prompt_and_may_fail(segmenter: Segmenter) -> None:
 def test_wrong_parameters_of_automask(segmenter: Segmenter) -> None:
     embedded = segmenter.embed(COINS)
     with pytest.raises(TypeError, match="no parameter points_per_sid"):
-        segmenter.automask(embedded, points_per_sid=4)
+        segmenter.automask(embedded, points_per_sid=4)  # type: ignore[call-arg]
     with pytest.raises(InvalidField, match="points_per_side"):
         segmenter.automask(embedded, points_per_side=0)
     with pytest.raises(TimedOut, match="of 1024 points"):

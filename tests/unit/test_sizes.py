@@ -12,7 +12,8 @@ from tests.support.paths import ROOT
 MAX_MODULE_LINES = 400
 MAX_FUNCTION_LINES = 60
 
-FOLDERS = ("bench", "handlers", "samserve_gateway", "samserve_launcher", "scripts", "tests")
+PACKAGES = ("handlers", "samserve_client", "samserve_gateway", "samserve_launcher")
+FOLDERS = (*PACKAGES, "bench", "scripts", "tests")
 MODULES = sorted(path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py"))
 
 

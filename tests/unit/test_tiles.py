@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from samserve import automask, tiles
+from samserve import automask, grids, tiles
 from samserve.boxes import Box
 from samserve.errors import InvalidField
 from samserve.masks.mask import AutoMask
@@ -257,16 +257,16 @@ def test_one_tile_is_the_whole_picture(model: Any) -> None:
 def test_impossible_tiles(fields: dict[str, Any], field: str) -> None:
     request = AutomaskRequest.model_validate({"b64img": "", **fields})
     with pytest.raises(InvalidField) as refused:
-        automask.check_tiles(request, (1000, 1000), 10**6)
+        grids.check_points(request, (1000, 1000), 10**6)
     assert refused.value.field == field
 
 
 def test_work_is_counted_over_all_tiles() -> None:
     request = AutomaskRequest.model_validate({"b64img": "", "tile_size": 512})
     count = len(tiles.tiles(1400, 1000, 512, 128))
-    automask.check_tiles(request, (1000, 1400), count * 1024)
+    grids.check_points(request, (1000, 1400), count * 1024)
     with pytest.raises(InvalidField, match=f"{count} tiles ask for {count * 1024} points"):
-        automask.check_tiles(request, (1000, 1400), count * 1024 - 1)
+        grids.check_points(request, (1000, 1400), count * 1024 - 1)
 
 
 @pytest.mark.parametrize(

@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import orjson
-from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from samserve.errors import NotAcceptable, TooLarge, quoted
 from samserve.masks.mask import ObjectMask
+from samserve.masks.run_lengths import counts_of, edges_of
 
 from .features import Allow, allow_all, features
+from .images import IMAGE_FORMATS, ImageFormat, Written
 
 RUN_S = 5e-7
 """Seconds that a run of pixels takes to be written as COCO's run lengths. An EPYC core."""
@@ -65,6 +65,10 @@ class Format:
     media_type: str
     entries: Callable[[Content], Iterator[dict[str, Any]]]
     around: Callable[[Content], tuple[bytes, bytes]] = lambda content: (b"", b"")
+
+    def write(self, content: Content) -> Written:
+        """Return what `dumps` returns, as an image's `write` does."""
+        return Written(self.dumps(content))
 
     def dumps(self, content: Content) -> bytes:
         """Return the answer's bytes. NaN becomes null, because JSON has no NaN.
@@ -127,18 +131,19 @@ def _coco_rle(content: Content) -> Iterator[dict[str, Any]]:
             }
 
 
-FORMATS = (
-    Format("features", "application/json", _features),
+DEFAULT = Format("features", "application/json", _features)
+FORMATS: tuple[Format | ImageFormat, ...] = (
+    DEFAULT,
     Format("feature_collection", "application/geo+json", _features, _collection),
     Format("coco_rle", "application/vnd.coco-rle+json", _coco_rle),
+    *IMAGE_FORMATS,
 )
-DEFAULT = FORMATS[0]
 
 EVENTS = "application/x-ndjson"
 """The media type of a stream of events."""
 
 
-def chosen(output_format: str | None, accept: str | None) -> Format:
+def chosen(output_format: str | None, accept: str | None) -> Format | ImageFormat:
     """Return the format that a request chose.
 
     Args:
@@ -188,18 +193,8 @@ def _rle(mask: ObjectMask, size: tuple[int, int], allow: Allow) -> dict[str, Any
     They are computed from the mask's crop: the whole image may have a hundred million pixels.
     """
     height, width = size
-    left, top = mask.box.origin
-    rows, columns = mask.mask.shape
-    # The start and the end of each run, counted in pixels from the image's first pixel.
-    padded = np.zeros((columns, rows + 2), np.int8)
-    padded[:, 1:-1] = mask.mask.T
-    steps: NDArray[np.int8] = np.diff(padded, axis=1)
-    above = (left + np.arange(columns)) * height + top
-    starts, ends = (above[column] + row for column, row in map(np.nonzero, (steps > 0, steps < 0)))
-    # A run that ends at the bottom continues at the top of the next column.
-    apart = ends[:-1] != starts[1:]
-    edges = np.stack([starts[np.r_[True, apart]], ends[np.r_[apart, True]]], axis=1).ravel()
+    edges = edges_of(mask.mask, mask.box.origin, height)
     allow(edges.size, edges.size * RUN_S)
-    counts = np.trim_zeros(np.diff(edges, prepend=0, append=height * width), "b")
-    encoded = coco.frPyObjects({"size": [height, width], "counts": counts.tolist()}, height, width)
+    counts = counts_of(edges, size)
+    encoded = coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 
 from samserve.boxes import EMPTY, Box
 
+from .low_res_logits import to_json
+
 if TYPE_CHECKING:
-    from shapely.geometry.base import BaseGeometry
+    from shapely import MultiPolygon, Polygon
     from typing_extensions import Self
 
     from .compact import CompactMask
@@ -52,7 +54,7 @@ class ObjectMask:
         return full
 
     @property
-    def polygon(self) -> BaseGeometry:
+    def polygon(self) -> Polygon | MultiPolygon:
         """The exact outline, as a shapely Polygon or MultiPolygon in pixels of the image.
 
         A pixel (x, y) is the square from (x, y) to (x + 1, y + 1), y pointing down. An empty mask
@@ -86,12 +88,19 @@ class PromptMask(ObjectMask):
 
     Attributes:
         prompt_idx: the prompt's place in the request, from 0.
+        low_res_logits: 256×256 float16 logits of this mask in the network's input frame, with which
+            a further prompt refines it; None if they were not asked for.
     """
 
     prompt_idx: int
+    low_res_logits: NDArray[np.float16] | None = field(default=None, repr=False)
 
     def properties(self) -> dict[str, Any]:
-        return {"prompt_idx": int(self.prompt_idx)}
+        logits = self.low_res_logits
+        return {
+            "prompt_idx": int(self.prompt_idx),
+            **({} if logits is None else {"low_res_logits": to_json(logits)}),
+        }
 
 
 class Compact(Protocol):
@@ -117,6 +126,7 @@ class CompactPromptMask:
     image_size: tuple[int, int]
     predicted_iou: float
     prompt_idx: int
+    low_res_logits: NDArray[np.float16] | None = field(default=None, repr=False)
 
     @property
     def work(self) -> tuple[int, int]:
@@ -129,6 +139,7 @@ class CompactPromptMask:
             image_size=self.image_size,
             predicted_iou=self.predicted_iou,
             prompt_idx=self.prompt_idx,
+            low_res_logits=self.low_res_logits,
         )
 
 
@@ -173,6 +184,11 @@ class CompactAutoMask:
     image_size: tuple[int, int]
     predicted_iou: float
     point: tuple[float, float]
+
+    @property
+    def area(self) -> int:
+        """The object's area in pixels. It is known before the mask is unpacked."""
+        return self.compact.area
 
     @property
     def work(self) -> tuple[int, int]:

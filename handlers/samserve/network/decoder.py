@@ -89,14 +89,15 @@ class Decoder:
         encoder = model.prompt_encoder
         self._prompt_encoder = encoder if on_cpu else copy.deepcopy(encoder).cpu()
 
-    def at_once(self, points: int, masks: bool) -> int:
+    def at_once(self, points: int, masks: bool, whole: bool = False) -> int:
         """Return how many prompts to decode in a call.
 
         Args:
             points: the number of points in each prompt.
             masks: whether the prompts have a mask.
+            whole: as in `decode`.
         """
-        if not needs_original(points, masks):
+        if not (whole or needs_original(points, masks)):
             return self.prompts_at_once
         return ORIGINAL_AT_ONCE if self._model.device.type == "cpu" else PROMPTS_AT_ONCE
 
@@ -112,6 +113,7 @@ class Decoder:
         points: tuple[torch.Tensor, torch.Tensor] | None = None,
         boxes: torch.Tensor | None = None,
         masks: torch.Tensor | None = None,
+        whole: bool = False,
     ) -> Masks:
         """Decode B prompts on one image, in one run of the network.
 
@@ -123,8 +125,10 @@ class Decoder:
                 (`Embedding.to_input_frame`).
             boxes: B×4 XYXY in the input frame.
             masks: B×1×256×256 logits of that frame, like `low_res_masks`.
+            whole: whether the logits beyond the image are needed, too. The exact decoder has none.
         """
-        if needs_original(0 if points is None else points[1].shape[1], masks is not None):
+        count = 0 if points is None else points[1].shape[1]
+        if whole or needs_original(count, masks is not None):
             return decode_plain(
                 self._model, image.embedding, points=points, boxes=boxes, masks=masks
             )

@@ -60,7 +60,8 @@ def main() -> None:
     # imagecodecs imports a codec when it is first used.
     _ = imagecodecs.jpeg8_decode, imagecodecs.lerc_decode, imagecodecs.webp_decode
     _ = imagecodecs.packints_decode, imagecodecs.delta_decode, imagecodecs.floatpred_decode
-    _ = imagecodecs.bitorder_decode
+    _ = imagecodecs.bitorder_decode, imagecodecs.lzw_decode, imagecodecs.zlib_decode
+    _ = imagecodecs.packbits_decode, imagecodecs.lzma_decode, imagecodecs.zstd_decode
     channel = socket.socket(fileno=channel_fd)
     this = os.getpid()
     while True:

@@ -160,11 +160,22 @@ def decode_page(data: bytes, max_pixels: int, field: str, page: int) -> Decoded:
             ) from exc
 
 
+def is_tiff(data: bytes) -> bool:
+    """Return whether these are the first bytes of a TIFF."""
+    return _kind(data) == "TIFF"
+
+
 def declared_pixels(data: bytes, page: int) -> int | None:
     """Return the number of pixels that the header declares; None if it is not found.
 
     Nothing is decoded or checked: `decode_page` says what is wrong with a file.
     """
+    size = declared_size(data, page)
+    return None if size is None else size[0] * size[1]
+
+
+def declared_size(data: bytes, page: int) -> tuple[int, int] | None:
+    """Return the (width, height) that the header declares; None as `declared_pixels`."""
     kind = _kind(data)
     try:
         if kind is None:
@@ -183,7 +194,7 @@ def declared_pixels(data: bytes, page: int) -> int | None:
             size = _declared_size(kind, data)
     except (Unreadable, struct.error):
         return None
-    return None if size is None else abs(size[0] * size[1])
+    return None if size is None else (abs(size[0]), abs(size[1]))
 
 
 def _tiff(data: bytes, max_pixels: int, field: str, page: int) -> Decoded:

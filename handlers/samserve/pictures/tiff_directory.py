@@ -24,6 +24,7 @@ _INTEGERS[18] = "u8"
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4}
 _BYTES |= {16: 8, 17: 8, 18: 8}
 _TEXTS = (1, 2, 7)
+_DOUBLE = 12
 
 
 ByteOrder = Literal["<", ">"]
@@ -126,6 +127,13 @@ class Directory:
         """Return the first value of a tag."""
         values = self.integers(tag, 2**20)
         return values[0] if values else default
+
+    def doubles(self, tag: int, most: int = 64) -> tuple[float, ...] | None:
+        """Return the values of a tag with floats of 64 bits; None if it is missing or damaged."""
+        kind, count, where = self._values.get(tag, (0, 0, 0))
+        if kind != _DOUBLE or count > most or where + 8 * count > len(self._data):
+            return None
+        return struct.unpack_from(f"{self.byte_order}{count}d", self._data, where)
 
     def bytes_of(self, tag: int, most: int = 2**20) -> bytes | None:
         """Return the content of a tag with bytes or text; None if it is missing or too long."""

@@ -14,16 +14,15 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any
 
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .codecs import codec
 from .containers import (
     is_whole_jpeg,
     jpeg_frame,
@@ -78,13 +77,13 @@ REFUSED = {
 }
 """Known values of the tag Compression that are not read, and their names."""
 
-_LOSSLESS: dict[int, Callable[..., bytes | bytearray]] = {
-    5: imagecodecs.lzw_decode,
-    8: imagecodecs.zlib_decode,
-    32946: imagecodecs.zlib_decode,
-    32773: imagecodecs.packbits_decode,
-    34925: imagecodecs.lzma_decode,
-    50000: imagecodecs.zstd_decode,
+_LOSSLESS: dict[int, str] = {
+    5: "lzw_decode",
+    8: "zlib_decode",
+    32946: "zlib_decode",
+    32773: "packbits_decode",
+    34925: "lzma_decode",
+    50000: "zstd_decode",
 }
 
 _ORDINARY_BITS = (8, 16, 32, 64)
@@ -152,8 +151,10 @@ def row_bytes(coding: Coding, width: int) -> int:
 def _decompressed(data: bytes, coding: Coding, height: int, width: int) -> bytes | bytearray:
     size = height * row_bytes(coding, width)
     if coding.fill_order == 2:
-        data = bytes(imagecodecs.bitorder_decode(data))
-    raw = data if coding.compression == NONE else _LOSSLESS[coding.compression](data, out=size)
+        data = bytes(codec("bitorder_decode")(data))
+    raw = data
+    if coding.compression != NONE:
+        raw = codec(_LOSSLESS[coding.compression])(data, out=size)
     if len(raw) < size:
         raise ValueError("a segment is too short")
     return raw[:size]
@@ -165,7 +166,7 @@ def _unpacked(raw: bytes | bytearray, coding: Coding, shape: tuple[int, int, int
             raise Unreadable(
                 f"TIFF with a predictor for samples with {coding.bits} bits is not read"
             )
-        values = imagecodecs.packints_decode(
+        values = codec("packints_decode")(
             raw,
             coding.dtype.newbyteorder(coding.byte_order),
             coding.bits,
@@ -174,13 +175,13 @@ def _unpacked(raw: bytes | bytearray, coding: Coding, shape: tuple[int, int, int
         return np.asarray(values, coding.dtype).reshape(shape)
     if coding.predictor == 3:
         stored = np.frombuffer(raw, coding.dtype).reshape(shape)
-        return np.asarray(imagecodecs.floatpred_decode(stored, axis=-2))
+        return np.asarray(codec("floatpred_decode")(stored, axis=-2))
     ordered = coding.dtype.newbyteorder(coding.byte_order)
     values = np.frombuffer(raw, ordered).reshape(shape).astype(coding.dtype, copy=False)
     if coding.predictor == 2:
         # The differences are those of the bits as integers, for floats too.
         integers = values.view(f"u{coding.dtype.itemsize}")
-        return np.asarray(imagecodecs.delta_decode(integers, axis=-2)).view(coding.dtype)
+        return np.asarray(codec("delta_decode")(integers, axis=-2)).view(coding.dtype)
     return values
 
 
@@ -239,13 +240,13 @@ def _jpeg(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]:
         stored, output = None if data[6:10] == b"JFIF" else "RGB", "RGB"
     elif coding.photometric == 5:
         output = "CMYK"
-    values = imagecodecs.jpeg8_decode(data, tables=tables, colorspace=stored, outcolorspace=output)
+    values = codec("jpeg8_decode")(data, tables=tables, colorspace=stored, outcolorspace=output)
     return np.asarray(values).reshape(frame.height, width, coding.samples)[:height]
 
 
 def _lerc(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]:
     if coding.lerc_wrapped:
-        unwrap = {1: imagecodecs.zlib_decode, 2: imagecodecs.zstd_decode}[coding.lerc_wrapped]
+        unwrap = {1: codec("zlib_decode"), 2: codec("zstd_decode")}[coding.lerc_wrapped]
         data = bytes(unwrap(data, out=2 * height * row_bytes(coding, width) + 2**16))
     key, version = struct.unpack_from("<6si", data)
     if key != b"Lerc2 ":
@@ -257,7 +258,7 @@ def _lerc(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]:
     if (rows, columns, samples) != (height, width, coding.samples) or not 0 < blob <= len(data):
         raise ValueError("the LERC stream has another size")
     # A second blob behind this one would be decoded as a second band, into more memory.
-    values, masks = imagecodecs.lerc_decode(bytes(data[:blob]), masks=True)
+    values, masks = codec("lerc_decode")(bytes(data[:blob]), masks=True)
     values = np.asarray(values).reshape(height, width, samples)
     if masks is None or masks.all():
         return values
@@ -272,5 +273,5 @@ def _lerc(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]:
 def _webp(data: bytes, coding: Coding, height: int, width: int) -> NDArray[Any]:
     if webp_size(data) != (width, height) or coding.samples not in (3, 4):
         raise ValueError("the WebP stream has another size")
-    values = imagecodecs.webp_decode(data, hasalpha=coding.samples == 4)
+    values = codec("webp_decode")(data, hasalpha=coding.samples == 4)
     return np.asarray(values).reshape(height, width, coding.samples)

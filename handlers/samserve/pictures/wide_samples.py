@@ -9,13 +9,13 @@ import struct
 import zlib
 from io import BytesIO
 
-import imagecodecs
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from . import containers, eight_bit
 from .bounds import check_size
+from .codecs import codec
 from .tiff_directory import Unreadable
 
 
@@ -92,7 +92,7 @@ def wide_jpeg(data: bytes, max_pixels: int, field: str) -> NDArray[np.uint8] | N
     refusal = containers.too_many_scans(data)
     if refusal is not None:
         raise Unreadable(refusal)
-    values = np.asarray(imagecodecs.jpeg8_decode(data))
+    values = np.asarray(codec("jpeg8_decode")(data))
     if values.ndim == 2:
         return eight_bit.grey_as_rgb(eight_bit.stretch(values))
     return eight_bit.scale(values)

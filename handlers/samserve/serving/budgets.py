@@ -27,7 +27,7 @@ from samserve.pictures.decoding import Decode, Decoded
 
 from .headers import MODE
 from .model_settings import LightWork, Limits
-from .requests import AutomaskRequest, PromptRequest
+from .requests import AutomaskRequest, EmbedRequest, PromptRequest
 
 WHERE_HEAVY_GOES = f"Send it to the automask lane, with the header `{MODE}: prompt`."
 
@@ -102,7 +102,9 @@ class DecodingBudget:
 
 
 def decode_for(
-    requests: Sequence[PromptRequest | AutomaskRequest], decode: Decode, limits: Limits
+    requests: Sequence[PromptRequest | AutomaskRequest | EmbedRequest],
+    decode: Decode,
+    limits: Limits,
 ) -> Decode:
     """Return a function that decodes the picture of these requests, unless its masks are too large.
 
@@ -174,7 +176,8 @@ def seconds_of_prompts(request: PromptRequest) -> float:
     for _, prompt in request.each_prompt():
         points = len(prompt.point_coords or ())
         seconds += PROMPT_S
-        if needs_original(points, prompt.b64mask is not None):
+        has_mask = prompt.b64mask is not None or prompt.mask_input is not None
+        if request.return_logits or needs_original(points, has_mask):
             seconds += ORIGINAL_S + points * POINT_S
     return seconds
 

@@ -9,7 +9,7 @@ part `request` may hold any other fields as one JSON object.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pybase64
@@ -20,6 +20,7 @@ from samserve.pictures.digests import reference_to
 from samserve.serving.json_text import check_size, dumps, to_utf8
 
 from .requests import AutomaskRequest, PromptRequest
+from .strictness import unknown_field
 
 FILES = ("image", "mask")
 """The parts that are files; all other parts are text."""
@@ -36,10 +37,15 @@ MAX_TEXT_BYTES = 2**14
 """Most bytes of a text that is not base64."""
 
 
-def to_json(parts: Mapping[str, bytes | bytearray]) -> tuple[bytes, bytes | None]:
+def to_json(
+    parts: Mapping[str, bytes | bytearray], strict: bool = False
+) -> tuple[bytes, bytes | None]:
     """Return the same request as a JSON body, and the image's file.
 
     The body names the image by its digest. Without an `image` part there is no file.
+
+    Args:
+        strict: whether parts that are not known are refused. The form may ask for that, too.
 
     Raises:
         InvalidRequest: the part `request` is not a JSON object.
@@ -55,6 +61,8 @@ def to_json(parts: Mapping[str, bytes | bytearray]) -> tuple[bytes, bytes | None
     for name, value in parts.items():
         if name in _FIELDS:
             _put(fields, name, _value(name, value), name)
+    if strict or fields.get("strict") is True:
+        _check_known(parts)
     if "mask" in parts:
         mask = MASK_PART + pybase64.b64encode(parts["mask"]).decode()
         _put(fields, "b64mask", mask, "mask")
@@ -67,6 +75,13 @@ def to_json(parts: Mapping[str, bytes | bytearray]) -> tuple[bytes, bytes | None
         if fields.get("b64img") != reference:  # the gateway sends the digest and the file
             _put(fields, "b64img", reference, "image")
     return dumps(fields), image
+
+
+def _check_known(parts: Iterable[str]) -> None:
+    known = [*_FIELDS, *FILES, "request"]
+    for name in parts:
+        if name not in known:
+            raise unknown_field(name, known)
 
 
 def _request_part(value: bytes | bytearray | None) -> dict[str, Any]:

@@ -25,10 +25,22 @@ cancelled."""
 
 MODE = "X-Mode"
 """Request: `prompt` if the automask lane shall answer a request for prompts, which is too heavy for
-the prompt lane."""
+the prompt lane; `embed` if a lane shall only embed the picture."""
 
 DEADLINE = "X-Deadline"
 """Request: the time, in seconds since 1970, after which nobody waits for the answer."""
+
+OBJECTS = "X-Samserve-Objects"
+"""Answer that is an image: the number of objects in it."""
+
+QUALITY = "X-Samserve-Quality"
+"""Answer that is an image: the predicted IoU of each object, if they are at most 100."""
+
+PREFER = "Prefer"
+"""Request: `handling=strict` if fields that are not known shall be refused (RFC 7240)."""
+
+PREFERENCE_APPLIED = "Preference-Applied"
+"""Answer: `handling=strict` if the request asked for that by its header."""
 
 STREAM = "Samserve-Stream"
 """Request: `true` if the answer shall be a stream of events, with the job's progress."""

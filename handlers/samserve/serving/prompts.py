@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from samserve.masks.low_res_logits import from_base64
 from samserve.network.encoder import Embedding
 from samserve.pictures.decoding import Decode
 from samserve.pictures.drawn_masks import mask_input
@@ -49,5 +50,7 @@ def prompts_of(
                 "mask" if fields.b64mask.startswith(MASK_PART) else f"{path}b64mask",
                 decode,
             )
-        prompts.append(Prompt(box, coords, labels, logits, several))
+        elif fields.mask_input is not None:
+            logits = from_base64(fields.mask_input.data, f"{path}mask_input.data")
+        prompts.append(Prompt(box, coords, labels, logits, several, request.return_logits))
     return prompts

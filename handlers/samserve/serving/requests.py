@@ -12,7 +12,7 @@ The image is not needed here: `prompts.check_inside` checks what depends on its 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -39,7 +39,8 @@ MAX_POINTS_IN_ALL = 2 * MAX_PROMPTS
 """Points in all prompts of one request together."""
 
 MAX_MASKS = 64
-"""Mask prompts in one request. Each is a picture that must be decoded."""
+"""Mask prompts in one request, and prompts whose logits are returned. Each mask is a picture that
+must be decoded, and the logits of one take 170 kB in the answer."""
 
 MAX_TYPE_LENGTH = 100
 """Characters of `type`. Errors repeat it."""
@@ -83,6 +84,19 @@ def _check_label(value: int) -> int:
     return value
 
 
+class LowResLogits(Model):
+    """The logits of a mask as an answer has them in `low_res_logits`, for a further prompt."""
+
+    shape: Annotated[tuple[Literal[256], Literal[256]], Field(strict=False)] = Field(
+        description="Rows and columns: `[256, 256]`.", examples=[[256, 256]]
+    )
+    dtype: Literal["float16"] = Field(description="The type of each number.")
+    data: str = Field(
+        description="Base64 of the numbers, row by row, each in two bytes, the lower one first.",
+        examples=["AMAAwA…"],
+    )
+
+
 class PromptFields(Model):
     """The fields that point out one object: any of them, or several together."""
 
@@ -118,10 +132,16 @@ class PromptFields(Model):
         "at the right or at the bottom is empty. SAM was trained to refine masks: with a mask "
         "alone, without a box or a point, it often finds nothing.",
     )
+    mask_input: LowResLogits | None = Field(
+        None,
+        description="The `low_res_logits` of an earlier answer on this image, as it had them (see "
+        "`return_logits`). With one more point they refine that mask, as in "
+        "`SamPredictor.predict`. Send either them or `b64mask`.",
+    )
 
     def present(self) -> list[str]:
         """Return the names of the fields that are present."""
-        names = ("bbox", "point_coords", "point_labels", "b64mask")
+        names = ("bbox", "point_coords", "point_labels", "b64mask", "mask_input")
         return [name for name in names if getattr(self, name) is not None]
 
 
@@ -177,8 +197,8 @@ class RoutedRequest(JsonBody):
     )
 
 
-class SegmentRequest(RoutedRequest):
-    """The fields that both modes have."""
+class PictureRequest(RoutedRequest):
+    """The fields of every request about a picture."""
 
     b64img: str = Field(
         description="The image: base64 of a PNG, JPEG, TIFF, WebP or BMP file, with or "
@@ -198,19 +218,10 @@ class SegmentRequest(RoutedRequest):
         "frame.",
         examples=[0],
     )
-    simplify: float = Field(
-        0,
-        ge=0,
-        le=1000,
-        description="Pixels by which an outline may differ from its mask to have fewer vertices. "
-        "All pieces and holes stay. 0: exact outlines.",
-    )
-    output_format: str | None = Field(
-        None,
-        description="`features`: a JSON array of GeoJSON Features, as samapi returns; "
-        "`feature_collection`: one GeoJSON object; `coco_rle`: segment-anything's records with "
-        "masks as COCO run lengths. Without this field the `Accept` header decides.",
-        examples=["features"],
+    strict: bool = Field(
+        False,
+        description="Refuse fields that are not known, instead of ignoring them: a misspelled "
+        "field is then an error. The header `Prefer: handling=strict` does the same.",
     )
 
     def check_weights(self, model_type: str, weights: Mapping[str, str]) -> None:
@@ -238,6 +249,31 @@ class SegmentRequest(RoutedRequest):
             )
 
 
+class SegmentRequest(PictureRequest):
+    """The fields that both modes have."""
+
+    simplify: float = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Pixels by which an outline may differ from its mask to have fewer vertices. "
+        "All pieces and holes stay. 0: exact outlines.",
+    )
+    output_format: str | None = Field(
+        None,
+        description="`features`: a JSON array of GeoJSON Features, as samapi returns; "
+        "`feature_collection`: one GeoJSON object; `coco_rle`: segment-anything's records with "
+        "masks as COCO run lengths; `label_png`: a PNG of 16 bits that numbers the objects; "
+        "`mask_png`: a PNG that is white where there is any object. Without this field the "
+        "`Accept` header decides.",
+        examples=["features"],
+    )
+
+
+class EmbedRequest(PictureRequest):
+    """`PUT /sam/images/`: a picture that is only embedded, so that later requests find it."""
+
+
 class PromptRequest(PromptFields, SegmentRequest):
     """`POST /sam/`: masks for boxes, points and drawn masks.
 
@@ -256,6 +292,11 @@ class PromptRequest(PromptFields, SegmentRequest):
     multimask_output: bool = Field(
         False,
         description="Return SAM's three masks for each prompt instead of one.",
+    )
+    return_logits: bool = Field(
+        False,
+        description="Give each object the property `low_res_logits`, from which `mask_input` "
+        "refines its mask. At most 64 prompts.",
     )
 
     def each_prompt(self) -> list[tuple[str, PromptFields]]:
@@ -276,7 +317,7 @@ class PromptRequest(PromptFields, SegmentRequest):
                 empty_list = self.prompts is not None and not self.prompts
                 raise InvalidField(
                     f"{path or 'No prompt: '}"
-                    "send bbox, point_coords with point_labels, b64mask, or prompts.",
+                    "send bbox, point_coords with point_labels, b64mask, mask_input, or prompts.",
                     "prompts" if empty_list else f"{path}bbox",
                 )
             points, labels = len(prompt.point_coords or ()), len(prompt.point_labels or ())
@@ -290,10 +331,23 @@ class PromptRequest(PromptFields, SegmentRequest):
             raise InvalidField(
                 f"prompts: {in_all} points in all; at most {MAX_POINTS_IN_ALL}.", "prompts"
             )
-        masks = sum(prompt.b64mask is not None for _, prompt in named)
+        self._check_masks(named)
+        return named
+
+    def _check_masks(self, named: list[tuple[str, PromptFields]]) -> None:
+        masks = 0
+        for path, prompt in named:
+            if prompt.b64mask is not None and prompt.mask_input is not None:
+                field = f"{path}mask_input"
+                raise InvalidField(f"{field}: send either b64mask or mask_input.", field)
+            masks += prompt.b64mask is not None or prompt.mask_input is not None
         if masks > MAX_MASKS:
             raise InvalidField(f"prompts: {masks} masks; at most {MAX_MASKS}.", "prompts")
-        return named
+        if self.return_logits and len(named) > MAX_MASKS:
+            raise InvalidField(
+                f"return_logits: {len(named)} prompts; at most {MAX_MASKS} with logits.",
+                "return_logits",
+            )
 
 
 class AutomaskRequest(AutomaskParameters, SegmentRequest):

@@ -7,28 +7,53 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import orjson
+import pybase64
+from pydantic_core import from_json
 
 from samserve.answers import formats
-from samserve.errors import InvalidRequest, TimedOut, TooLarge, UnsupportedEncoding, quoted
+from samserve.answers.images import PNG
+from samserve.errors import (
+    InvalidField,
+    InvalidRequest,
+    TimedOut,
+    TooLarge,
+    UnsupportedEncoding,
+    quoted,
+)
+from samserve.pictures.digests import reference_to
 from samserve.progress import Job
 from samserve.prompts import Prompt
 from samserve.segmenter import EmbeddedPicture
 
-from . import forms, logs
-from .headers import DEADLINE, MODE, REQUEST_ID, STAND_IN, STREAM
+from . import forms, logs, strictness
+from .headers import (
+    DEADLINE,
+    MODE,
+    OBJECTS,
+    PREFER,
+    PREFERENCE_APPLIED,
+    QUALITY,
+    REQUEST_ID,
+    STAND_IN,
+    STREAM,
+)
 from .jobs import JobFolder, JobProgress
+from .json_text import to_utf8
 from .lanes import Mode
 from .model_settings import ModelSettings
-from .requests import AutomaskRequest, PromptRequest
+from .requests import AutomaskRequest, EmbedRequest, PromptRequest
 from .timing import ServerTiming
 
 JSON = "application/json"
+
+MAX_QUALITIES = 100
+"""Most objects whose predicted IoUs stand in a header. TorchServe takes headers of some KiB."""
 
 
 class Answer(NamedTuple):
@@ -53,7 +78,7 @@ class Row:
         answer: set once it is known.
     """
 
-    request: PromptRequest | AutomaskRequest
+    request: PromptRequest | AutomaskRequest | EmbedRequest
     image: str | bytes
     answer: Answer
 
@@ -61,6 +86,13 @@ class Row:
         self._index = index
         self._content = content
         self._context = context
+
+    @property
+    def segmentation(self) -> PromptRequest | AutomaskRequest:
+        """The request, if it asks for objects."""
+        if isinstance(self.request, EmbedRequest):
+            raise TypeError("nobody asks for objects")
+        return self.request
 
     @property
     def lane(self) -> str:
@@ -105,6 +137,17 @@ class Row:
         """Set a header of the answer."""
         self._context.set_response_header(self._index, name, value)
 
+    @property
+    def _is_strict(self) -> bool:
+        """Whether a header asks that fields that are not known are refused."""
+        return strictness.prefers_strict(self.header(PREFER))
+
+    def describe_objects(self, qualities: Sequence[float]) -> None:
+        """Set the headers of the answer that say what an image cannot."""
+        self.set_header(OBJECTS, str(len(qualities)))
+        if 0 < len(qualities) <= MAX_QUALITIES:
+            self.set_header(QUALITY, ",".join(f"{quality:.4f}" for quality in qualities))
+
     def check_deadline(self) -> None:
         """Refuse the request if nobody waits for its answer any more.
 
@@ -125,16 +168,17 @@ class Row:
         if late > 0:
             raise TimedOut(f"The deadline of the request passed {late:.1f} s ago.")
 
-    def _mode(self, lane: Mode) -> Mode:
+    def _mode(self, lane: Mode) -> Mode | Literal["embed"]:
         """Return the mode in which a lane of this mode answers the request."""
         mode = self.header(MODE)
         if mode in (None, lane):
             return lane
-        if mode != "prompt":
-            raise InvalidRequest(
-                f"{MODE} must be prompt or absent, not {quoted(str(mode))}, in a lane for {lane}s."
-            )
-        return "prompt"
+        if mode == "prompt" or mode == "embed":
+            return mode  # type: ignore[return-value]
+        raise InvalidRequest(
+            f"{MODE} must be prompt, embed or absent, not {quoted(str(mode))}, in a lane for "
+            f"{lane}s."
+        )
 
     def read(self, mode: Mode, settings: ModelSettings, weights: Mapping[str, str]) -> None:
         """Parse and check the request, as far as that needs no image.
@@ -147,24 +191,44 @@ class Row:
             SamserveError: something is wrong with the request.
         """
         self.check_deadline()
-        mode = self._mode(mode)
+        asked = self._mode(mode)
         encoding = self.header("content-encoding")
         if encoding not in (None, "identity"):
             raise UnsupportedEncoding(
                 f"Content-Encoding: {quoted(encoding)} is not read here, only by the gateway."
             )
         body, image = self._body(settings.limits.max_body_bytes)
-        request: PromptRequest | AutomaskRequest
-        if mode == "automask":
+        request: PromptRequest | AutomaskRequest | EmbedRequest
+        if asked == "embed":
+            request = EmbedRequest.parse(body)
+        elif asked == "automask":
             request = AutomaskRequest.parse(body).with_defaults(settings.defaults)
             request.check_work(settings.limits.max_points, settings.limits.max_automask_s)
         else:
             request = PromptRequest.parse(body)
             request.each_prompt()  # raises an error if there is no prompt, before any work
+        if self._is_strict or request.strict:
+            strictness.check_known(from_json(bytes(to_utf8(body))), type(request))
         if self.header(STAND_IN) != "true":
             request.check_weights(settings.model_type, weights)
-        formats.chosen(request.output_format, None)  # raises an error if it does not exist
+        if isinstance(request, PromptRequest | AutomaskRequest):
+            self._check_format(request)
         self.request, self.image = request, request.b64img if image is None else image
+
+    def _check_format(self, request: PromptRequest | AutomaskRequest) -> None:
+        """Refuse a format that does not exist, or that cannot hold what the request asks for."""
+        form = formats.chosen(request.output_format, self.header("accept"))
+        if form.media_type != PNG:
+            return
+        if self.streams:
+            raise InvalidField(
+                f"output_format: a stream has Features, and no {form.name}.", "output_format"
+            )
+        if isinstance(request, PromptRequest) and request.return_logits:
+            raise InvalidField(
+                f"return_logits: {form.name} is an image, and has no place for logits.",
+                "return_logits",
+            )
 
     def _body(self, limit: int) -> tuple[bytes | bytearray, bytes | None]:
         """Return the JSON bytes, and the image file if a form has it as a part.
@@ -177,7 +241,7 @@ class Row:
         if size > limit:
             raise TooLarge(f"The body has {size} bytes; this server's limit is {limit}.")
         if (self.header("content-type") or "").lower().startswith("multipart/form-data"):
-            return forms.to_json(self._content)
+            return forms.to_json(self._content, self._is_strict)
         body = self._content.get("body")
         if not isinstance(body, (bytes, bytearray)):
             raise InvalidRequest(
@@ -199,6 +263,8 @@ class Row:
     def send(self) -> bytes:
         """Set the status and the media type of the answer, and return its body."""
         status, media_type, body = self.answer
+        if self._is_strict:
+            self.set_header(PREFERENCE_APPLIED, strictness.APPLIED)
         headers = self._context.get_response_headers(self._index)
         if status != 200 and headers.get("ts_stream_next") == "true":
             # The stream has begun with status 200, so the error becomes its last event.
@@ -229,6 +295,19 @@ class Prompted:
     prompts: list[Prompt]
     embedded: EmbeddedPicture
     timing: ServerTiming
+
+
+def described(row: Row, embedded: EmbeddedPicture) -> Answer:
+    """Return the answer to a request that only embeds a picture."""
+    height, width = embedded.size
+    content = {
+        "digest": reference_to(row.image),
+        "width": width,
+        "height": height,
+        "pages": embedded.pages,
+    }
+    status = HTTPStatus.CREATED if embedded.source == "encoder" else HTTPStatus.OK
+    return Answer(status, JSON, orjson.dumps(content))
 
 
 def by_image(batch: Iterable[Row]) -> list[list[Row]]:
@@ -286,11 +365,14 @@ def end_of_stream(features: bytes, job: Job, pages: int) -> Answer:
 
 def partial(answer: Answer, job: Job) -> Answer:
     """Return the answer of a job that ran out of time: an error, with the objects found so far."""
+    found: object = orjson.Fragment(answer.body)
+    if answer.media_type == PNG:
+        found = f"data:{PNG};base64,{pybase64.b64encode(answer.body).decode()}"
     body = {
         **_timed_out(job).body(),
         "done": job.done,
         "total": job.total,
-        "found": orjson.Fragment(answer.body),
+        "found": found,
     }
     return Answer(TimedOut.status, JSON, orjson.dumps(body))
 

@@ -65,7 +65,7 @@ def test_by_accept(accept: str | None, name: str) -> None:
 
 
 def written(masks: list[Any], name: str, size: tuple[int, int] = SIZE, pages: int = 1) -> Any:
-    return json.loads(BY_NAME[name].dumps(Content(masks, size, "vit_t", 0, pages)))
+    return json.loads(BY_NAME[name].write(Content(masks, size, "vit_t", 0, pages)).body)
 
 
 def cut(full: NDArray[np.bool_]) -> ObjectMask:

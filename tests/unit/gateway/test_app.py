@@ -12,6 +12,7 @@ OPERATIONS = {
     ("/sam/", "post"): "prompt_sam__post",
     ("/sam/automask/", "post"): "automask_sam_automask__post",
     ("/sam/progress/", "get"): "progress_sam_progress__get",
+    ("/sam/images/", "put"): "upload_sam_images__put",
     ("/sam/version/", "get"): "version_sam_version__get",
     ("/sam/weights/", "get"): "registered_sam_weights__get",
     ("/sam/weights/", "post"): "register_sam_weights__post",

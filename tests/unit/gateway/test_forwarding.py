@@ -12,7 +12,7 @@ import pytest
 
 from samserve_gateway.bodies import WORTHWHILE_BYTES
 from samserve_gateway.compression import WORTHWHILE_BYTES as WORTH_COMPRESSING
-from samserve_gateway.forwarding import MAX_ACCEPT_BYTES
+from samserve_gateway.routed_bodies import MAX_ACCEPT_BYTES
 from tests.support import torchserve
 from tests.support.metrics import value_of
 from tests.support.torchserve import (

@@ -97,7 +97,7 @@ BODY = json.dumps({"type": "vit_t", "b64img": "QUJD", "bbox": [1, 2, 3, 4]}).enc
         ("GET", "/docs/", 200),
         ("GET", "/openapi.json/", 200),
         ("GET", "/nowhere", 404),
-        ("GET", "/", 404),
+        ("GET", "/", 200),
         ("POST", "/sam%2Fautomask/", 404),
         ("POST", "/sam/..%2fsam/", 404),
         ("POST", "/samx/", 404),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from samserve_gateway.torchserve import SENT_AT_ONCE_BYTES, TorchServe, TorchServeError
+from samserve_gateway.torchserve_answers import ConnectionLost
 from tests.support import torchserve
 
 LISTS: Mapping[str, list[str]] = {
@@ -67,3 +69,23 @@ def test_a_large_body_arrives_whole_also_when_it_is_sent_again(tmp_path: Path, s
             assert received.content == body
 
     asyncio.run(send())
+
+
+def test_a_connection_that_nobody_takes_is_lost_before_it_is_a_timeout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So a prompt is sent again. An address that is no longer used refuses nothing."""
+    monkeypatch.setattr("samserve_gateway.torchserve.CONNECT_TIMEOUT_S", 0.5)
+
+    async def ask(url: str) -> None:
+        async with TorchServe(url, url, None) as gone:
+            await gone.predict("vit_t", b"{}", {}, 60)
+
+    with socket.socket() as full, socket.socket() as first, socket.socket() as second:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for waiting in (first, second):  # the kernel then drops the next connection
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        with pytest.raises(ConnectionLost, match="took no connection within 1 s"):
+            asyncio.run(ask(f"http://127.0.0.1:{full.getsockname()[1]}"))

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import create_venv
+from scripts import create_venv, prepare_offline
 
 LOCK = """\
 # made by a resolver
@@ -326,3 +326,22 @@ def test_the_real_lock_without_cuda(lock: str) -> None:
     assert not [name for name in named if name.startswith(("nvidia", "cuda", "triton"))]
     assert all("+cpu" in line for line in lines if line.startswith(("torch==", "torchvision==")))
     assert {"torch", "torchvision", "torchserve", "numpy"} <= named
+
+
+@linux
+@pytest.mark.parametrize("torch", ["cpu", "pypi"])
+def test_packages_of_a_prepared_folder_need_no_index(
+    torch: str, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`prepare_offline` downloads them; then no index can be reached."""
+    prepare_offline.download_packages(project / "packages", torch)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens there
+        for name in ("PIP_INDEX_URL", "SAMSERVE_TORCH_INDEX"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.setenv("SAMSERVE_TORCH", torch)
+        assert create_venv.main() == 0
+    packages = installed(project)
+    assert packages["torch"] == ("2.0+cpu" if torch == "cpu" else "2.0")
+    assert packages["plain"] == "3.0"
+    assert "Looking in links" in create_venv.LOG.read_text()

@@ -65,19 +65,27 @@ def test_complex_outlines_leave_the_batch_to_the_clicks(
     assert answers(relaxed, [{**COMPLEX, **fields}])[0].status == 200
 
 
-def test_requests_do_not_add_up(model: Any, decoder: DecoderProcess) -> None:
-    """Each is allowed alone, and all of them together are too much.
+def test_requests_share_the_time_of_their_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is allowed alone, and all of them together are too much."""
+    now_s = 0.0
+    monkeypatch.setattr(time, "thread_time", lambda: now_s)
+    light = SETTINGS.light.model_copy(update={"masks_s": 0.4, "batch_masks_s": 1.0})
+    budget = OutlineBudget(SETTINGS.limits, light)
 
-    Machines differ in speed, so the test halves the budget until it is too small for all three.
-    It still allows the first one then, because three take three times as long as one.
-    """
-    batch_s, statuses = 8.0, [200]
-    while 421 not in statuses:
-        batch_s /= 2
-        lane = handler(model, decoder, light={"masks_s": 60, "batch_masks_s": batch_s})
-        statuses = [a.status for a in answers(lane, [COMPLEX, COMPLEX, COMPLEX, CLICK])]
-    assert statuses[-1] == 200
-    assert 200 in statuses[:3]
+    def outline(took_s: float, next_s: float) -> None:
+        """Outline for some seconds, and then ask for a step of so many more."""
+        nonlocal now_s
+        with budget.request([]) as allow:
+            now_s += took_s
+            allow(0, next_s)
+
+    outline(0.3, 0.05)
+    outline(0.3, 0.05)
+    with pytest.raises(Heavy):
+        outline(0.3, 0.2)  # 0.5 s for one request
+    outline(0, 0.09)
+    with pytest.raises(Heavy):
+        outline(0, 0.11)  # after 0.9 s of the batch
 
 
 @pytest.mark.parametrize("fields", FORMS, ids=str)

@@ -31,6 +31,7 @@ def test_automask_defaults_are_segment_anythings() -> None:
         "page": 0,
         "simplify": 0,
         "output_format": None,
+        "strict": False,
         "points_per_side": 32,
         "points_per_batch": 64,
         "pred_iou_thresh": 0.88,
@@ -46,6 +47,9 @@ def test_automask_defaults_are_segment_anythings() -> None:
         "include_image_edge": True,
         "tile_size": None,
         "overlap": None,
+        "region": None,
+        "min_area": None,
+        "max_area": None,
         "timeout_s": None,
     }
 
