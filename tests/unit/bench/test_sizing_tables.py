@@ -23,6 +23,7 @@ def test_the_tables_of_the_page_are_made_by_the_command() -> None:
     assert page == command.filled(page, tables)
 
 
+@pytest.mark.slow
 def test_the_command_takes_ones_own_numbers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -83,6 +84,7 @@ def test_money_is_the_sum_of_its_parts() -> None:
     assert Resources(2, 3 * GIB, 9 * GIB, 1).euros_a_month(prices) == pytest.approx(730 * 132)
 
 
+@pytest.mark.slow
 def test_the_least_number_that_is_enough_is_found() -> None:
     wish = Wish(40, "vit_t", Habits(automasks=60), patience=3)
     results = list(outcomes(wish))
