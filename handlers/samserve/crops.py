@@ -19,9 +19,10 @@ from torchvision.ops.boxes import batched_nms
 from .boxes import Box
 from .masks.compact import CompactMask
 from .masks.full_size import FullSize, Logits
-from .masks.on_gpu import masks_at_once, scored
+from .masks.on_gpu import scored
 from .model import Model
-from .network.decoder import Image, Masks, single_or_three
+from .network.decoded import Masks
+from .network.decoder import Image, masks_at_once
 from .network.devices import in_halves
 from .parameters import AutomaskParameters, OutputType
 from .progress import Job
@@ -125,17 +126,17 @@ class Crop:
         coords = torch.as_tensor(embedding.to_input_frame(points))
         labels = torch.ones(len(points), 1, dtype=torch.int)
         decoded = self.model.decoder.decode(self.image, points=(coords[:, None], labels))
-        channels = single_or_three(parameters.output_type is not OutputType.SINGLE_MASK)
-        predicted_iou = decoded.iou_predictions[:, channels].cpu().numpy()
+        channels = decoded.channels(parameters.output_type is not OutputType.SINGLE_MASK)
+        predicted_iou = np.take_along_axis(decoded.iou_predictions.cpu().numpy(), channels, 1)
         good = predicted_iou > (parameters.pred_iou_thresh or -np.inf)  # 0 turns the filter off
         if self.model.device.type != "cpu":
-            masks = [(i, c + channels.start) for i, c in np.argwhere(good).tolist()]
+            masks = [(i, int(channels[i, c])) for i, c in np.argwhere(good).tolist()]
             ious = predicted_iou[good].tolist()
             yield from self._scored_on_gpu(decoded, masks, ious, points)
             return
         for index in np.flatnonzero(good.any(axis=1)).tolist():
             kept = np.flatnonzero(good[index])
-            low_res_masks = decoded.low_res_masks(index, (kept + channels.start).tolist())
+            low_res_masks = decoded.low_res_masks(index, channels[index, kept].tolist())
             low_res_mask: Logits
             for channel, low_res_mask in zip(kept, low_res_masks.cpu().numpy(), strict=True):
                 mask = full_size.stable(

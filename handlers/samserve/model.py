@@ -17,11 +17,10 @@ from . import __version__
 from .embeddings.cache import EmbeddingCache
 from .embeddings.folder_store import FolderStore
 from .embeddings.settings import CacheSettings
-from .masks.on_gpu import masks_at_once
 from .model_types import Precision, sha256_of
 from .network import openvino_parts
 from .network.checkpoints import load_network
-from .network.decoder import Decoder
+from .network.decoder import Decoder, masks_at_once
 from .network.devices import CPU, DeviceError
 from .network.encoder import Encoder, compiled_by_inductor
 from .network.threads import Threads
@@ -43,7 +42,7 @@ class Model:
     """A loaded network with its caches and threads.
 
     Attributes:
-        model_type: `vit_t`, `vit_b`, `vit_l` or `vit_h`.
+        model_type: a name in `MODEL_TYPES`.
         embeddings: gives an image's embedding, from a cache or from the encoder.
         decoder: gives masks for prompts.
         device: the device that PyTorch computes on.
@@ -94,7 +93,7 @@ def load_model(
             logger.warning("OpenVINO cannot run here; PyTorch runs everything, slower: %s", exc)
     runtime = "pytorch" if network is None else "openvino"
     if gpu_compile and device.type == "cuda":
-        network, runtime = compiled_by_inductor(sam.image_encoder, dtype), "inductor"
+        network, runtime = compiled_by_inductor(sam, dtype), "inductor"
     encoder, decoder = Encoder(sam, network, dtype), Decoder(sam, upscale)
     memory_bytes = cache.memory_bytes if cache.enabled else 0
     if device.type == "cuda":

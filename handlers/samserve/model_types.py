@@ -37,6 +37,7 @@ class ModelType:
 
 _MOBILE_SAM = "https://github.com/ChaoningZhang/MobileSAM/raw/f706ad9c4eb7f219c00d9050e46328518ffb65d2/weights/"
 _SEGMENT_ANYTHING = "https://dl.fbaipublicfiles.com/segment_anything/"
+_SAM_2_1 = "https://dl.fbaipublicfiles.com/segment_anything_2/092824/"
 
 MODEL_TYPES: dict[str, ModelType] = {
     model_type.name: model_type
@@ -69,6 +70,34 @@ MODEL_TYPES: dict[str, ModelType] = {
             n_bytes=2_564_550_879,
             sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
         ),
+        ModelType(
+            name="sam2_t",
+            filename="sam2.1_hiera_tiny.pt",
+            url=_SAM_2_1 + "sam2.1_hiera_tiny.pt",
+            n_bytes=156_008_466,
+            sha256="7402e0d864fa82708a20fbd15bc84245c2f26dff0eb43a4b5b93452deb34be69",
+        ),
+        ModelType(
+            name="sam2_s",
+            filename="sam2.1_hiera_small.pt",
+            url=_SAM_2_1 + "sam2.1_hiera_small.pt",
+            n_bytes=184_416_285,
+            sha256="6d1aa6f30de5c92224f8172114de081d104bbd23dd9dc5c58996f0cad5dc4d38",
+        ),
+        ModelType(
+            name="sam2_bp",
+            filename="sam2.1_hiera_base_plus.pt",
+            url=_SAM_2_1 + "sam2.1_hiera_base_plus.pt",
+            n_bytes=323_606_802,
+            sha256="a2345aede8715ab1d5d31b4a509fb160c5a4af1970f199d9054ccfb746c004c5",
+        ),
+        ModelType(
+            name="sam2_l",
+            filename="sam2.1_hiera_large.pt",
+            url=_SAM_2_1 + "sam2.1_hiera_large.pt",
+            n_bytes=898_083_611,
+            sha256="2647878d5dfa5098f2f8649825738a9345572bae2d4350a2468587ece47dd318",
+        ),
     )
 }
 
@@ -76,15 +105,14 @@ MODEL_TYPES: dict[str, ModelType] = {
 DEFAULT_WEIGHTS = "default"
 """The name of a model type's published weights."""
 
-UNSUPPORTED_TYPES = ("sam2_l", "sam2_bp", "sam2_s", "sam2_t", "sam3")
-"""Model types that samapi's clients offer and this server lacks: SAM 2 and SAM 3."""
+UNSUPPORTED_TYPES = ("sam3",)
+"""Model types that samapi's clients offer and this server lacks."""
 
 KNOWN_TYPES = (*MODEL_TYPES, *UNSUPPORTED_TYPES)
 """All types that samapi's clients offer."""
 
 _MASTER = "(?:master|HEAD|refs/heads/master|f706ad9c4eb7f219c00d9050e46328518ffb65d2)"
 _META = r"dl\.fbaipublicfiles\.com"
-_SAM2 = _META + r"/segment_anything_2/\d+/sam2(?:\.1)?_hiera_"
 
 _DEFAULT_ADDRESSES: dict[str, re.Pattern[str]] = {
     model_type: re.compile(rf"https?://(?:{address})(?:[?#]\S*)?", re.IGNORECASE)
@@ -95,10 +123,11 @@ _DEFAULT_ADDRESSES: dict[str, re.Pattern[str]] = {
             name: _META + "/segment_anything/" + re.escape(MODEL_TYPES[name].filename)
             for name in ("vit_b", "vit_l", "vit_h")
         },
-        "sam2_l": _SAM2 + r"large\.pt",
-        "sam2_bp": _SAM2 + r"base_plus\.pt",
-        "sam2_s": _SAM2 + r"small\.pt",
-        "sam2_t": _SAM2 + r"tiny\.pt",
+        # SAM 2.0's files are other weights, and can be registered.
+        **{
+            name: _META + "/segment_anything_2/092824/" + re.escape(MODEL_TYPES[name].filename)
+            for name in ("sam2_t", "sam2_s", "sam2_bp", "sam2_l")
+        },
     }.items()
 }
 

@@ -21,7 +21,7 @@ from .masks.full_size import LOW_RES_SIDE, FullSize
 from .masks.low_res_logits import rounded
 from .masks.mask import CompactPromptMask
 from .model import Model
-from .network.decoder import Decoder, Image, single_or_three
+from .network.decoder import Decoder, Image
 from .network.devices import in_halves
 
 MAX_COORDINATE = 1e6
@@ -64,12 +64,6 @@ class Prompt:
         """Prompts of the same kind can run through the decoder together."""
         points = 0 if self.point_labels is None else len(self.point_labels)
         return Kind(self.box is not None, points, self.mask_input is not None, self.return_logits)
-
-    @property
-    def channels(self) -> slice:
-        """Which of the network's four masks answer this prompt."""
-        return single_or_three(self.multimask_output)
-
 
 def prompt_of(
     box: ArrayLike | None = None,
@@ -250,10 +244,13 @@ def _predict(
         whole=wants_logits,
     )
     full_size = FullSize(embedding)
+    multimask_outputs = {prompt.multimask_output for prompt in prompts}
+    channels_for = {wanted: decoded.channels(wanted) for wanted in multimask_outputs}
     answers = []
     for index, (prompt_idx, prompt) in enumerate(batch):
-        low_res_masks = decoded.low_res_masks(index, prompt.channels).cpu().numpy()
-        predicted_iou = decoded.iou_predictions[index, prompt.channels].tolist()
+        channels = channels_for[prompt.multimask_output][index].tolist()
+        low_res_masks = decoded.low_res_masks(index, channels).cpu().numpy()
+        predicted_iou = decoded.iou_predictions[index, channels].tolist()
         masks = [full_size.mask(low_res_mask) for low_res_mask in low_res_masks]
         answers.append(
             [
@@ -262,7 +259,7 @@ def _predict(
                     image_size=embedding.original_size,
                     predicted_iou=iou,
                     prompt_idx=prompt_idx,
-                    low_res_logits=rounded(logits) if wants_logits else None,
+                    low_res_logits=rounded(embedding.family.limited(logits)) if wants_logits else None,
                 )
                 for mask, iou, logits in zip(masks, predicted_iou, low_res_masks, strict=True)
             ]

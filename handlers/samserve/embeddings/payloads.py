@@ -5,6 +5,7 @@ Stored bytes outlive an upgrade, so these layouts do not change.
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 
 from samserve.network.encoder import Embedding
+from samserve.network.families import Family
 
 _SIZES = struct.Struct("<4I")  # input height, width; original height, width
 _FEATURES = (1, 256, 64, 64)
@@ -43,16 +45,30 @@ class Alias:
 
 
 def embedding_to_bytes(embedding: Embedding) -> bytes:
-    """Return the bytes of an embedding that are stored: four sizes, and the features in float32."""
+    """Return the bytes of an embedding that are stored: four sizes, the features, and the maps.
+
+    The features and the maps are in float32.
+    """
     sizes = _SIZES.pack(*embedding.input_size, *embedding.original_size)
-    return sizes + embedding.features.cpu().numpy().tobytes()
+    parts = (embedding.features, *embedding.maps)
+    return sizes + b"".join(part.cpu().numpy().tobytes() for part in parts)
 
 
-def embedding_from_bytes(stored: bytes, device: torch.device) -> Embedding | None:
-    """Return the embedding with these bytes, on `device`; None if they are not an embedding."""
-    if len(stored) != _SIZES.size + 4 * np.prod(_FEATURES):
+def embedding_from_bytes(stored: bytes, family: Family, device: torch.device) -> Embedding | None:
+    """Return the embedding with these bytes, on `device`; None if they are not an embedding.
+
+    Args:
+        family: the architecture of the network that reads it.
+    """
+    shapes = (_FEATURES, *family.map_shapes)
+    if len(stored) != _SIZES.size + 4 * sum(map(math.prod, shapes)):
         return None
     in_h, in_w, height, width = _SIZES.unpack_from(stored)
-    features = np.frombuffer(stored, np.float32, offset=_SIZES.size).reshape(_FEATURES)
-    # torch.tensor copies: PyTorch warns about memory that is read-only.
-    return Embedding(torch.tensor(features, device=device), (in_h, in_w), (height, width))
+    parts, offset = [], _SIZES.size
+    for shape in shapes:
+        numbers = np.frombuffer(stored, np.float32, math.prod(shape), offset).reshape(shape)
+        # torch.tensor copies: PyTorch warns about memory that is read-only.
+        parts.append(torch.tensor(numbers, device=device))
+        offset += numbers.nbytes
+    features, *maps = parts
+    return Embedding(features, (in_h, in_w), (height, width), family, tuple(maps))

@@ -1,10 +1,10 @@
 """This module brings the network's 256×256 logits to the size of the image, and scores stability.
 
-The masks equal the reference's (`Sam.postprocess_masks`): two bilinear steps, 256 to 1024 to the
-size of the image, and then the threshold.
+The masks equal the reference's. SAM 1 has two bilinear steps, 256 to 1024 to the size of the image
+(`Sam.postprocess_masks`); SAM 2 has one. Then comes the threshold.
 
-Why it is fast: together the two steps make each pixel's logit a weighted mean of 3×3 of the
-256×256 logits. Pixels with the same 3×3 form a *cell*. If all nine logits are above a threshold,
+Why it is fast: together the steps make each pixel's logit a weighted mean of 3×3 of the 256×256
+logits (of 2×2, if there is one step). Pixels with the same 3×3 form a *cell*. If all nine logits are above a threshold,
 so is every pixel of the cell; if none is, no pixel is. Only the remaining cells, those along the
 outline, are computed pixel by pixel.
 
@@ -25,14 +25,12 @@ from numpy.typing import NDArray
 
 from samserve.boxes import Box
 from samserve.network.encoder import Embedding
+from samserve.network.families import NETWORK_SIDE
 
 from .compact import CellMask, DeferredMask, Work
 
 MASK_THRESHOLD = 0.0
 """A pixel belongs to the object if its logit is above this (`Sam.mask_threshold`)."""
-
-NETWORK_SIDE = 1024
-"""Width and height of the network's input in pixels."""
 
 LOW_RES_SIDE = 256
 """Width and height of the network's output in logits; it covers the whole input."""
@@ -58,7 +56,10 @@ class FullSize:
 
     def __init__(self, embedding: Embedding) -> None:
         (in_h, in_w), (height, width) = embedding.input_size, embedding.original_size
-        self.rows, self.columns = axis(in_h, height), axis(in_w, width)
+        if embedding.family.two_steps:
+            self.rows, self.columns = axis(in_h, height), axis(in_w, width)
+        else:
+            self.rows, self.columns = direct_axis(height), direct_axis(width)
         self._areas = np.outer(self.rows.count, self.columns.count)
         self._has_pixels = self._areas > 0  # an image below 256 pixels leaves many cells empty
 
@@ -245,10 +246,7 @@ class Axis:
 @lru_cache(maxsize=64)
 def axis(input_size: int, size: int) -> Axis:
     """Return the axis of a side of `size` pixels, which the encoder resized to `input_size`."""
-    position = np.maximum(_positions(input_size, size), 0)
-    lower = np.minimum(position.astype(np.intp), input_size - 1)
-    upper = np.minimum(lower + 1, input_size - 1)
-    share = position - lower
+    lower, upper, share = _interpolated_from(input_size, size)
     # Starts at -1: at the edge the outermost logit counts twice.
     in_low_res = _positions(LOW_RES_SIDE, NETWORK_SIDE)
     neighbour = np.floor(in_low_res).astype(np.intp)
@@ -262,12 +260,44 @@ def axis(input_size: int, size: int) -> Axis:
         taken[step, pixel] += weight * (1 - neighbour_share[read])
         taken[step + 1, pixel] += weight * neighbour_share[read]
 
+    return _axis_of(first, taken)
+
+
+@lru_cache(maxsize=64)
+def direct_axis(size: int) -> Axis:
+    """Return the axis of a side of `size` pixels that read the 256 logits in one step."""
+    lower, upper, share = _interpolated_from(LOW_RES_SIDE, size)
+    pixel = np.arange(size)
+    taken = np.zeros((3, size), np.float32)
+    taken[0] = 1 - share
+    taken[upper - lower, pixel] += share
+    return _axis_of(lower, taken)
+
+
+def _axis_of(first: NDArray[np.intp], taken: NDArray[np.float32]) -> Axis:
+    """Return the axis whose pixels read three logits each.
+
+    Args:
+        first: the first of the logits that each pixel reads; -1 for the edge, which is repeated.
+        taken: 3×size, their weights.
+    """
+    size = len(first)
+    pixel = np.arange(size)
     cell = first + 1
     cells = np.arange(cell[-1] + 1)
     start, count = np.searchsorted(cell, cells), np.bincount(cell)
     weights = np.full((3, count.max(), len(cells)), np.nan, np.float32)
     weights[:, pixel - start[cell], cell] = taken
     return Axis(cell, start, count, weights)
+
+
+def _interpolated_from(
+    n_read: int, n_made: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.float32]]:
+    """Return the two of `n_read` pixels that each of `n_made` reads, and the second one's share."""
+    position = np.maximum(_positions(n_read, n_made), 0)
+    lower = np.minimum(position.astype(np.intp), n_read - 1)
+    return lower, np.minimum(lower + 1, n_read - 1), position - lower
 
 
 def _positions(n_read: int, n_made: int) -> NDArray[np.float32]:

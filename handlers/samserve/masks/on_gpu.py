@@ -16,22 +16,15 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from samserve.network.decoder import Masks
+from samserve.network.decoded import Masks
 from samserve.network.encoder import Embedding
+from samserve.network.families import NETWORK_SIDE
 
 from .compact import PackedMask
-from .full_size import LOW_RES_SIDE, MASK_THRESHOLD, NETWORK_SIDE
-
-PROMPTS_PER_MASK = 16
-"""In the decoder's last layers, one mask takes about as much memory as so many prompts."""
+from .full_size import LOW_RES_SIDE, MASK_THRESHOLD
 
 PIXELS_AT_ONCE = 2**27
 """Pixels of full-size masks in one step: 4 bytes each, and a few copies exist at a time."""
-
-
-def masks_at_once(prompts_at_once: int) -> int:
-    """Return how many prompts' masks fit at once on a device that decodes so many prompts."""
-    return max(1, prompts_at_once // PROMPTS_PER_MASK)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,10 +89,12 @@ def _scored(
 
 def _upscaled(low_res_masks: torch.Tensor, embedding: Embedding) -> torch.Tensor:
     """Interpolate K×h×w logits of the input frame to K×H×W logits, one for each pixel."""
-    in_h, in_w = embedding.input_size
-    size = [side * NETWORK_SIDE // LOW_RES_SIDE for side in low_res_masks.shape[1:]]
-    padded = F.interpolate(low_res_masks[:, None], size, mode="bilinear", align_corners=False)
-    inside = padded[..., :in_h, :in_w]
+    inside = low_res_masks[:, None]
+    if embedding.family.two_steps:
+        in_h, in_w = embedding.input_size
+        size = [side * NETWORK_SIDE // LOW_RES_SIDE for side in low_res_masks.shape[1:]]
+        padded = F.interpolate(inside, size, mode="bilinear", align_corners=False)
+        inside = padded[..., :in_h, :in_w]
     full = F.interpolate(inside, embedding.original_size, mode="bilinear", align_corners=False)
     return full[:, 0]
 

@@ -5,10 +5,12 @@
     {"model_state": {"sam.image_encoder.…": tensor, …},  torch_em's training checkpoint, as
      "optimizer_state": …, "epoch": …, …}                micro-sam writes it
     {"image_encoder.…": …, "decoder_state": {…}}         micro-sam's export with a decoder for AIS
+    {"model": {"sam_mask_decoder.…": tensor, …}}         SAM 2, as Meta publishes it
 
 The prefixes `module.` of `DataParallel` and `_orig_mod.` of `torch.compile`, and any other prefix
 that all of the network's tensors share, are removed. Entries of unknown kinds stay, so that the
-caller refuses the file and names them.
+caller refuses the file and names them. SAM 2's checkpoints have parts that only videos need; they
+are left out.
 """
 
 from __future__ import annotations
@@ -18,13 +20,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .sam2 import is_video_part
+
 _CONTAINERS = ("model_state", "model_state_dict", "state_dict", "model")
 """Entries under which training programs keep a model's state dict."""
 
 _MAX_DEPTH = 3  # a state dict within a model within a checkpoint
 
 _NETWORK = re.compile(
-    r"(?P<prefix>(?:[^.]+\.)*?)(?:image_encoder|prompt_encoder|mask_decoder)\..+", re.DOTALL
+    r"(?P<prefix>(?:[^.]+\.)*?)(?:image_encoder|(?:sam_)?prompt_encoder|(?:sam_)?mask_decoder)\..+",
+    re.DOTALL,
 )
 
 # micro-sam's decoder for automatic instance segmentation (AIS) is a U-Net on the image encoder's
@@ -73,9 +78,19 @@ def weights_in(content: Mapping[Any, Any]) -> NetworkEntries:
         for key, value in weights.items()
         if key not in decoder_keys
     }
-    return NetworkEntries(
-        tensors, tuple(notes), weights is content and not prefix and not decoder_keys
-    )
+    video = _video_keys(tensors)
+    is_plain = weights is content and not prefix and not decoder_keys and not video
+    for key in video:
+        del tensors[key]
+    return NetworkEntries(tensors, tuple(notes), is_plain)
+
+
+def _video_keys(tensors: Mapping[Any, Any]) -> list[Any]:
+    """Return the names of SAM 2's tensors that only videos need."""
+    names = [key for key in tensors if isinstance(key, str)]
+    if not any(name.startswith("sam_mask_decoder.") for name in names):
+        return []
+    return [name for name in names if is_video_part(name)]
 
 
 def _container(content: Mapping[Any, Any]) -> str | None:

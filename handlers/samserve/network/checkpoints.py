@@ -24,7 +24,9 @@ from torch.overrides import TorchFunctionMode
 from samserve.model_types import MODEL_TYPES, is_mappable
 
 from . import checkpoint_layouts, checkpoint_pickles
-from .originals import Sam, sam_builder
+from .families import Network
+from .originals import sam_builder
+from .sam2 import SHAPES, Sam2, is_video_part
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +49,7 @@ class CheckpointError(ValueError):
 
 def load_network(
     model_type: str, path: Path, device: torch.device, precision: torch.dtype = torch.float32
-) -> Sam:
+) -> Network:
     """Return the network of a model type with a file's weights, for inference only.
 
     Args:
@@ -67,7 +69,7 @@ def model_from(
     state_dict: Mapping[str, torch.Tensor],
     origin: str,
     precision: torch.dtype = torch.float32,
-) -> Sam:
+) -> Network:
     """Return the network of a model type on the CPU. Tensors of the right dtype are not copied.
 
     Args:
@@ -94,7 +96,7 @@ def model_from(
     return model.requires_grad_(False)
 
 
-def blank_model(model_type: str) -> Sam:
+def blank_model(model_type: str) -> Network:
     """Return the network of a model type with random weights.
 
     Raises:
@@ -102,11 +104,13 @@ def blank_model(model_type: str) -> Sam:
     """
     if model_type not in MODEL_TYPES:
         raise CheckpointError(f"no model type {model_type!r}; there are {', '.join(MODEL_TYPES)}")
+    if model_type in SHAPES:
+        return Sam2(SHAPES[model_type])
     # Never pass the builder a `checkpoint`: it would unpickle the file without restrictions.
     return sam_builder(model_type)()
 
 
-def unallocated_model(model_type: str) -> Sam:
+def unallocated_model(model_type: str) -> Network:
     """Return the network of a model type, with weights that have shapes but no memory."""
     with _Unallocated():
         return blank_model(model_type)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
+from .decoded import FourMasks, Masks
 from .encoder import Embedding
 from .exact_decoder import ExactDecoder, PreparedImage, Upscaling
-from .originals import Sam
+from .families import Network, family_of
 
 PROMPTS_AT_ONCE = 16
 """The number of prompts that one thread of a CPU decodes in a call; about 3 MB of memory each."""
@@ -26,6 +26,9 @@ ORIGINAL_AT_ONCE = 4
 GPU_PROMPTS_AT_ONCE = 1024
 """The number of prompts that a GPU decodes in a call, if its memory is sufficient: automask's whole
 grid of points."""
+
+PROMPTS_PER_MASK = 16
+"""In the decoder's last layers, one mask takes about as much memory as so many prompts."""
 
 MAX_EXACT_POINTS = 24
 """The most points in a prompt for which the exact decoder is faster than the original one."""
@@ -44,35 +47,11 @@ class Image:
         return self.embedding.features.nbytes + self.prepared.nbytes
 
 
-class Masks(Protocol):
-    """B decoded prompts.
-
-    Attributes:
-        iou_predictions: B×4, one for each of the network's four masks; see `single_or_three`.
-    """
-
-    @property
-    def iou_predictions(self) -> torch.Tensor: ...
-
-    def low_res_masks(self, prompt: int, channels: slice | list[int]) -> torch.Tensor:
-        """Return C×h×w logits of one prompt: the part of 256×256 that the image's pixels need."""
-        ...
-
-    def of_several(self, prompts: list[int], channels: slice) -> torch.Tensor:
-        """Return K×C×h×w logits of several prompts, computed in one batch, as suits a GPU."""
-        ...
-
-
-def single_or_three(multimask_output: bool) -> slice:
-    """Return which of the four masks answer a prompt: three if it may be ambiguous, or one."""
-    return slice(1, 4) if multimask_output else slice(0, 1)
-
-
 class Decoder:
     """The decoder of one model, ready to run.
 
     Args:
-        model: a `Sam` of any type.
+        model: a network of any type.
         upscale: runs in place of PyTorch's upscaler, for a compiled one.
 
     Attributes:
@@ -80,8 +59,9 @@ class Decoder:
             memory. `at_once` returns it for prompts of one kind.
     """
 
-    def __init__(self, model: Sam, upscale: Upscaling | None = None) -> None:
+    def __init__(self, model: Network, upscale: Upscaling | None = None) -> None:
         self._model = model
+        self._family = family_of(model)
         on_cpu = model.device.type == "cpu"
         self._exact = ExactDecoder(model, upscale, at_once=1 if on_cpu else None)
         self.prompts_at_once = PROMPTS_AT_ONCE if on_cpu else GPU_PROMPTS_AT_ONCE
@@ -103,7 +83,10 @@ class Decoder:
 
     def prepare(self, embedding: Embedding) -> Image:
         """Compute the image's part of decoding, which is about as much work as one prompt."""
-        return Image(embedding, self._exact.prepare(embedding.features, embedding.input_size))
+        return Image(
+            embedding,
+            self._exact.prepare(embedding.features, embedding.input_size, embedding.maps),
+        )
 
     @torch.inference_mode()
     def decode(
@@ -128,12 +111,21 @@ class Decoder:
             whole: whether the logits beyond the image are needed, too. The exact decoder has none.
         """
         count = 0 if points is None else points[1].shape[1]
+        decoded: FourMasks
         if whole or needs_original(count, masks is not None):
-            return decode_plain(
+            decoded = decode_plain(
                 self._model, image.embedding, points=points, boxes=boxes, masks=masks
             )
-        sparse, _ = self._prompt_encoder(points=points, boxes=boxes, masks=None)
-        return self._exact.decode(image.prepared, sparse.to(self._model.device))
+        else:
+            padded = self._family.padded(points, boxes)
+            sparse, _ = self._prompt_encoder(points=padded, boxes=boxes, masks=None)
+            decoded = self._exact.decode(image.prepared, sparse.to(self._model.device))
+        return self._family.choose(decoded, masks_at_once(self.prompts_at_once))
+
+
+def masks_at_once(prompts_at_once: int) -> int:
+    """Return how many prompts' masks fit at once on a device that decodes so many prompts."""
+    return max(1, prompts_at_once // PROMPTS_PER_MASK)
 
 
 def needs_original(points: int, masks: bool) -> bool:
@@ -168,7 +160,7 @@ class PlainMasks:
 
 @torch.inference_mode()
 def decode_plain(
-    model: Sam,
+    model: Network,
     embedding: Embedding,
     *,
     points: tuple[torch.Tensor, torch.Tensor] | None = None,
@@ -176,16 +168,14 @@ def decode_plain(
     masks: torch.Tensor | None = None,
 ) -> PlainMasks:
     """Like `Decoder.decode`, with the original modules. Tests compare the exact decoder with it."""
-    device = model.device
+    device, family = model.device, family_of(model)
+    points = family.padded(points, boxes)
     sparse, dense = model.prompt_encoder(
         points=None if points is None else (points[0].to(device), points[1].to(device)),
         boxes=None if boxes is None else boxes.to(device),
         masks=None if masks is None else masks.to(device),
     )
-    low_res_masks, iou_predictions = model.mask_decoder.predict_masks(
-        image_embeddings=embedding.features,
-        image_pe=model.prompt_encoder.get_dense_pe(),
-        sparse_prompt_embeddings=sparse,
-        dense_prompt_embeddings=dense,
+    low_res_masks, iou_predictions = family.plain_masks(
+        model, embedding.features, embedding.maps, sparse, dense
     )
     return PlainMasks(iou_predictions, low_res_masks)

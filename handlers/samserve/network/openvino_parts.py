@@ -17,19 +17,18 @@ import torch
 from torch import nn
 from torch.export import Dim
 
-from .encoder import fold_batch_norms
 from .exact_decoder import ExactDecoder, Upscaler
-from .originals import Sam
+from .families import NETWORK_SIDE, Network, family_of
 
-Network = Callable[..., torch.Tensor]
+Compiled = Callable[..., Any]
 
 
 @torch.no_grad()
-def export(model: Sam, folder: Path) -> None:
+def export(model: Network, folder: Path) -> None:
     """Write the encoder and the decoder's upscaler of a model to `folder`, as `COMPILED_FILES`."""
-    side = model.image_encoder.img_size
-    encoder = fold_batch_norms(model.image_encoder)
-    _export_module(encoder, (torch.zeros(1, 3, side, side),), None, folder / "encoder.xml")
+    family = family_of(model)
+    pixels = torch.zeros(1, 3, NETWORK_SIDE, NETWORK_SIDE)
+    _export_module(family.encoder(model), (pixels,), None, folder / "encoder.xml")
     # The number of tokens, the number of masks and the shape of the image vary.
     rank, masks = Dim("rank", min=16, max=4096), Dim("masks", min=1, max=4)
     height, width = Dim("height", min=1, max=64), Dim("width", min=1, max=64)
@@ -50,14 +49,18 @@ def export(model: Sam, folder: Path) -> None:
         "d1": area,
         "hyper": {0: masks},
     }
+    for name, (_, _, channels) in zip(("coarse", "fine"), family.map_shapes, strict=False):
+        inputs[name] = torch.zeros(64, 48, channels)
+        varying[name] = area
     upscaler: Upscaler = ExactDecoder(model).upscaler
     _export_module(upscaler, tuple(inputs.values()), varying, folder / "upscaler.xml")
 
 
-def load(folder: Path, threads: int) -> tuple[Network, Network]:
+def load(folder: Path, threads: int) -> tuple[Compiled, Compiled]:
     """Return the encoder and the upscaler that `export` wrote.
 
-    Both take tensors, return a tensor, and may be called from several threads at once.
+    Both take tensors, return a tensor or a tuple of them, and may be called from several threads at
+    once.
 
     Args:
         folder: the folder with the exported files.
@@ -102,7 +105,7 @@ def _export_module(
     openvino.save_model(frontend.convert(frontend.load(decoder)), path, compress_to_fp16=False)
 
 
-def _callable(compiled: list[Any]) -> Network:
+def _callable(compiled: list[Any]) -> Compiled:
     """Return a function that runs whichever of these copies of one network is free."""
     free: queue.LifoQueue[Any] = queue.LifoQueue()
     for network in compiled:
@@ -111,11 +114,13 @@ def _callable(compiled: list[Any]) -> Network:
         network.inputs[0].get_element_type().to_dtype()
         free.put(network.create_infer_request())
 
-    def run(*inputs: torch.Tensor) -> torch.Tensor:
+    def run(*inputs: torch.Tensor) -> torch.Tensor | tuple[torch.Tensor, ...]:
         arrays = [tensor.numpy() for tensor in inputs]
         request = free.get()
         try:
-            return torch.from_numpy(request.infer(arrays, share_inputs=True)[0])
+            results = request.infer(arrays, share_inputs=True)
+            first, *others = (torch.from_numpy(results[i]) for i in range(len(results)))
+            return (first, *others) if others else first
         finally:
             free.put(request)
 

@@ -4,7 +4,8 @@ They are in one module for three reasons: the other modules get types instead of
 packages, warnings during the import are silenced in one place, and a reader sees at a glance which
 parts of the original code this package uses.
 
-The networks vit_b, vit_l and vit_h are segment_anything's, vit_t is mobile_sam's. mobile_sam is a
+The networks vit_b, vit_l and vit_h are segment_anything's, vit_t is mobile_sam's. SAM 2's are in
+`sam2.py`, and use segment_anything's prompt encoder and mask decoder. mobile_sam is a
 copy of segment_anything with one more encoder, so everything that both have is imported from
 segment_anything.
 """
@@ -15,7 +16,14 @@ import warnings
 from collections.abc import Callable
 
 from segment_anything import sam_model_registry as _segment_anything
-from segment_anything.modeling import ImageEncoderViT, Sam
+from segment_anything.modeling import (
+    ImageEncoderViT,
+    MaskDecoder,
+    PromptEncoder,
+    Sam,
+    TwoWayTransformer,
+)
+from segment_anything.modeling.mask_decoder import MLP
 from segment_anything.utils.amg import (
     build_point_grid,
     generate_crop_boxes,
@@ -45,9 +53,13 @@ def sam_builder(model_type: str) -> Callable[[], Sam]:
 
 
 __all__ = [
+    "MLP",
     "ImageEncoderViT",
+    "MaskDecoder",
+    "PromptEncoder",
     "ResizeLongestSide",
     "Sam",
+    "TwoWayTransformer",
     "build_point_grid",
     "generate_crop_boxes",
     "remove_small_regions",

@@ -27,6 +27,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .windows import from_windows, to_windows
+
 _STRIP = 2
 """The number of rows of queries in a strip on a CPU: their scores for all keys take some MB."""
 
@@ -82,13 +84,13 @@ class _Block(nn.Module):
         self.register_buffer("positions", torch.cat([by_row, by_column], 1))  # side²×2·side
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        size = x.shape[1:3]
+        size = (x.shape[1], x.shape[2])
         qkv = self.qkv(self.norm1(x))
         if self.window:
-            qkv = _windows(qkv, self.window, self.qkv.bias)
+            qkv = to_windows(qkv, self.window, self.qkv.bias)
         attended = self._attend(qkv)
         if self.window:
-            attended = _picture(attended, size)
+            attended = from_windows(attended, size)
         x = x + self.project(attended)
         x = x + self.mlp(self.norm2(x))
         return x
@@ -151,22 +153,3 @@ def _in_strips(
         out[:, strip] = torch.bmm(scores.softmax(-1), values).view_as(out[:, strip])
     return out.flatten(1, 2).view_as(q)
 
-
-def _windows(x: torch.Tensor, window: int, empty: torch.Tensor) -> torch.Tensor:
-    """B×H×W×C -> B·windows × window × window × C, with `empty` in the tokens of the padding."""
-    batch, height, width, channels = x.shape
-    down, across = -(-height // window), -(-width // window)
-    padded = empty.expand(batch, down * window, across * window, channels).clone()
-    padded[:, :height, :width] = x
-    windows = padded.view(batch, down, window, across, window, channels).transpose(2, 3)
-    return windows.reshape(-1, window, window, channels)
-
-
-def _picture(windows: torch.Tensor, size: torch.Size) -> torch.Tensor:
-    """Invert `_windows`: put the windows together, without the tokens of the padding."""
-    height, width = size
-    window, channels = windows.shape[1], windows.shape[3]
-    down, across = -(-height // window), -(-width // window)
-    x = windows.view(-1, down, across, window, window, channels).transpose(2, 3)
-    x = x.reshape(-1, down * window, across * window, channels)
-    return x[:, :height, :width]

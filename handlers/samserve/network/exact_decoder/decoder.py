@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from samserve.network.originals import Sam
+from samserve.network.families import Network, family_of
 
 from .image import ImageWeights, PreparedImage
 from .masks import ExactMasks
@@ -24,7 +24,7 @@ class ExactDecoder:
     """The rewritten decoder of one model.
 
     Args:
-        model: a `Sam` of any type. Its decoder's weights are read here, so later changes to them
+        model: a network of any type. Its decoder's weights are read here, so later changes to them
             have no effect.
         upscale: runs in place of `Upscaler.in_strips`, for a compiled upscaler.
         at_once: the number of prompts whose pixels are computed together; None for all prompts of
@@ -33,11 +33,12 @@ class ExactDecoder:
 
     @torch.inference_mode()
     def __init__(
-        self, model: Sam, upscale: Upscaling | None = None, at_once: int | None = None
+        self, model: Network, upscale: Upscaling | None = None, at_once: int | None = None
     ) -> None:
         weights = DoubleWeights(model)
         self._at_once = at_once
         self._decoder = decoder = model.mask_decoder
+        self._output_tokens = family_of(model).output_tokens(decoder)
         self._transformer = decoder.transformer
         layer0, layer1 = self._transformer.layers
         self._epsilon = (layer0.norm4.eps, layer1.norm4.eps)
@@ -54,15 +55,21 @@ class ExactDecoder:
         self._upscale = upscale or self.upscaler.in_strips
 
     @torch.inference_mode()
-    def prepare(self, features: torch.Tensor, input_size: tuple[int, int]) -> PreparedImage:
+    def prepare(
+        self,
+        features: torch.Tensor,
+        input_size: tuple[int, int],
+        maps: tuple[torch.Tensor, ...] = (),
+    ) -> PreparedImage:
         """Compute the image's part of decoding, once for all prompts.
 
         Args:
             features: 1×256×64×64, the encoder's output.
             input_size: (height, width) of the part of the network's input that the image covers,
                 in pixels.
+            maps: the image's finer maps, if the network has any; see `Embedding.maps`.
         """
-        return self._image_weights.prepare(features, input_size)
+        return self._image_weights.prepare(features, input_size, maps)
 
     @torch.inference_mode()
     def decode(self, image: PreparedImage, sparse: torch.Tensor) -> ExactMasks:
@@ -73,7 +80,7 @@ class ExactDecoder:
             sparse: B×n×256, the prompt encoder's sparse embeddings, on the model's device.
         """
         decoder, (layer0, layer1) = self._decoder, self._transformer.layers
-        output_tokens = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight])
+        output_tokens = self._output_tokens
         tokens_pe = torch.cat([output_tokens.expand(len(sparse), -1, -1), sparse], dim=1)
         state = _State.empty(len(sparse), self._heads * tokens_pe.shape[1], image)
 
@@ -89,10 +96,10 @@ class ExactDecoder:
         count = len(output_tokens)
         tokens = self._read_final(image, tokens[:, :count], tokens_pe[:, :count], u, state)
 
-        masks = tokens[:, 1:]
+        iou, masks = tokens[:, -5], tokens[:, -4:]
         mlps = decoder.output_hypernetworks_mlps
         return ExactMasks(
-            iou_predictions=decoder.iou_prediction_head(tokens[:, 0]),
+            iou_predictions=decoder.iou_prediction_head(iou),
             _upscaler=self.upscaler,
             _upscale=self._upscale,
             _up=self._token_weights.up,

@@ -44,6 +44,8 @@ class PreparedImage:
     """‖Eγ₀‖² of each pixel, centred, N."""
     along_c: torch.Tensor
     """2·Eγ₀·c of each pixel, N."""
+    maps: tuple[torch.Tensor, ...]
+    """What the upscaler adds of the image's finer maps, h×w×256 and h×w×512; SAM 1 has none."""
     upscaled: torch.Tensor
     """E through the first transposed convolution, h×w×256, for the pixels that the image covers.
     The others are padding. Tokens attend to padding too, but its masks would be cut off."""
@@ -51,7 +53,8 @@ class PreparedImage:
     @property
     def nbytes(self) -> int:
         """The bytes of memory of all parts. Most parts share one storage, which counts once."""
-        storages = {t.untyped_storage().data_ptr(): t for t in vars(self).values()}
+        parts = [t for t in vars(self).values() if isinstance(t, torch.Tensor)]
+        storages = {t.untyped_storage().data_ptr(): t for t in [*parts, *self.maps]}
         return sum(t.untyped_storage().nbytes() for t in storages.values())
 
 
@@ -102,13 +105,19 @@ class ImageWeights:
     def _centred(self, w: DoubleWeights, matrix: torch.Tensor) -> _Affine:
         return matrix @ w.centre, (matrix @ w.centre @ self._shift)[:, None]
 
-    def prepare(self, features: torch.Tensor, input_size: tuple[int, int]) -> PreparedImage:
+    def prepare(
+        self,
+        features: torch.Tensor,
+        input_size: tuple[int, int],
+        maps: tuple[torch.Tensor, ...],
+    ) -> PreparedImage:
         """Compute the image's part of decoding.
 
         Args:
             features: 1×256×64×64, the encoder's output.
             input_size: (height, width) of the part of the network's input that the image covers,
                 in pixels.
+            maps: the image's finer maps, 64×64×256 and 64×64×512, or none.
         """
         height, width = map(embedded, input_size)
         pixels = features[0].flatten(1)
@@ -137,6 +146,7 @@ class ImageWeights:
             norm0=norm0,
             norm1=norm1,
             along_c=along_c[0],
+            maps=tuple(part[:height, :width] for part in maps),
             upscaled=upscaled.view(-1, SIDE, SIDE)[:, :height, :width]
             .permute(1, 2, 0)
             .contiguous(),

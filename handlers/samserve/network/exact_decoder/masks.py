@@ -49,6 +49,7 @@ class ExactMasks:
             self._covered(self._d0[prompts]),
             self._covered(self._d1[prompts]),
             self._hyper[prompts, channels],
+            *self._image.maps,
         )
 
     def _covered(self, of_pixels: torch.Tensor) -> torch.Tensor:

@@ -14,14 +14,9 @@ from torch.nn import functional as F
 _STRIP = 1024
 """The number of pixels that are upscaled together: their activations fit the cache."""
 
-UpscalerInputs = tuple[
-    torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
-]
+UpscalerInputs = tuple[torch.Tensor, ...]
 
-Upscaling = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor],
-    torch.Tensor,
-]
+Upscaling = Callable[..., torch.Tensor]
 """A function with the arguments and the result of `Upscaler.forward`."""
 
 
@@ -59,10 +54,13 @@ class Upscaler(nn.Module):
         d0: torch.Tensor,
         d1: torch.Tensor,
         hyper: torch.Tensor,
+        coarse: torch.Tensor | None = None,
+        fine: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Return the logits of C masks of a prompt.
 
-        For B prompts, all arguments but `upscaled`, and the result, have a first dimension B.
+        For B prompts, all arguments but those of the image (`upscaled`, `coarse`, `fine`), and the
+        result, have a first dimension B.
 
         Args:
             upscaled: h×w×256, the image's part.
@@ -70,6 +68,8 @@ class Upscaler(nn.Module):
             u: 2J×256, through the first convolution.
             d0, d1: h×w.
             hyper: C×32.
+            coarse: h×w×256, the image's map that SAM 2 adds after the first convolution.
+            fine: h×w×512, the map that it adds after the second one.
 
         Returns:
             C×4h×4w logits.
@@ -77,9 +77,14 @@ class Upscaler(nn.Module):
         height, width = d0.shape[-2:]
         x = upscaled.flatten(0, 1) * d0.flatten(-2)[..., None] + attention.flatten(-2).mT @ u
         x = (x + self.c) * d1.flatten(-2)[..., None] + self.bias
+        if coarse is not None:
+            x = x + coarse.flatten(0, 1)
         x = x.view(-1, 64)  # a row for each of the four pixels that a pixel becomes
         x = F.layer_norm(x, (64,), self.norm.weight, self.norm.bias, self.norm.eps)
-        x = F.gelu(F.gelu(x) @ self.weight2 + self.bias2)
+        x = F.gelu(x) @ self.weight2 + self.bias2
+        if fine is not None:
+            x = x.view(*hyper.shape[:-2], -1, 512) + fine.flatten(0, 1)
+        x = F.gelu(x)
         logits = hyper @ x.view(*hyper.shape[:-2], -1, 32).mT
         # A pixel's 16 logits are adjacent: (dy, dx) of the first convolution, then the second.
         logits = logits.view(-1, height, width, 2, 2, 2, 2)
@@ -88,10 +93,14 @@ class Upscaler(nn.Module):
 
     def in_strips(self, *inputs: torch.Tensor) -> torch.Tensor:
         """Like `forward` for one prompt, in strips of rows that fit the processor's cache."""
-        upscaled, attention, u, d0, d1, hyper = inputs
+        upscaled, attention, u, d0, d1, hyper, *maps = inputs
         height, width = d0.shape
         step = max(1, _STRIP // width)
         strips = [slice(i, i + step) for i in range(0, height, step)]
         return torch.cat(
-            [self(upscaled[s], attention[:, s], u, d0[s], d1[s], hyper) for s in strips], dim=1
+            [
+                self(upscaled[s], attention[:, s], u, d0[s], d1[s], hyper, *(m[s] for m in maps))
+                for s in strips
+            ],
+            dim=1,
         )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from samserve.network.originals import Sam
+from samserve.network.families import Network
 
 
 class DoubleWeights:
@@ -22,7 +22,7 @@ class DoubleWeights:
     The formulas are in the package's docstring and in `docs/exact-decoder.md`.
 
     Args:
-        model: a `Sam` of any type.
+        model: a network of any type.
 
     Attributes:
         t0, t1, i0, i1, final: the attention modules: token to image (t) and image to token (i)
@@ -39,7 +39,7 @@ class DoubleWeights:
         up_bias: 256, its bias.
     """
 
-    def __init__(self, model: Sam) -> None:
+    def __init__(self, model: Network) -> None:
         decoder = model.mask_decoder
         layer0, layer1 = decoder.transformer.layers
         self.t0, self.t1 = layer0.cross_attn_token_to_image, layer1.cross_attn_token_to_image
