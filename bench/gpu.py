@@ -161,7 +161,7 @@ class Ours:
         compiled: bool = False,
     ) -> None:
         sam = model_from(model_type, state_dict, model_type, precision).to(device)
-        network = compiled_by_inductor(sam.image_encoder, precision) if compiled else None
+        network = compiled_by_inductor(sam, precision) if compiled else None
         self._encoder, decoder = Encoder(sam, network, precision), Decoder(sam)
         decoder.prompts_at_once = prompts_that_fit(self._encoder, decoder, reserved=0)
         cache = EmbeddingCache(self._encoder, decoder, identity="", memory_bytes=0, store=None)
@@ -181,7 +181,7 @@ class Ours:
         self._segmenter.automask(self._picture, points_per_side=POINTS)
 
     def encode(self, pixels: torch.Tensor) -> None:
-        self._encoder.features(pixels)
+        self._encoder.outputs(pixels)
 
 
 def _model(model_type: str, state_dict: Any) -> Any:

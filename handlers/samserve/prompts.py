@@ -65,6 +65,7 @@ class Prompt:
         points = 0 if self.point_labels is None else len(self.point_labels)
         return Kind(self.box is not None, points, self.mask_input is not None, self.return_logits)
 
+
 def prompt_of(
     box: ArrayLike | None = None,
     point_coords: ArrayLike | None = None,
@@ -259,7 +260,9 @@ def _predict(
                     image_size=embedding.original_size,
                     predicted_iou=iou,
                     prompt_idx=prompt_idx,
-                    low_res_logits=rounded(embedding.family.limited(logits)) if wants_logits else None,
+                    low_res_logits=rounded(embedding.family.limited(logits))
+                    if wants_logits
+                    else None,
                 )
                 for mask, iou, logits in zip(masks, predicted_iou, low_res_masks, strict=True)
             ]

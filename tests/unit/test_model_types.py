@@ -113,7 +113,7 @@ def test_compiling_changes_nothing(model: Any) -> None:
     """As for a GPU, on the CPU."""
     small = with_small_vit(model)
     plain = Encoder(small).encode(picture("coins")).features
-    network = compiled_by_inductor(small.image_encoder, torch.float32)
+    network = compiled_by_inductor(small, torch.float32)
     compiled = Encoder(small, network).encode(picture("coins")).features
     assert (compiled - plain).abs().max() < 1e-4
 

@@ -172,9 +172,7 @@ class EmbeddingCache:
         return entry
 
     def _stored(self, stored: bytes, key: str, source: Source) -> EmbeddedImage | None:
-        embedding = embedding_from_bytes(
-            stored, self._encoder.family, self._encoder.device
-        )
+        embedding = embedding_from_bytes(stored, self._encoder.family, self._encoder.device)
         return None if embedding is None else EmbeddedImage(self._prepared(embedding, key), source)
 
     def _encode(self, pixels: NDArray[np.uint8], key: str) -> EmbeddedImage:

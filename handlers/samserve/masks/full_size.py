@@ -4,9 +4,9 @@ The masks equal the reference's. SAM 1 has two bilinear steps, 256 to 1024 to th
 (`Sam.postprocess_masks`); SAM 2 has one. Then comes the threshold.
 
 Why it is fast: together the steps make each pixel's logit a weighted mean of 3×3 of the 256×256
-logits (of 2×2, if there is one step). Pixels with the same 3×3 form a *cell*. If all nine logits are above a threshold,
-so is every pixel of the cell; if none is, no pixel is. Only the remaining cells, those along the
-outline, are computed pixel by pixel.
+logits (of 2×2, if there is one step). Pixels with the same 3×3 form a *cell*. If all nine logits
+are above a threshold, so is every pixel of the cell; if none is, no pixel is. Only the remaining
+cells, those along the outline, are computed pixel by pixel.
 
 The module does not choose masks: `automask` does.
 """

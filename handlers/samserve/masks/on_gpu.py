@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from samserve.network.decoded import Masks
+from samserve.network.decoded import FourMasks
 from samserve.network.encoder import Embedding
 from samserve.network.families import NETWORK_SIDE
 
@@ -41,7 +41,7 @@ class ScoredMask:
 
 @torch.inference_mode()
 def scored(
-    decoded: Masks,
+    decoded: FourMasks,
     masks: Sequence[tuple[int, int]],
     embedding: Embedding,
     offset: float,

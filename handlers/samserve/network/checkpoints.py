@@ -26,7 +26,7 @@ from samserve.model_types import MODEL_TYPES, is_mappable
 from . import checkpoint_layouts, checkpoint_pickles
 from .families import Network
 from .originals import sam_builder
-from .sam2 import SHAPES, Sam2, is_video_part
+from .sam2 import SHAPES, Sam2
 
 logger = logging.getLogger(__name__)
 

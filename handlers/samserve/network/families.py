@@ -4,9 +4,9 @@
     input            longer side 1024, the rest is padding  1024×1024, without the aspect ratio
     resized by       Pillow, to bytes                       PyTorch, to floats, with antialiasing
     embedding        256×64×64                              the same, and two finer maps
-    output tokens    predicted IoU, four masks              one for the object's presence before them
-    a box alone      two tokens                             two tokens and one of padding
-    one mask wanted  the first of four                      the best of three if the first is unstable
+    output tokens    predicted IoU, four masks              one more: is the object there?
+    a box alone      two tokens                             two tokens, and one of padding
+    one mask         the first of four                      the first, if it is stable
     to full size     256² → 1024² → the image               256² → the image
 
 `family_of` returns the family of a network.
@@ -71,7 +71,7 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def preprocess(self, image: NDArray[np.uint8], network: Network) -> torch.Tensor:
+    def preprocess(self, image: NDArray[np.uint8], network: Any) -> torch.Tensor:
         """Return the 1×3×1024×1024 input of the encoder for an H×W×3 uint8 RGB image."""
 
     @abstractmethod
@@ -81,7 +81,7 @@ class Family(ABC):
         """Convert (…, 2) XY from pixels of an image of this size to pixels of the input."""
 
     @abstractmethod
-    def encoder(self, network: Network) -> nn.Module:
+    def encoder(self, network: Any) -> nn.Module:
         """Return a module that runs the image encoder with less work than the original."""
 
     @abstractmethod
@@ -139,7 +139,7 @@ class SamFamily(Family):
             )
         return in_h, in_w
 
-    def preprocess(self, image: NDArray[np.uint8], network: Network) -> torch.Tensor:
+    def preprocess(self, image: NDArray[np.uint8], network: Any) -> torch.Tensor:
         resized = torch.as_tensor(self._transform.apply_image(image), device=network.device)
         pixels: torch.Tensor = network.preprocess(resized.permute(2, 0, 1).contiguous()[None])
         return pixels
@@ -150,7 +150,7 @@ class SamFamily(Family):
         scale: NDArray[np.float64] = np.array(input_size[::-1]) / np.array(size[::-1])
         return coords * scale
 
-    def encoder(self, network: Network) -> nn.Module:
+    def encoder(self, network: Any) -> nn.Module:
         encoder = network.image_encoder
         return ViT(encoder) if isinstance(encoder, ImageEncoderViT) else fold_batch_norms(encoder)
 
@@ -177,7 +177,7 @@ class Sam2Family(Family):
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         return NETWORK_SIDE, NETWORK_SIDE
 
-    def preprocess(self, image: NDArray[np.uint8], network: Network) -> torch.Tensor:
+    def preprocess(self, image: NDArray[np.uint8], network: Any) -> torch.Tensor:
         device, side = network.device, NETWORK_SIDE
         channels = []
         for channel, mean, deviation in zip(
@@ -196,7 +196,7 @@ class Sam2Family(Family):
         shares = coords.astype(np.float32) / np.array(size[::-1], np.float32)
         return shares * np.float32(NETWORK_SIDE)
 
-    def encoder(self, network: Network) -> nn.Module:
+    def encoder(self, network: Any) -> nn.Module:
         return Hiera(network)
 
     def output_tokens(self, decoder: Any) -> torch.Tensor:

@@ -16,11 +16,13 @@ what `SAM2ImagePredictor.set_image` does after them; only float rounding differs
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .sam2 import FIRST_STAGE_SIDE, SIDE, Block, Sam2, Trunk
+from .sam2 import FIRST_STAGE_SIDE, SIDE, Sam2, Trunk
 from .windows import from_windows, to_windows
 
 
@@ -37,17 +39,18 @@ class Hiera(nn.Module):
     @torch.no_grad()
     def __init__(self, model: Sam2) -> None:
         super().__init__()
-        trunk = model.image_encoder.trunk
+        trunk: Any = model.image_encoder.trunk
         self.patch_embed = trunk.patch_embed.proj
         self.register_buffer("positions", _positions(trunk))
         self.blocks = nn.ModuleList(_Block(block) for block in trunk.blocks)
         self.stage_ends = trunk.stage_ends
-        last, third, second, first = (part.conv for part in model.image_encoder.neck.convs)
+        neck: Any = model.image_encoder.neck
+        last, third, second, first = (part.conv for part in neck.convs)
         decoder = model.mask_decoder
         self.to_fine = _composed(first, decoder.conv_s0)
         self.to_coarse = _composed(second, decoder.conv_s1)
         self.to_features = _linear(third)
-        self.to_features.bias += model.no_mem_embed[0, 0]
+        self.to_features.bias.add_(model.no_mem_embed[0, 0])
         self.to_features_below = _linear(last)
 
     def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -92,7 +95,7 @@ def as_maps(coarse: torch.Tensor, fine: torch.Tensor) -> tuple[torch.Tensor, tor
 class _Block(nn.Module):
     """A transformer block: attention and an MLP, each with a residual; B×H×W×C."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, block: Any) -> None:
         super().__init__()
         self.norm1, self.norm2 = block.norm1, block.norm2
         self.qkv, self.project = block.attn.qkv, block.attn.proj
@@ -101,7 +104,7 @@ class _Block(nn.Module):
         self.heads, self.window = block.heads, block.window
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        normed = self.norm1(x)
+        normed: torch.Tensor = self.norm1(x)
         if self.shortcut is not None:
             x = _pooled(self.shortcut(normed))
         qkv = self.qkv(normed)
@@ -111,7 +114,8 @@ class _Block(nn.Module):
         if self.window:
             attended = from_windows(attended, (x.shape[1], x.shape[2]))
         x = x + self.project(attended)
-        return x + self.narrow(F.gelu(self.widen(self.norm2(x))))
+        x = x + self.narrow(F.gelu(self.widen(self.norm2(x))))
+        return x
 
     def _attend(self, qkv: torch.Tensor) -> torch.Tensor:
         """B×side×side×3C queries, keys and values -> B×side×side×C, or half that side."""
@@ -119,7 +123,7 @@ class _Block(nn.Module):
         q, k, v = qkv.chunk(3, dim=-1)
         if self.shortcut is not None:
             q = _pooled(q)
-        out = F.scaled_dot_product_attention(*(self._by_head(part) for part in (q, k, v)))
+        out = F.scaled_dot_product_attention(self._by_head(q), self._by_head(k), self._by_head(v))
         side = q.shape[1]
         return out.transpose(1, 2).reshape(batch, side, side, -1)
 
@@ -149,7 +153,7 @@ def _positions(trunk: Trunk) -> torch.Tensor:
     return (enlarged + trunk.pos_embed_window.tile(1, 1, times, times)).permute(0, 2, 3, 1)
 
 
-def _linear(conv: nn.Conv2d) -> nn.Linear:
+def _linear(conv: Any) -> nn.Linear:
     """Return a copy of a 1×1 convolution as a linear layer of the last dimension."""
     linear = nn.Linear(conv.in_channels, conv.out_channels).to(conv.weight)
     linear.weight.copy_(conv.weight[:, :, 0, 0])
@@ -157,7 +161,7 @@ def _linear(conv: nn.Conv2d) -> nn.Linear:
     return linear.requires_grad_(False)
 
 
-def _composed(first: nn.Conv2d, second: nn.Conv2d) -> nn.Linear:
+def _composed(first: Any, second: Any) -> nn.Linear:
     """Return two 1×1 convolutions as one linear layer, composed in double precision."""
     linear = nn.Linear(first.in_channels, second.out_channels).to(first.weight)
     outer = second.weight[:, :, 0, 0].double()

@@ -73,7 +73,13 @@ SHAPES = {
 
 VIDEO_PARTS = (
     *("memory_attention.", "memory_encoder.", "mask_downsample.", "maskmem_tpos_enc"),
-    *("no_mem_pos_enc", "no_obj_ptr", "no_obj_embed_spatial", "obj_ptr_proj.", "obj_ptr_tpos_proj."),
+    *(
+        "no_mem_pos_enc",
+        "no_obj_ptr",
+        "no_obj_embed_spatial",
+        "obj_ptr_proj.",
+        "obj_ptr_tpos_proj.",
+    ),
     "sam_mask_decoder.pred_obj_score_head.",
 )
 """The beginnings of the names of a checkpoint's tensors that this network lacks."""
@@ -170,9 +176,7 @@ class Sam2MaskDecoder(MaskDecoder):  # type: ignore[misc]
     """
 
     def __init__(self) -> None:
-        transformer = TwoWayTransformer(
-            depth=2, embedding_dim=WIDTH, mlp_dim=2048, num_heads=8
-        )
+        transformer = TwoWayTransformer(depth=2, embedding_dim=WIDTH, mlp_dim=2048, num_heads=8)
         for layer in transformer.layers:
             # The same function as segment-anything's `MLPBlock`, under SAM 2's names.
             layer.mlp = MLP(WIDTH, 2048, WIDTH, 2)

@@ -152,4 +152,3 @@ def _in_strips(
         grid += columns[:, strip, :, None, :]
         out[:, strip] = torch.bmm(scores.softmax(-1), values).view_as(out[:, strip])
     return out.flatten(1, 2).view_as(q)
-

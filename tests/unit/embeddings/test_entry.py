@@ -21,6 +21,7 @@ from samserve.embeddings.payloads import Alias, embedding_from_bytes, embedding_
 from samserve.embeddings.redis_store import RedisStore
 from samserve.network.decoder import Decoder
 from samserve.network.encoder import Embedding, Encoder
+from samserve.network.families import SAM
 from samserve.pictures.decoding import DECODING_RULES
 from samserve.pictures.picture import Picture
 from tests.support.redis import running_redis
@@ -74,7 +75,7 @@ def test_an_embedding_is_four_sizes_and_float32_features() -> None:
     embedding = Embedding(features, input_size=(768, 1024), original_size=(300, 400))
     stored = struct.pack("<4I", 768, 1024, 300, 400) + features.numpy().astype("<f4").tobytes()
     assert embedding_to_bytes(embedding) == stored
-    loaded = embedding_from_bytes(stored, torch.device("cpu"))
+    loaded = embedding_from_bytes(stored, SAM, torch.device("cpu"))
     assert loaded is not None
     assert torch.equal(loaded.features, features)
     assert (loaded.input_size, loaded.original_size) == ((768, 1024), (300, 400))

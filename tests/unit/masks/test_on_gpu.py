@@ -12,8 +12,8 @@ import torch
 
 from samserve import automask
 from samserve.masks.full_size import FullSize
-from samserve.masks.on_gpu import masks_at_once, scored
-from samserve.network.decoder import PlainMasks
+from samserve.masks.on_gpu import scored
+from samserve.network.decoder import PlainMasks, masks_at_once
 from samserve.network.encoder import Embedding
 from samserve.pictures.picture import Picture
 from samserve.serving.requests import AutomaskRequest

@@ -270,7 +270,10 @@ def test_an_unknown_type_is_refused(checkpoint: Path) -> None:
 
 
 def test_model_types_are_filed_under_their_names() -> None:
-    assert list(MODEL_TYPES) == ["vit_t", "vit_b", "vit_l", "vit_h"]
+    assert list(MODEL_TYPES) == [
+        *("vit_t", "vit_b", "vit_l", "vit_h"),
+        *("sam2_t", "sam2_s", "sam2_bp", "sam2_l"),
+    ]
     assert all(name == model_type.name for name, model_type in MODEL_TYPES.items())
     assert all(t.url.endswith(f"/{t.filename}") for t in MODEL_TYPES.values())
 
