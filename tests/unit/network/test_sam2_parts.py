@@ -116,18 +116,18 @@ def test_openvino_computes_the_same(network: Any, embedding: Embedding, tmp_path
         assert (ours - theirs).abs().max() < 1e-4
     compiled, plain = Decoder(network, upscale), Decoder(network)
     for prompts in PROMPTS.values():
-        ours = compiled.decode(compiled.prepare(found), **prompts)
-        theirs = plain.decode(plain.prepare(embedding), **prompts)
-        assert np.array_equal(ours.channels(False), theirs.channels(False))
+        fast = compiled.decode(compiled.prepare(found), **prompts)
+        slow = plain.decode(plain.prepare(embedding), **prompts)
+        assert np.array_equal(fast.channels(False), slow.channels(False))
         for channels in ([0], [1, 2, 3], [2, 0]):
-            masks = [decoded.low_res_masks(1, channels) for decoded in (ours, theirs)]
+            masks = [decoded.low_res_masks(1, channels) for decoded in (fast, slow)]
             assert (masks[0] - masks[1]).abs().max() < 2e-3
 
 
 def bytes_held(image: Image) -> int:
     tensors = [image.embedding.features, *image.embedding.maps]
     for value in vars(image.prepared).values():
-        tensors += [t for t in (value if isinstance(value, tuple) else (value,))]
+        tensors += value if isinstance(value, tuple) else (value,)
     held = {
         t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
         for t in tensors
@@ -166,10 +166,9 @@ def masks_of(network: Any, embedding: Embedding) -> NDArray[np.bool_]:
 
 
 def test_maps_in_half_precision_would_change_masks(network: Any, embedding: Embedding) -> None:
-    """So they are stored in float32."""
+    """So they are stored in float32. About 15 pixels in a million differed."""
     halved = dataclasses.replace(
         embedding, maps=tuple(part.half().float() for part in embedding.maps)
     )
     differing = np.mean(masks_of(network, embedding) != masks_of(network, halved))
-    print(f"float16 maps: {differing:.2e} of the pixels differ")
-    assert differing > 1e-5
+    assert 0 < differing < 1e-3
