@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # keep a core from the other process. OpenMP reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-WEIGHTS_FIXTURES = {"model", "vit_b_weights"}
+WEIGHTS_FIXTURES = {"model", "vit_b_weights", "sam2_t_weights"}
 """Fixtures that need weights or torch."""
 
 
@@ -92,6 +92,17 @@ def vit_b_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
     folder = tmp_path_factory.mktemp("weights")
     random_weights.save("vit_b", folder)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="session")
+def sam2_t_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a random checkpoint of sam2_t, in the layout that `make weights` writes."""
+    from tests.support import random_weights
+
+    folder = tmp_path_factory.mktemp("weights")
+    random_weights.save("sam2_t", folder)
     yield folder
     shutil.rmtree(folder)
 

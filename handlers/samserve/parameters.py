@@ -141,8 +141,12 @@ class AutomaskParameters(Model):
         ge=1,
         description="Points decoded at once, at most. It does not change the answer.",
     )
-    pred_iou_thresh: float = Field(
-        default=0.88, ge=0, le=1, description="Keep masks whose predicted IoU is above this."
+    pred_iou_thresh: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Keep masks whose predicted IoU is above this. Absent: 0.88, and 0.8 for SAM 2, "
+        "as their authors have it.",
     )
     stability_score_thresh: float = Field(
         default=0.95, ge=0, le=1, description="Keep masks whose stability score is at least this."
@@ -336,7 +340,7 @@ class AutomaskKeywords(TypedDict, total=False):
 
     points_per_side: int
     points_per_batch: int
-    pred_iou_thresh: float
+    pred_iou_thresh: float | None
     stability_score_thresh: float
     stability_score_offset: float
     box_nms_thresh: float

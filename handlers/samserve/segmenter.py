@@ -287,7 +287,8 @@ def load(
     """Load a model. Its weights are downloaded, with a progress bar, if they are not there yet.
 
     Args:
-        model_type: `vit_t` (MobileSAM), or `vit_b`, `vit_l`, `vit_h` (segment-anything).
+        model_type: `vit_t` (MobileSAM), `vit_b`, `vit_l`, `vit_h` (segment-anything), or `sam2_t`,
+            `sam2_s`, `sam2_bp`, `sam2_l` (SAM 2.1).
         weights: a checkpoint of this type. None: the published one, in the state folder.
         device: PyTorch's name of the device. None: the first NVIDIA GPU, else the CPU.
         precision: the number format in which the image encoder computes.

@@ -15,6 +15,7 @@ import torch
 
 from samserve.model_types import sha256_of
 from samserve.network.checkpoints import unallocated_model
+from samserve.network.sam2 import SHAPES
 
 
 def state_dict(model_type: str, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -27,7 +28,10 @@ def state_dict(model_type: str, seed: int = 0) -> dict[str, torch.Tensor]:
 def save(model_type: str, folder: Path) -> Path:
     """Save a checkpoint, and beside it the JSON file of its origin, as `make weights` does."""
     path = folder / f"{model_type}.pt"
-    torch.save(state_dict(model_type), path)
+    state = state_dict(model_type)
+    # SAM 2's files have one more level, and parts for videos.
+    video = {"no_obj_ptr": torch.zeros(1, 256), "memory_encoder.out_proj.bias": torch.zeros(64)}
+    torch.save({"model": {**state, **video}} if model_type in SHAPES else state, path)
     origin = {"type": model_type, "name": "default", "url": "", "source": "random"}
     path.with_suffix(".json").write_text(json.dumps({**origin, "sha256": sha256_of(path)}))
     return path

@@ -183,8 +183,8 @@ class RoutedRequest(JsonBody):
     type: str = Field(
         DEFAULT_MODEL_TYPE,
         max_length=MAX_TYPE_LENGTH,
-        description="Model type: `vit_h`, `vit_l`, `vit_b` (segment-anything) "
-        "or `vit_t` (MobileSAM). It must be loaded.",
+        description="Model type: `vit_h`, `vit_l`, `vit_b` (segment-anything), `vit_t` (MobileSAM), "
+        "or `sam2_t`, `sam2_s`, `sam2_bp`, `sam2_l` (SAM 2.1). It must be loaded.",
         examples=["vit_t"],
     )
     checkpoint_url: Annotated[str | None, AfterValidator(_absent_if_empty)] = Field(
@@ -377,5 +377,7 @@ class AutomaskRequest(AutomaskParameters, SegmentRequest):
 SAMAPI_DEFAULTS: dict[str, object] = {
     "output_type": OutputType.SINGLE_MASK,
     "include_image_edge": False,
+    "pred_iou_thresh": 0.88,
 }
-"""The defaults of samapi (version 0.3 and later) that differ from segment-anything's behaviour."""
+"""The defaults of samapi (version 0.3 and later) that differ from segment-anything's behaviour, or
+from SAM 2's."""
