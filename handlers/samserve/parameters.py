@@ -145,8 +145,8 @@ class AutomaskParameters(Model):
         default=None,
         ge=0,
         le=1,
-        description="Keep masks whose predicted IoU is above this. Absent: 0.88, and 0.8 for SAM 2, "
-        "as their authors have it.",
+        description="Keep masks whose predicted IoU is above this. Absent: 0.88 for SAM, 0.8 for "
+        "SAM 2, as their authors have it.",
     )
     stability_score_thresh: float = Field(
         default=0.95, ge=0, le=1, description="Keep masks whose stability score is at least this."

@@ -12,7 +12,6 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from samserve_launcher.options import Options, free_ports
 from tests.support.lanes import lanes_of, mapped_weights, scale, scaled
 from tests.support.paths import ROOT
 from tests.support.servers import Server, running_server
+
 
 @pytest.fixture(scope="module", params=["vit_b", "sam2_t"])
 def other(request: pytest.FixtureRequest) -> str:
@@ -75,16 +75,12 @@ def test_a_box_and_a_grid_by_the_other_type(both: Server, other: str) -> None:
 
 def test_the_workers_of_a_type_map_one_file(both: Server, other: str) -> None:
     """The workers of both lanes map one file, so their weights are in memory once."""
-    mapped = [
-        mapped_weights(pid, f"{other}.pt") for pid in pids(both, other, f"{other}-automask")
-    ]
+    mapped = [mapped_weights(pid, f"{other}.pt") for pid in pids(both, other, f"{other}-automask")]
     assert len(mapped) == 2
     assert len(set(mapped)) == 1
 
 
-def test_lanes_are_scaled_while_all_are_asked(
-    both: Server, other: str, lanes: list[str]
-) -> None:
+def test_lanes_are_scaled_while_all_are_asked(both: Server, other: str, lanes: list[str]) -> None:
     """Each lane is scaled 1 -> 2 -> 1, and no request is lost."""
     finished = threading.Event()
     answers: Counter[tuple[str, int]] = Counter()

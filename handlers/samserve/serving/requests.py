@@ -183,8 +183,8 @@ class RoutedRequest(JsonBody):
     type: str = Field(
         DEFAULT_MODEL_TYPE,
         max_length=MAX_TYPE_LENGTH,
-        description="Model type: `vit_h`, `vit_l`, `vit_b` (segment-anything), `vit_t` (MobileSAM), "
-        "or `sam2_t`, `sam2_s`, `sam2_bp`, `sam2_l` (SAM 2.1). It must be loaded.",
+        description="Model type: `vit_h`, `vit_l`, `vit_b` (segment-anything), `vit_t` "
+        "(MobileSAM), or `sam2_t`, `sam2_s`, `sam2_bp`, `sam2_l` (SAM 2.1). It must be loaded.",
         examples=["vit_t"],
     )
     checkpoint_url: Annotated[str | None, AfterValidator(_absent_if_empty)] = Field(

@@ -233,7 +233,7 @@ def test_a_server_with_another_model_since() -> None:
         Driver(refusal(404, "not_found", "type")).run(segment(server("vit_h"), sent, BOX))
 
 
-@pytest.mark.parametrize("weights", [[], [{"type": "sam2_l"}]], ids=str)
+@pytest.mark.parametrize("weights", [[], [{"type": "sam3"}]], ids=str)
 def test_a_server_without_a_model(weights: Any) -> None:
     with pytest.raises(NotReady, match="no model yet"):
         Driver(answer(weights)).run(segment(server(None), SentPicture(CONTENT, 0), BOX))
