@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import TypeVar
 
 K = TypeVar("K", bound=Hashable)
+
+QUIET_S = 5.0
+"""So long after the last prompt on a known picture, all workers may embed pictures."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +43,8 @@ class Turns:
 
     Attributes:
         most_inside: requests that TorchServe gets at once.
-        most_pictures: pictures among them that workers may have to embed.
+        most_pictures: pictures among them that workers may have to embed. While somebody clicks on
+            known pictures, it is one less, so that one of several workers is free for that.
         inside: requests that TorchServe has.
         waiting: requests that wait.
     """
@@ -50,6 +56,7 @@ class Turns:
         self.waiting = 0
         self._inside_of: Counter[str] = Counter()
         self._pictures: Counter[Hashable] = Counter()
+        self._quiet_since = -math.inf
         self._waiting_of: OrderedDict[str, deque[Turn]] = OrderedDict()
 
     def may_begin(self, turn: Turn) -> bool:
@@ -59,14 +66,16 @@ class Turns:
         return (
             turn.picture is None
             or turn.picture in self._pictures  # it shares the embedding
-            or len(self._pictures) < self.most_pictures
+            or len(self._pictures) < self._most_pictures_now()
         )
 
     def begin(self, turn: Turn) -> None:
         """Count a request as one that TorchServe has."""
         self.inside += 1
         self._inside_of[turn.client] += 1
-        if turn.picture is not None:
+        if turn.picture is None:
+            self._quiet_since = time.monotonic()
+        else:
             self._pictures[turn.picture] += 1
 
     def end(self, turn: Turn) -> None:
@@ -102,6 +111,10 @@ class Turns:
             self._waiting_of.move_to_end(turn.client)
             self._remove(turn)
         return turn
+
+    def _most_pictures_now(self) -> float:
+        quiet = time.monotonic() - self._quiet_since > QUIET_S
+        return self.most_pictures if quiet else max(1, self.most_pictures - 1)
 
     def _remove(self, turn: Turn) -> None:
         turns = self._waiting_of[turn.client]

@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from samserve_gateway import turns
 from tests.unit.gateway.test_queues import Lane, description, run, settle
 
 
@@ -25,13 +26,32 @@ def test_a_known_picture_does_not_wait_behind_new_ones(client: str) -> None:
         await settle()
         assert len(lane.begun) == 4  # now TorchServe has two batches for each worker
         await lane.release("new1")
-        assert lane.begun[4:] == ["new2"]  # it came before the clicks that wait
-        await lane.release("click0", "click1", "new0", "click2", "click3")
+        assert lane.begun[4:] == ["click2"]  # one of the two workers is for clicks now
+        await lane.release("click0", "click1", "click2", "click3", "new0")
         for number in range(2, 20):
             await lane.release(f"new{number}")
         assert len(lane.begun) == 24
         await asyncio.gather(*asked)
         assert not lane.queue._turns._pictures
+
+    run(work())
+
+
+def test_if_nobody_clicks_all_workers_embed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def work() -> None:
+        lane = Lane("vit_t", workers=3)
+        asked = [
+            lane.ask("alice", "click"),
+            *(lane.ask("bob", f"n{i}", 60, f"p{i}") for i in range(6)),
+        ]
+        await settle()
+        assert lane.begun == ["click", "n0", "n1"]
+        monkeypatch.setattr(turns, "QUIET_S", -1.0)
+        await lane.release("click")
+        assert lane.begun[3:] == ["n2"]
+        for number in range(6):
+            await lane.release(f"n{number}")
+        await asyncio.gather(*asked)
 
     run(work())
 
