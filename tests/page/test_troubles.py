@@ -54,12 +54,15 @@ def test_a_picture_that_is_read_slowly_does_not_replace_a_newer_one(
       const decode = globalThis.createImageBitmap;
       globalThis.letGo = null;
       globalThis.createImageBitmap = async (...given) => {
-        if (globalThis.letGo === null) await new Promise((resolve) => (globalThis.letGo = resolve));
+        if (globalThis.letGo === null) {
+          document.body.dataset.held = "yes";
+          await new Promise((resolve) => (globalThis.letGo = resolve));
+        }
         return decode(...given);
       };
     }""")
     bring(studio, "drop", slow)
-    studio.page.wait_for_function("globalThis.letGo !== null")
+    expect(studio.page.locator("body")).to_have_attribute("data-held", "yes")
     bring(studio, "paste", COINS)
     name = studio.page.locator("#picture-name")
     expect(name).to_have_text("coins.png · 384 × 303")
