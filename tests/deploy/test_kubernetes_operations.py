@@ -128,6 +128,18 @@ def test_a_rollout_ends_before_its_deadline(overlay: str) -> None:
 
 
 @overlays
+def test_one_lane_that_is_down_keeps_no_gateway_from_its_clients(overlay: str) -> None:
+    """A new gateway waits for any lane. One that serves asks for none, nor does its liveness."""
+    [container] = pods(overlay)["gateway"]["spec"]["containers"]
+    asked = {probe: container[probe]["httpGet"]["path"] for probe in container if "Probe" in probe}
+    assert asked == {
+        "startupProbe": "/readyz?lanes=any",
+        "readinessProbe": "/healthz",
+        "livenessProbe": "/healthz",
+    }
+
+
+@overlays
 def test_gpus_roll_without_a_spare_one_and_one_worker_always_stays(overlay: str) -> None:
     budgets = {p["metadata"]["name"]: p["spec"] for p in of_kind(overlay, "PodDisruptionBudget")}
     for name, spec in deployments(overlay).items():
@@ -139,6 +151,8 @@ def test_gpus_roll_without_a_spare_one_and_one_worker_always_stays(overlay: str)
         least = scalers(overlay).get(name, (spec.get("replicas", 1), 0))[0]
         assert least >= 2, name
         assert budgets[name]["maxUnavailable"] == 1
+        # A pod that hangs in its start blocks no drain.
+        assert budgets[name]["unhealthyPodEvictionPolicy"] == "AlwaysAllow"
         # Only one of them sets the number of pods.
         assert ("replicas" in spec) != (name in scalers(overlay)), name
         annotations = spec["template"]["metadata"]["annotations"]
@@ -283,7 +297,9 @@ def test_redis_wants_its_password(tmp_path: Path) -> None:
     [script] = container["args"]
     command = [*container["command"], script.replace("/etc/redis", str(tmp_path))]
     path = os.environ["PATH"]
-    refused = subprocess.run(command, env={"PATH": path}, capture_output=True, check=False)
+    refused = subprocess.run(
+        command, env={"PATH": path}, capture_output=True, check=False, timeout=30
+    )
     assert refused.returncode != 0  # without a password it does not start
     environ = {"PATH": path, "REDIS_PASSWORD": "s3cret"}
     process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)
