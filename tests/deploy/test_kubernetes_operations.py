@@ -89,18 +89,29 @@ def test_each_build_makes_one_image() -> None:
     assert len(builds) == len(set(builds)) == 3
 
 
-def test_images_from_a_registry_keep_their_tags(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tagged", [False, True])
+def test_images_from_a_registry(tagged: bool, tmp_path: Path) -> None:
+    """They keep their tags. If an upgrade names new ones, each worker gets that of its image."""
     [own] = re.findall(r"^   (images:\n(?:     - .*\n)+)", README, re.MULTILINE)
+    made = re.findall(r"-t \$REGISTRY/(\S+):(\S+)", README)
+    if tagged:
+        made = [(name, f"{tag}.2") for name, tag in made]
+        for name, tag in made:
+            own = own.replace(f"{{name: {name},", f'{{name: {name}, newTag: "{tag}",')
     manifests = rendered_with(tmp_path, "overlays/gpu", own)
     ours = {
-        image
+        m["metadata"]["name"]: image
         for m in manifests
         if m["kind"] == "Deployment"
         for image in [m["spec"]["template"]["spec"]["containers"][0]["image"]]
         if "samserve-" in image
     }
-    made = set(re.findall(r"-t \$REGISTRY/(\S+)", README))
-    assert ours == {f"registry.example/{image}" for image in made}
+    names = {"gateway": "gateway", "worker-vit-t": "worker", "worker-vit-h": "worker-cuda"}
+    tags = dict(made)
+    assert ours == {
+        deployment: f"registry.example/samserve-{name}:{tags[f'samserve-{name}']}"
+        for deployment, name in names.items()
+    }
 
 
 @overlays
