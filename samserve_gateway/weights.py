@@ -178,7 +178,7 @@ class Weights:
             names += f" {PREFIX}STAND_IN names {self._stand_in}, which is not loaded either."
         if model_type in UNSUPPORTED_TYPES:
             return NotFound(
-                f"Model type {model_type} is not part of this server: it has no SAM 2 or SAM 3, "
+                f"Model type {model_type} is not part of this server: it has no SAM 3, "
                 f"only {', '.join(MODEL_TYPES)}. {names}",
                 "type",
             )

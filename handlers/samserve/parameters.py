@@ -108,6 +108,10 @@ SMALLEST_TILE = 64
 """Smallest allowed side of a tile in pixels."""
 
 
+PRED_IOU_THRESH = {"sam": 0.88, "sam2": 0.8}
+"""The default of `pred_iou_thresh` by the family of the network (`network.families`)."""
+
+
 @dataclass(frozen=True)
 class Tiling:
     """How a large picture is cut into tiles.
@@ -125,8 +129,9 @@ class AutomaskParameters(Model):
     """The parameters of one automask.
 
     Source of the fields from `points_per_side` to `min_mask_region_area` and of their defaults:
-    segment-anything's `SamAutomaticMaskGenerator`. `output_type` and `include_image_edge` come
-    from samapi; their defaults keep segment-anything's behaviour.
+    segment-anything's `SamAutomaticMaskGenerator`, and sam2's `SAM2AutomaticMaskGenerator`.
+    `output_type` and `include_image_edge` come from samapi; their defaults keep
+    segment-anything's behaviour.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -141,8 +146,13 @@ class AutomaskParameters(Model):
         ge=1,
         description="Points decoded at once, at most. It does not change the answer.",
     )
-    pred_iou_thresh: float = Field(
-        default=0.88, ge=0, le=1, description="Keep masks whose predicted IoU is above this."
+    pred_iou_thresh: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Keep masks whose predicted IoU is above this. Absent: the default of the "
+        "reference, 0.88 for SAM 1 and MobileSAM and 0.8 for SAM 2. A server with "
+        "`SAMSERVE_DEFAULTS=samapi` has samapi's 0.88 for all types.",
     )
     stability_score_thresh: float = Field(
         default=0.95, ge=0, le=1, description="Keep masks whose stability score is at least this."
@@ -267,6 +277,16 @@ class AutomaskParameters(Model):
         except ValidationError as exc:
             raise first_error(exc) from exc
 
+    def for_family(self, family: str) -> Self:
+        """Return the same parameters, with a family's default where its networks have their own.
+
+        Args:
+            family: the name of the loaded network's family, `sam` or `sam2`.
+        """
+        if self.pred_iou_thresh is not None:
+            return self
+        return self.model_copy(update={"pred_iou_thresh": PRED_IOU_THRESH[family]})
+
     def points_a_side(self) -> list[int]:
         """Return the points along a side of the grid, for the whole image and for each layer.
 
@@ -336,7 +356,7 @@ class AutomaskKeywords(TypedDict, total=False):
 
     points_per_side: int
     points_per_batch: int
-    pred_iou_thresh: float
+    pred_iou_thresh: float | None
     stability_score_thresh: float
     stability_score_offset: float
     box_nms_thresh: float

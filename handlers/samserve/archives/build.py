@@ -176,8 +176,8 @@ def serving_weights(model_type: str, weights: Path, precision: Precision) -> dic
 def compiled_parts(model_type: str, weights: Path, served: Path) -> dict[str, Path]:
     """Return the archive members with the compiled parts, which are kept beside the weights.
 
-    They are compiled again if the weights, the code that exports them (`openvino_parts.py` and all
-    modules of `exact_decoder`), OpenVINO or PyTorch has changed.
+    They are compiled again if the weights, the code of the networks and of their export, OpenVINO
+    or PyTorch has changed.
 
     Args:
         model_type: the model type.
@@ -187,7 +187,8 @@ def compiled_parts(model_type: str, weights: Path, served: Path) -> dict[str, Pa
     folder = weights.with_name(f"{weights.stem}-compiled")
     members = {name: folder / name for name in COMPILED_FILES}
     network = places.LIBRARY / "network"
-    sources = [network / "openvino_parts.py", *sorted(network.glob("exact_decoder/*.py"))]
+    sources = [network / name for name in _EXPORTED_CODE]
+    sources += sorted(network.glob("exact_decoder/*.py"))
     made_from = {
         "weights": _sha256_in_sidecar(weights),
         "code": [sha256_of(path) for path in sources],
@@ -285,6 +286,12 @@ def run_archiver(
             sys.exit(f"{relative(archive)}: torch-model-archiver failed:\n{done.stderr.strip()}")
         Path(scratch, archive.name).replace(archive)
 
+
+_EXPORTED_CODE = (
+    "openvino_parts.py",
+    *("batch_norms.py", "families.py", "hiera.py", "sam2.py", "vit.py", "windows.py"),
+)
+"""The modules of `network` whose code is in the compiled parts, beside those of `exact_decoder`."""
 
 _UNFINISHED = ".building-"
 _UNFINISHED_S = 86400.0

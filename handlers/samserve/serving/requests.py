@@ -183,8 +183,8 @@ class RoutedRequest(JsonBody):
     type: str = Field(
         DEFAULT_MODEL_TYPE,
         max_length=MAX_TYPE_LENGTH,
-        description="Model type: `vit_h`, `vit_l`, `vit_b` (segment-anything) "
-        "or `vit_t` (MobileSAM). It must be loaded.",
+        description="Model type: `vit_h`, `vit_l`, `vit_b` (segment-anything), `vit_t` "
+        "(MobileSAM), or `sam2_l`, `sam2_bp`, `sam2_s`, `sam2_t` (SAM 2.1). It must be loaded.",
         examples=["vit_t"],
     )
     checkpoint_url: Annotated[str | None, AfterValidator(_absent_if_empty)] = Field(
@@ -371,11 +371,15 @@ class AutomaskRequest(AutomaskParameters, SegmentRequest):
         if defaults == "segment-anything":
             return self
         absent = SAMAPI_DEFAULTS.keys() - self.model_fields_set
+        if self.pred_iou_thresh is None:
+            absent |= {"pred_iou_thresh"}
         return self.model_copy(update={name: SAMAPI_DEFAULTS[name] for name in absent})
 
 
 SAMAPI_DEFAULTS: dict[str, object] = {
     "output_type": OutputType.SINGLE_MASK,
     "include_image_edge": False,
+    "pred_iou_thresh": 0.88,
 }
-"""The defaults of samapi (version 0.3 and later) that differ from segment-anything's behaviour."""
+"""The defaults of samapi (version 0.3 and later) that differ from the references' behaviour. For
+SAM 2 too, samapi has the threshold of SAM 1."""
