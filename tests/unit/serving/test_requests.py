@@ -34,7 +34,7 @@ def test_automask_defaults_are_segment_anythings() -> None:
         "strict": False,
         "points_per_side": 32,
         "points_per_batch": 64,
-        "pred_iou_thresh": 0.88,
+        "pred_iou_thresh": None,  # the default of the loaded network's family
         "stability_score_thresh": 0.95,
         "stability_score_offset": 1.0,
         "box_nms_thresh": 0.7,
@@ -238,6 +238,10 @@ PUBLISHED: dict[str, list[str]] = {
     "vit_b": [f"{META}/sam_vit_b_01ec64.pth", f"{META}/sam_vit_b_01ec64.pth".replace("s:", ":")],
     "vit_l": [f"{META}/sam_vit_l_0b3195.pth"],
     "vit_h": [f"{META}/sam_vit_h_4b8939.pth", f"{META}/sam_vit_h_4b8939.pth?download=1"],
+    "sam2_t": [f"{META}_2/092824/sam2.1_hiera_tiny.pt"],
+    "sam2_s": [f"{META}_2/092824/sam2.1_hiera_small.pt"],
+    "sam2_bp": [f"{META}_2/092824/sam2.1_hiera_base_plus.pt"],
+    "sam2_l": [f"{META}_2/092824/sam2.1_hiera_large.pt?download=1"],
 }  # fmt: skip
 
 
