@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # keep a core from the other process. OpenMP reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-WEIGHTS_FIXTURES = {"model", "vit_b_weights"}
+WEIGHTS_FIXTURES = {"model", "vit_b_weights", "sam2_t_weights"}
 """Fixtures that need weights or torch."""
 
 
@@ -88,10 +88,21 @@ def model() -> Any:
 @pytest.fixture(scope="session")
 def vit_b_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a random checkpoint of vit_b, in the layout that `make weights` writes."""
+    yield from random_weights_of("vit_b", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def sam2_t_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a random checkpoint of sam2_t, likewise."""
+    yield from random_weights_of("sam2_t", tmp_path_factory)
+
+
+def random_weights_of(model_type: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Yield a folder with a random checkpoint, and remove it afterwards."""
     from tests.support import random_weights
 
     folder = tmp_path_factory.mktemp("weights")
-    random_weights.save("vit_b", folder)
+    random_weights.save(model_type, folder)
     yield folder
     shutil.rmtree(folder)
 
