@@ -111,17 +111,6 @@ def random_weights_of(model_type: str, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
-def sam2_t_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a random checkpoint of sam2_t, in the layout that `make weights` writes."""
-    from tests.support import random_weights
-
-    folder = tmp_path_factory.mktemp("weights")
-    random_weights.save("sam2_t", folder)
-    yield folder
-    shutil.rmtree(folder)
-
-
-@pytest.fixture(scope="session")
 def reference_masks(model: Any) -> Callable[..., tuple[NDArray[np.bool_], list[float]]]:
     """Return a function that gives `SamPredictor`'s masks and predicted IoUs for one box.
 
