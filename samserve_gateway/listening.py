@@ -42,7 +42,7 @@ BEYOND, BEYOND_TLS = 2.0, 1.1
 """Multiples of the limits. Connections up to here get an answer that says that they are too many.
 Further ones are closed at once. A TLS connection gets its answer only after its handshake."""
 
-SPARE = 0.1
+SPARE = 0.2
 """A part of the limit: so many connections more are open for a moment, while the handshakes whose
 places they took are being closed."""
 
