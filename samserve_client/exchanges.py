@@ -77,7 +77,7 @@ class ServerState:
     def chosen_model(self) -> Exchange[str]:
         """Return the model type to ask: the one that was chosen, or a loaded one.
 
-        Of several, it is the first of vit_t, vit_b, vit_l, vit_h, which is the fastest.
+        Of several, it is the first in `MODEL_TYPES`: vit_t if it is there, which is the fastest.
         """
         if self.answering is None:
             weights = yield from self.get("/sam/weights/")

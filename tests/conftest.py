@@ -91,10 +91,21 @@ def model() -> Any:
 @pytest.fixture(scope="session")
 def vit_b_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a random checkpoint of vit_b, in the layout that `make weights` writes."""
+    yield from random_weights_of("vit_b", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def sam2_t_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a random checkpoint of sam2_t, likewise."""
+    yield from random_weights_of("sam2_t", tmp_path_factory)
+
+
+def random_weights_of(model_type: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Yield a folder with a random checkpoint, and remove it afterwards."""
     from tests.support import random_weights
 
     folder = tmp_path_factory.mktemp("weights")
-    random_weights.save("vit_b", folder)
+    random_weights.save(model_type, folder)
     yield folder
     shutil.rmtree(folder)
 

@@ -186,7 +186,8 @@ class Segmenter:
     ) -> list[PromptMask]:
         """Return the mask of the object that a box, points or a mask point out.
 
-        The arguments and the masks are those of `segment_anything.SamPredictor.predict`.
+        The arguments and the masks are those of `segment_anything.SamPredictor.predict`, or with
+        SAM 2 of `sam2.sam2_image_predictor.SAM2ImagePredictor.predict`.
 
         Args:
             box: XYXY in pixels of the picture, origin at the top left.
@@ -240,7 +241,8 @@ class Segmenter:
     ) -> list[AutoMask]:
         """Return the masks of every object in a picture.
 
-        The masks and their order are those of `segment_anything.SamAutomaticMaskGenerator`.
+        The masks and their order are those of `segment_anything.SamAutomaticMaskGenerator`, or with
+        SAM 2 of `sam2.automatic_mask_generator.SAM2AutomaticMaskGenerator`.
 
         Args:
             progress: called with (points done, points in all) from time to time, in the thread of

@@ -184,7 +184,7 @@ class RoutedRequest(JsonBody):
         DEFAULT_MODEL_TYPE,
         max_length=MAX_TYPE_LENGTH,
         description="Model type: `vit_h`, `vit_l`, `vit_b` (segment-anything), `vit_t` "
-        "(MobileSAM), or `sam2_t`, `sam2_s`, `sam2_bp`, `sam2_l` (SAM 2.1). It must be loaded.",
+        "(MobileSAM), or `sam2_l`, `sam2_bp`, `sam2_s`, `sam2_t` (SAM 2.1). It must be loaded.",
         examples=["vit_t"],
     )
     checkpoint_url: Annotated[str | None, AfterValidator(_absent_if_empty)] = Field(
@@ -371,6 +371,8 @@ class AutomaskRequest(AutomaskParameters, SegmentRequest):
         if defaults == "segment-anything":
             return self
         absent = SAMAPI_DEFAULTS.keys() - self.model_fields_set
+        if self.pred_iou_thresh is None:
+            absent |= {"pred_iou_thresh"}
         return self.model_copy(update={name: SAMAPI_DEFAULTS[name] for name in absent})
 
 
@@ -379,5 +381,5 @@ SAMAPI_DEFAULTS: dict[str, object] = {
     "include_image_edge": False,
     "pred_iou_thresh": 0.88,
 }
-"""The defaults of samapi (version 0.3 and later) that differ from segment-anything's behaviour, or
-from SAM 2's."""
+"""The defaults of samapi (version 0.3 and later) that differ from the references' behaviour. For
+SAM 2 too, samapi has the threshold of SAM 1."""

@@ -77,6 +77,7 @@ OFFERED = ["vit_h", "vit_l", "vit_b", "vit_t", "sam2_l", "sam2_bp", "sam2_s", "s
         (["vit_t"], "choose vit_t"),
         (["vit_t", "vit_b"], "choose vit_t or vit_b"),
         (["vit_t", "vit_b", "vit_h"], "choose vit_t, vit_b or vit_h"),
+        (["vit_t", "sam2_t"], "choose vit_t or sam2_t"),
         ([], "nothing is loaded"),
     ],
 )
@@ -111,7 +112,7 @@ def test_a_type_that_nobody_has_heard_of(bench: Bench, model_type: str) -> None:
 
 
 def test_sam_3_is_refused_for_what_it_is(bench: Bench) -> None:
-    said = r"sam3 is not part of this server.*only vit_t, .*Loaded: vit_t\."
+    said = r"sam3 is not part of this server: it has no SAM 3, only vit_t, .*Loaded: vit_t\."
     with pytest.raises(NotFound, match=said) as refused:
         asyncio.run(bench.weights.answering("sam3"))
     assert refused.value.field == "type"
@@ -180,6 +181,7 @@ def test_a_stand_in_that_is_not_there(bench: Bench, standing_in: Weights) -> Non
     [
         ({"SAMSERVE_STAND_IN": "vit_x"}, "no model type 'vit_x'"),
         ({"SAMSERVE_STAND_IN": "sam3"}, "no model type 'sam3'"),
+        ({"SAMSERVE_STAND_IN": "sam2_l"}, "sam2_l is not among"),
         ({"SAMSERVE_STAND_IN": "on"}, "no model type 'on'"),
         ({"SAMSERVE_STAND_IN": "vit_b"}, "vit_b is not among"),
     ],

@@ -287,11 +287,11 @@ def test_the_longest_accept_header(gateway: Gateway, path: str) -> None:
 def test_a_worker_learns_that_it_stands_in(path: str) -> None:
     with torchserve.gateway(stand_in="vit_t") as gateway:
         for lane in set(LANES.values()):
-            gateway.torchserve.script(lane, *[answer([])] * 2)
-        for model_type in ("vit_b", "sam2_l", "vit_t"):
+            gateway.torchserve.script(lane, *[answer([])] * 3)
+        for model_type in ("vit_b", "sam2_l", "sam3", "vit_t"):
             assert gateway.post(path, {**BODIES[path], "type": model_type}).status == 200
         told = [r.headers.get("samserve-stand-in") for r in gateway.torchserve.received]
-        assert told == ["true", "true", None]
+        assert told == ["true", "true", "true", None]
         assert {r.lane for r in gateway.torchserve.received} == {LANES[path]}
 
 

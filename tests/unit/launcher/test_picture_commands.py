@@ -147,6 +147,7 @@ def test_bash_completes_commands_and_options(capsys: pytest.CaptureFixture[str])
     assert completed("auto") == {"automask"}
     assert {"--points-per-side", "--points-per-batch"} <= completed("automask", "--points")
     assert completed("automask", "--model", "vit_") == {"vit_t", "vit_b", "vit_l", "vit_h"}
+    assert completed("automask", "--model", "sam") == {"sam2_t", "sam2_s", "sam2_bp", "sam2_l"}
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:
