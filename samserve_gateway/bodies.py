@@ -233,7 +233,10 @@ async def read_content(request: Request, limit: int) -> bytes:
     async for chunk in _chunks(request):
         received += len(chunk)
         if received > limit:
-            refusal = TooLarge(f"The body is larger than this server's limit of {limit} bytes.")
+            refusal = TooLarge(
+                f"The body is larger than this server's limit of {limit} bytes "
+                f"({limit / 2**20:.4g} MiB)."
+            )
         elif refusal is None:
             refusal = share.take(len(chunk))
         if refusal is None:
