@@ -8,12 +8,12 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import TypeVar
-
-K = TypeVar("K", bound=Hashable)
 
 QUIET_S = 5.0
 """So long after the last prompt on a known picture, all workers may embed pictures."""
+
+MAX_RECENT = 64
+"""Pictures answered last. Workers still know them: they keep more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,8 @@ class Turns:
         self.inside = 0
         self.waiting = 0
         self._inside_of: Counter[str] = Counter()
-        self._pictures: Counter[Hashable] = Counter()
+        self._pictures: dict[Hashable, Turn] = {}  # those that are being embedded
+        self._recent: OrderedDict[Hashable, None] = OrderedDict()
         self._quiet_since = -math.inf
         self._waiting_of: OrderedDict[str, deque[Turn]] = OrderedDict()
 
@@ -64,26 +65,34 @@ class Turns:
         if self.inside >= self.most_inside:
             return False
         return (
-            turn.picture is None
-            or turn.picture in self._pictures  # it shares the embedding
-            or len(self._pictures) < self._most_pictures_now()
+            not self._needs_embedding(turn)
+            # Whoever sends the same picture meanwhile waits, and another worker need not embed it.
+            or (
+                turn.picture not in self._pictures
+                and len(self._pictures) < self._most_pictures_now()
+            )
         )
 
     def begin(self, turn: Turn) -> None:
         """Count a request as one that TorchServe has."""
         self.inside += 1
         self._inside_of[turn.client] += 1
-        if turn.picture is None:
-            self._quiet_since = time.monotonic()
+        if self._needs_embedding(turn):
+            self._pictures[turn.picture] = turn
         else:
-            self._pictures[turn.picture] += 1
+            self._quiet_since = time.monotonic()
 
     def end(self, turn: Turn) -> None:
         """Count a request that had begun as answered."""
         self.inside -= 1
-        _count_off(self._inside_of, turn.client)
-        if turn.picture is not None:
-            _count_off(self._pictures, turn.picture)
+        self._inside_of[turn.client] -= 1
+        if not self._inside_of[turn.client]:
+            del self._inside_of[turn.client]
+        if self._pictures.get(turn.picture) is turn:
+            del self._pictures[turn.picture]
+            self._recent[turn.picture] = None
+            if len(self._recent) > MAX_RECENT:
+                self._recent.popitem(last=False)
 
     def wait(self, turn: Turn) -> None:
         """Add a request to those that wait."""
@@ -112,6 +121,9 @@ class Turns:
             self._remove(turn)
         return turn
 
+    def _needs_embedding(self, turn: Turn) -> bool:
+        return turn.picture is not None and turn.picture not in self._recent
+
     def _most_pictures_now(self) -> float:
         quiet = time.monotonic() - self._quiet_since > QUIET_S
         return self.most_pictures if quiet else max(1, self.most_pictures - 1)
@@ -122,10 +134,3 @@ class Turns:
         self.waiting -= 1
         if not turns:
             del self._waiting_of[turn.client]
-
-
-def _count_off(counter: Counter[K], key: K) -> None:
-    """Count one less. The counter holds only what is there."""
-    counter[key] -= 1
-    if not counter[key]:
-        del counter[key]

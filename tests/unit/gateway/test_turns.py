@@ -56,22 +56,44 @@ def test_if_nobody_clicks_all_workers_embed(monkeypatch: pytest.MonkeyPatch) -> 
     run(work())
 
 
-def test_requests_for_the_same_new_picture_go_together() -> None:
-    """They share one embedding, so they count once."""
+def test_one_worker_embeds_a_picture_that_several_clients_send() -> None:
+    async def work() -> None:
+        lane = Lane("vit_t", workers=2)
+        asked = [lane.ask("alice", "a0", picture="p"), lane.ask("bob", "b0", picture="q")]
+        asked += [lane.ask("carol", f"c{n}", picture="p") for n in range(3)]
+        asked += [lane.ask("carol", f"d{n}", picture="r") for n in range(3)]
+        await settle()
+        assert lane.begun == ["a0", "b0"]
+        await lane.release("a0")  # now the workers know the picture
+        assert set(lane.begun[2:]) == {"c0", "c1", "c2"}
+        await lane.release("c0", "c1", "c2")
+        assert len(lane.begun) == 5  # somebody clicks, so one worker stays free
+        await lane.release("b0")
+        assert lane.begun[5:] == ["d0"]
+        await lane.release("d0", "d1", "d2")
+        await asyncio.gather(*asked)
+        assert not lane.queue._turns._pictures
+
+    run(work())
+
+
+def test_a_picture_that_was_answered_long_ago_is_new_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turns, "MAX_RECENT", 2)
 
     async def work() -> None:
         lane = Lane("vit_t", workers=1)
-        lane.queue.resize(description(1, batch_size=4))
-        asked = [lane.ask("alice", "a0", picture="p"), lane.ask("bob", "b0", picture="q")]
-        asked += [lane.ask("carol", f"c{n}", picture="p") for n in range(3)]
+        for name in "pqr":
+            asked = lane.ask("alice", name, picture=name)
+            await settle()
+            await lane.release(name)
+            await asked
+        again = [lane.ask("alice", f"again {name}", picture=name) for name in "spqr"]
         await settle()
-        assert lane.begun == ["a0", "c0", "c1", "c2"]
-        await lane.release("a0", "c0", "c1")
-        assert "b0" not in lane.begun
-        await lane.release("c2")
-        assert lane.begun[4:] == ["b0"]
-        await lane.release("b0")
-        await asyncio.gather(*asked)
+        assert lane.begun[3:] == ["again s", "again q"]  # there is a place for one more
+        await lane.release("again s", *(f"again {name}" for name in "qrp"))
+        await asyncio.gather(*again)
 
     run(work())
 
