@@ -75,6 +75,7 @@ lock: setup-dev ## resolve the pinned versions anew, for every Python from 3.10,
 	@$(COMPILE) $(EXTRAS) pyproject.toml --extra demo --extra dev -c requirements.lock \
 	    -o requirements-dev.lock
 	@sed -n 's/^java = \["\(.*\)"\].*/\1/p' pyproject.toml | $(COMPILE) - -o requirements-java.lock
+	@$(COMPILE) --no-deps --group sam2 -o requirements-sam2.lock
 
 sbom: setup-dev ## the bill of materials of requirements.lock, CycloneDX 1.6, in out/samserve.cdx.json
 	@mkdir -p out

@@ -299,6 +299,8 @@ def silent(url: str, call: Call) -> TimedOut:
 
 def distrusted(url: str, reason: Exception) -> UnexpectedAnswer:
     """Return the error of a server whose certificate is not trusted."""
+    if "WRONG_VERSION_NUMBER" in str(reason):
+        return UnexpectedAnswer(f"{url} does not speak HTTPS. Use http:// in its address.")
     return UnexpectedAnswer(
         f"The certificate of {url} is not trusted, or it speaks no HTTPS: {reason}. "
         "samserve.Client(verify=…) takes the file of a certificate to trust."

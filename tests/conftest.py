@@ -31,6 +31,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 WEIGHTS_FIXTURES = {"model", "vit_b_weights", "sam2_t_weights"}
 """Fixtures that need weights or torch."""
 
+SERVERS_OF_DEPLOY = {"test_worker", "test_compose_run", "test_offline_images"}
+"""Files of tests/deploy that start servers, or build images."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option of tests/deploy/test_compose_run.py."""
@@ -42,7 +45,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     room, *_ = item.path.relative_to(ROOT / "tests").parts
     if item.path.stem in ("test_hosts", "test_haproxy"):
         item.add_marker("hosts")
-    elif room in ("server", "page") or item.path.stem in ("test_worker", "test_compose_run"):
+    elif room in ("server", "page") or item.path.stem in SERVERS_OF_DEPLOY:
         item.add_marker("server")
     elif WEIGHTS_FIXTURES & set(getattr(item, "fixturenames", ())):
         item.add_marker("weights")

@@ -53,7 +53,6 @@ def generate(
             to encode.
     """
     height, width = image.embedding.original_size
-    parameters = parameters.for_family(image.embedding.family.name)
     job = job or Job()
     tiling = parameters.tiling(height, width)
     masks: Sequence[AutoMask | CompactAutoMask]

@@ -108,10 +108,6 @@ SMALLEST_TILE = 64
 """Smallest allowed side of a tile in pixels."""
 
 
-PRED_IOU_THRESH = {"sam": 0.88, "sam2": 0.8}
-"""The default of `pred_iou_thresh` by the family of the network (`network.families`)."""
-
-
 @dataclass(frozen=True)
 class Tiling:
     """How a large picture is cut into tiles.
@@ -276,16 +272,6 @@ class AutomaskParameters(Model):
             return cls.model_validate({name: _plain(value) for name, value in values.items()})
         except ValidationError as exc:
             raise first_error(exc) from exc
-
-    def for_family(self, family: str) -> Self:
-        """Return the same parameters, with a family's default where its networks have their own.
-
-        Args:
-            family: the name of the loaded network's family, `sam` or `sam2`.
-        """
-        if self.pred_iou_thresh is not None:
-            return self
-        return self.model_copy(update={"pred_iou_thresh": PRED_IOU_THRESH[family]})
 
     def points_a_side(self) -> list[int]:
         """Return the points along a side of the grid, for the whole image and for each layer.

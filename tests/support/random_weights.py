@@ -18,9 +18,12 @@ import torch
 
 from samserve.model_types import sha256_of
 from samserve.network.checkpoints import unallocated_model
+from samserve.network.sam2 import SHAPES
 
 VIDEO_TENSORS = {
     "maskmem_tpos_enc": torch.ones(7, 1, 1, 64),
+    "no_obj_ptr": torch.ones(1, 256),
+    "memory_encoder.out_proj.bias": torch.ones(64),
     "memory_attention.norm.weight": torch.ones(256),
     "sam_mask_decoder.pred_obj_score_head.layers.0.weight": torch.ones(256, 256),
 }
@@ -38,7 +41,7 @@ def save(model_type: str, folder: Path) -> Path:
     """Save a checkpoint, and beside it the JSON file of its origin, as `make weights` does."""
     path = folder / f"{model_type}.pt"
     content: dict[str, Any] = state_dict(model_type)
-    if model_type.startswith("sam2"):
+    if model_type in SHAPES:
         content = {"model": {**content, **VIDEO_TENSORS}}
     torch.save(content, path)
     origin = {"type": model_type, "name": "default", "url": "", "source": "random"}
@@ -59,3 +62,28 @@ def _values(key: str, shape: torch.Tensor, generator: torch.Generator) -> torch.
     noise = values.normal_(std=0.1, generator=generator)
     # The scales and variances of norms are positive, and about 1.
     return noise if key.endswith(("bias", "running_mean")) else noise.exp_()
+
+
+def lively(model_type: str, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Return weights of a SAM 2 type whose masks have outlines everywhere.
+
+    Its logits are mostly far from zero, as those of trained weights are, and cross it in many
+    places. The predicted IoUs differ from prompt to prompt. Of single masks, some are stable and
+    some are not, so both cases of SAM 2's choice occur.
+    """
+    scales = {
+        "output_hypernetworks_mlps.": 30.0,
+        "iou_prediction_head.": 10.0,
+        "output_upscaling.": 2.0,
+        "conv_s": 0.3,
+    }
+    weights = state_dict(model_type, seed)
+    for key, tensor in weights.items():
+        name = key.removeprefix("sam_mask_decoder.")
+        last = ".layers." not in name or name.endswith(".layers.2.weight")
+        for part, scale in scales.items():
+            if name != key and name.startswith(part) and last:
+                if part == "output_upscaling." and (tensor.ndim == 1 or name.endswith("bias")):
+                    continue
+                tensor.mul_(scale)
+    return weights

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from samserve import automask, segmenter
+from samserve.crops import Crop
 from samserve.parameters import AutomaskParameters
 from samserve.progress import Job
 from samserve.serving.requests import AutomaskRequest
@@ -29,12 +30,12 @@ def used(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
     """The thresholds that the crops got."""
     thresholds: list[float | None] = []
 
-    class Crop(automask.Crop):
+    class Recorder(Crop):
         def masks(self, points: Any) -> list[Any]:
             thresholds.append(self.parameters.pred_iou_thresh)
             return []
 
-    monkeypatch.setattr(automask, "Crop", Crop)
+    monkeypatch.setattr(automask, "Crop", Recorder)
     return thresholds
 
 

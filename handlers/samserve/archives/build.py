@@ -186,12 +186,9 @@ def compiled_parts(model_type: str, weights: Path, served: Path) -> dict[str, Pa
     """
     folder = weights.with_name(f"{weights.stem}-compiled")
     members = {name: folder / name for name in COMPILED_FILES}
-    network = places.LIBRARY / "network"
-    sources = [network / name for name in _EXPORTED_CODE]
-    sources += sorted(network.glob("exact_decoder/*.py"))
     made_from = {
         "weights": _sha256_in_sidecar(weights),
-        "code": [sha256_of(path) for path in sources],
+        "code": [sha256_of(path) for path in sorted((places.LIBRARY / "network").rglob("*.py"))],
         "openvino": version("openvino"),
         "torch": version("torch"),
     }
@@ -286,12 +283,6 @@ def run_archiver(
             sys.exit(f"{relative(archive)}: torch-model-archiver failed:\n{done.stderr.strip()}")
         Path(scratch, archive.name).replace(archive)
 
-
-_EXPORTED_CODE = (
-    "openvino_parts.py",
-    *("batch_norms.py", "families.py", "hiera.py", "sam2.py", "vit.py", "windows.py"),
-)
-"""The modules of `network` whose code is in the compiled parts, beside those of `exact_decoder`."""
 
 _UNFINISHED = ".building-"
 _UNFINISHED_S = 86400.0

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
@@ -312,3 +313,19 @@ def test_mutated_bytes_give_a_picture_or_our_error(name: str) -> None:
 )
 def test_any_bytes_after_a_signature(signature: bytes, rest: bytes) -> None:
     picture_or_samserve_error(signature + rest)
+
+
+@pytest.mark.parametrize("long", [1_000_001, 100_000_000])
+def test_a_side_that_is_too_long_is_refused_by_the_header(long: int) -> None:
+    """Decoding a PNG of 200 kB took 2.4 GB: Pillow keeps memory for each row."""
+    headers: dict[str, Callable[[int, int], bytes]] = {
+        "png": lambda width, height: png(width, height, 8, 0),
+        "bmp": lambda width, height: (
+            b"BM" + bytes(8) + struct.pack("<IIiiHH24x", 54, 40, width, height, 1, 24)
+        ),
+        "tiff": lambda width, height: tiff([b""], RGB_TAGS, size=(width, height)),
+    }
+    for header in headers.values():
+        for size in ((1, long), (long, 1)):
+            with pytest.raises(TooLarge, match="1000000 pixels along a side"):
+                decode_image(header(*size), 10**8)

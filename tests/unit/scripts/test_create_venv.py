@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import http.server
 import socket
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from scripts import create_venv, prepare_offline
+from tests.support.package_index import hashed, put_source, put_wheel
 
 LOCK = """\
 # made by a resolver
@@ -56,40 +56,6 @@ linux = pytest.mark.skipif(
 )
 
 
-def put_wheel(index: Path, name: str, version: str) -> None:
-    """Add an empty package to an index of the kind that PEP 503 describes."""
-    folder = index / name
-    folder.mkdir(parents=True, exist_ok=True)
-    file = f"{name.replace('-', '_')}-{version}-py3-none-any.whl"
-    info = f"{name.replace('-', '_')}-{version}.dist-info"
-    with zipfile.ZipFile(folder / file, "w") as wheel:
-        wheel.writestr(
-            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-        )
-        wheel.writestr(
-            f"{info}/WHEEL",
-            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        )
-        wheel.writestr(f"{info}/RECORD", "")
-    links = "".join(f'<a href="{f.name}">{f.name}</a>' for f in folder.glob("*.whl"))
-    (folder / "index.html").write_text(f"<!DOCTYPE html><html><body>{links}</body></html>")
-
-
-def hashed(lock: str, index: Path) -> str:
-    """Return the lock with the SHA-256 of each package's file in this index."""
-    lines = []
-    for line in lock.splitlines():
-        if "==" in line:
-            name, version = line.split(" ")[0].split("==")
-            [file] = (index / name).glob(f"*-{version}-*")
-            digest = hashlib.sha256(file.read_bytes()).hexdigest()
-            hashes = f" \\\n    --hash=sha256:{'0' * 64} \\\n    --hash=sha256:{digest}"
-            lines.append(line + hashes)
-        else:
-            lines.append(line)
-    return "\n".join(lines) + "\n"
-
-
 class Quiet(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *arguments: object) -> None:
         """The requests are not printed."""
@@ -127,6 +93,7 @@ def project(tmp_path: Path, indexes: str, monkeypatch: pytest.MonkeyPatch) -> Pa
     )
     for lock in (*create_venv.LOCKS.values(), create_venv.JAVA_LOCK):
         (root / lock).write_text(hashed(LOCK, tmp_path / "pypi"))
+    (root / create_venv.SAM2_LOCK).write_text(put_source(tmp_path / "pypi"))
     venv = root / ".venv"
     for name, value in (
         ("ROOT", root),
@@ -223,6 +190,25 @@ def test_an_interrupted_set_up_of_one_build_is_not_completed_as_the_other(
     assert installed(project)["torch"] == "2.0"
 
 
+def test_the_reference_is_built_for_the_tests_only(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert create_venv.main() == 0
+    assert "sam2" not in installed(project)
+    monkeypatch.setattr(sys, "argv", ["create_venv.py", "dev"])
+    assert create_venv.main() == 0
+    assert installed(project)["sam2"] == "1.0"
+
+    # A changed lock is installed, also if only `runtime` is asked for.
+    (project / create_venv.SAM2_LOCK).write_text(f"sam2==1.0 --hash=sha256:{'0' * 64}\n")
+    subprocess.run(
+        [project / ".venv/bin/python", "-m", "pip", "uninstall", "-yq", "sam2"], check=True
+    )
+    monkeypatch.setattr(sys, "argv", ["create_venv.py", "runtime"])
+    assert create_venv.main() == 1
+    assert "sam2" not in installed(project)
+
+
 def test_a_failure_shows_the_end_of_pips_log_and_where_it_is(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,7 +246,9 @@ def test_a_package_without_a_hash_is_refused(
     assert "Hashes are required" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("lock", [*create_venv.LOCKS.values(), create_venv.JAVA_LOCK])
+@pytest.mark.parametrize(
+    "lock", [*create_venv.LOCKS.values(), create_venv.JAVA_LOCK, create_venv.SAM2_LOCK]
+)
 def test_every_package_of_the_real_locks_has_hashes(lock: str) -> None:
     text = (create_venv.ROOT / lock).read_text()
     pinned = create_venv.pinned(create_venv.ROOT / lock)

@@ -67,16 +67,14 @@ def test_a_page() -> None:
     assert automask(page=7.0).page == 7
 
 
-@pytest.mark.parametrize(("family", "default"), [("sam", 0.88), ("sam2", 0.8)])
-def test_the_default_of_pred_iou_thresh_is_the_familys(family: str, default: float) -> None:
+def test_pred_iou_thresh_is_the_model_types_own_if_it_is_absent() -> None:
     for request in (automask(), automask(pred_iou_thresh=None)):
-        assert request.for_family(family).pred_iou_thresh == default
-        assert request.for_family(family).points_per_side == 32
-        assert request.with_defaults("samapi").for_family(family).pred_iou_thresh == 0.88
+        assert request.pred_iou_thresh is None
+        assert request.with_defaults("samapi").pred_iou_thresh == 0.88
     for sent in (0, 0.5, 0.88):
         request = automask(pred_iou_thresh=sent)
-        assert request.for_family(family).pred_iou_thresh == sent
-        assert request.with_defaults("samapi").for_family(family).pred_iou_thresh == sent
+        assert request.pred_iou_thresh == sent
+        assert request.with_defaults("samapi").pred_iou_thresh == sent
 
 
 @pytest.mark.parametrize("choice", OutputType)
