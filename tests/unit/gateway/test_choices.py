@@ -64,6 +64,28 @@ def test_weights_registered_with_that_address_come_first(
         assert chosen == "vit_t.mine"
 
 
+SAM_2_0 = "https://dl.fbaipublicfiles.com/segment_anything_2/072824/sam2_hiera_large.pt"
+
+
+def test_the_weights_of_sam_2_0_are_not_those_of_2_1(bench: Bench) -> None:
+    """samapi's sam2_l is 2.0, ours is 2.1."""
+    bench.torchserve.there = {"sam2_l": {}, "sam2_l-automask": {}}
+
+    def choose(wanted: str) -> str:
+        return asyncio.run(bench.weights.family("sam2_l", wanted))
+
+    assert choose(PUBLISHED["sam2_l"]) == "sam2_l"
+    with pytest.raises(NotFound, match=r"No weights .*072824.* are registered for sam2_l"):
+        choose(SAM_2_0)
+    with pytest.raises(Conflict, match="own weights are published"):
+        register(bench, PUBLISHED["sam2_l"])
+
+
+def register(bench: Bench, url: str) -> None:
+    request = RegisterRequest(type="sam2_l", name="sam2-0", url=url)
+    asyncio.run(bench.registration.register(request))
+
+
 # Types that are not loaded
 
 OFFERED = ["vit_h", "vit_l", "vit_b", "vit_t", "sam2_l", "sam2_bp", "sam2_s", "sam2_t", "sam3"]
