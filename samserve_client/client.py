@@ -49,8 +49,8 @@ class Client:
     Args:
         url: the server's address. None: the variable SAMSERVE_URL, or http://127.0.0.1:8000.
         key: an API key. None: the variable SAMSERVE_API_KEY, or none.
-        model_type: `vit_t`, `vit_b`, `vit_l` or `vit_h`. None: the one that the server has loaded;
-            of several, the fastest.
+        model_type: a model type, such as `vit_t` or `sam2_t`. None: the one that the server has
+            loaded; of several, the first in `samserve.model_types`.
         weights: the name of registered weights. None: the model type's own.
         timeout: seconds to wait for an answer, but for that of an automask, which has `timeout_s`.
         patience: seconds to wait in all for a server that is busy, before an error is raised.
@@ -299,6 +299,8 @@ def silent(url: str, call: Call) -> TimedOut:
 
 def distrusted(url: str, reason: Exception) -> UnexpectedAnswer:
     """Return the error of a server whose certificate is not trusted."""
+    if "WRONG_VERSION_NUMBER" in str(reason):
+        return UnexpectedAnswer(f"{url} does not speak HTTPS. Use http:// in its address.")
     return UnexpectedAnswer(
         f"The certificate of {url} is not trusted, or it speaks no HTTPS: {reason}. "
         "samserve.Client(verify=…) takes the file of a certificate to trust."

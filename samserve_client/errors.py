@@ -76,6 +76,9 @@ def error_of(
         return UnexpectedAnswer(
             f"{where} answers {status}, and not as a samserve server does. Is the address right?"
         )
+    if (status, code, message) == (404, "not_found", "Not Found."):
+        # That is what a server says about a path that it does not have.
+        message = f"{where} has no such path. Is the address right?"
     return error_from(status, code, message, field, retry_after_s)
 
 

@@ -21,6 +21,7 @@ from samserve.objects.interface import Progress, SegmentablePicture
 from samserve.pictures.sources import Source, pictures_in
 from samserve.pictures.tiff_directory import Unreadable
 
+from .destinations import NotWritten, Work, path_of
 from .errors import BrokenOff, NotReady, ServerUnreachable, UnexpectedAnswer
 from .outputs import Output, is_output
 
@@ -40,21 +41,6 @@ class Opener(Protocol):
     def picture(self, source: Source, page: int | None = None) -> SegmentablePicture:
         """Return the picture."""
         ...
-
-
-@dataclass(frozen=True)
-class Work:
-    """One picture, and where its files go.
-
-    Attributes:
-        source: the picture's file.
-        target: the path of its files, without their endings.
-        named: the path of the only file, if the user named it.
-    """
-
-    source: Path
-    target: Path
-    named: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +104,7 @@ def find_pictures(patterns: Iterable[str], *, recursive: bool) -> list[tuple[Pat
         if named.is_dir():
             some = _in_folder(named, recursive)
             if not some:
-                deeper = "" if recursive else " (--recursive looks into its folders, too)"
+                deeper = "" if recursive else "; --recursive looks into its folders, too"
                 raise ValueError(f"{named} has no pictures ({', '.join(ENDINGS)}){deeper}")
         elif named.exists():
             some = {named: Path(named.name)}
@@ -140,30 +126,6 @@ def _in_folder(folder: Path, recursive: bool) -> dict[Path, Path]:
 def _is_picture(path: Path) -> bool:
     is_ours = is_output(path) or path.name.startswith(".")
     return path.suffix.lower() in ENDINGS and path.is_file() and not is_ours
-
-
-def works_of(pictures: Sequence[tuple[Path, Path]], folder: Path) -> list[Work]:
-    """Return where the files of each picture go: to its name without ending, below a folder.
-
-    Where two pictures differ in their endings only, their files keep them.
-
-    Raises:
-        ValueError: two pictures have the same name.
-    """
-    stems = [below.with_suffix("") for _, below in pictures]
-    targets = [
-        folder / (below if stems.count(stem) > 1 else stem)
-        for (_, below), stem in zip(pictures, stems, strict=True)
-    ]
-    seen: dict[Path, Path] = {}
-    for (source, _), target in zip(pictures, targets, strict=True):
-        if target in seen:
-            raise ValueError(
-                f"the files about {seen[target]} and {source} would have the same names: segment "
-                "them by two commands, with different folders"
-            )
-        seen[target] = source
-    return [Work(source, target) for target, source in seen.items()]
 
 
 Result: TypeAlias = "int | Exception | None"
@@ -266,7 +228,7 @@ class Run:
         elif isinstance(result, int):
             outcome.done += 1
             outcome.objects += result
-        elif isinstance(result, HOPELESS) and not isinstance(result, BrokenOff):
+        elif _is_hopeless(result):
             outcome.stopped = in_words(result, work.source)
         else:
             outcome.failed[work.source] = in_words(result, work.source)
@@ -280,7 +242,7 @@ class Run:
                     f"{error.message.partition(':')[0]}: use {self._task.pages_option}"
                 )
             return error
-        except FAILURES as error:
+        except (*FAILURES, NotWritten) as error:
             return error
         except RuntimeError as error:
             # The client was closed, or a call of the library broke off.
@@ -300,7 +262,13 @@ class Run:
                 picture = self._opener.picture(work.source, page)
                 found = self._task.find(picture, progress)
             for output in self._task.outputs.values():
-                output.write(found, self._path(work, output, suffix))
+                path = path_of(work, output, suffix)
+                try:
+                    output.write(found, path)
+                except (OSError, RuntimeError) as error:  # GDAL's are RuntimeErrors
+                    if self._stopping.is_set():
+                        raise
+                    raise NotWritten(path, error) from error
             count = (count or 0) + len(found)
         return count
 
@@ -325,17 +293,17 @@ class Run:
             return False
         try:
             changed = work.source.stat().st_mtime
-            paths = (self._path(work, output, suffix) for output in self._task.outputs.values())
+            paths = (path_of(work, output, suffix) for output in self._task.outputs.values())
             return all(path.stat().st_mtime >= changed for path in paths)
         except FileNotFoundError:
             return False
 
-    @staticmethod
-    def _path(work: Work, output: Output, suffix: str | None) -> Path:
-        if work.named is not None:
-            named = work.named
-            return named if suffix is None else named.with_name(named.stem + suffix + named.suffix)
-        return work.target.with_name(f"{work.target.name}{suffix or ''}{output.ending}")
+
+def _is_hopeless(error: Exception) -> bool:
+    """Return whether every further picture would fail as well."""
+    if isinstance(error, NotWritten):
+        return error.hopeless
+    return isinstance(error, HOPELESS) and not isinstance(error, BrokenOff)
 
 
 def in_words(error: Exception, source: Path) -> str:

@@ -90,6 +90,8 @@ def chosen_outputs(names: Sequence[str], *, georeferenced: bool) -> dict[str, Ou
     Raises:
         ValueError: there is no such format, or it needs a package that is not installed.
     """
+    if not names:
+        raise ValueError(f"-f names no format; there are {', '.join(OUTPUTS)}")
     chosen = {}
     for name in dict.fromkeys(names):
         if name not in OUTPUTS:

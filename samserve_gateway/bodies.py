@@ -12,7 +12,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi import Request
 from pydantic import ValidationError
@@ -20,7 +20,7 @@ from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 
 from samserve.errors import Busy, InvalidRequest, SlowBody, TooLarge, UnsupportedMediaType
-from samserve.pictures.digests import reference_to
+from samserve.pictures.digests import is_reference, reference_to
 from samserve.serving.forms import to_json
 from samserve.serving.headers import PREFER
 from samserve.serving.json_text import check_size, dumps, to_utf8
@@ -36,9 +36,6 @@ DRAIN_FACTOR = 4
 """A body over the limit is read up to this many times the limit: a client reads the answer only
 after it has sent its body. Beyond that, the connection is closed."""
 
-WORTHWHILE_BYTES = 2**15
-"""A smaller body is forwarded unchanged: replacing its picture would cost as much as it saves."""
-
 MAX_ABRIDGED_BYTES = 2**22
 """A body with more bytes beside its picture is forwarded unchanged: it would be written again on
 the event loop."""
@@ -48,6 +45,23 @@ INLINE_BYTES = 2**16
 
 LARGE_BYTES = 2**23
 """Bodies larger than this are parsed one at a time. Parsing copies the picture's text."""
+
+
+class _Parsed(NamedTuple):
+    """What the gateway reads of a body's JSON. The picture's text is not kept: the JSON has it.
+
+    Attributes:
+        fields: the fields without the picture. None if the JSON is not an object, or contains NaN
+            or Infinity.
+        reference: the digest that stands for the picture; None without a picture.
+        picture_size: the length of the picture's text.
+        has_digest: whether the client sent the picture's digest in its place.
+    """
+
+    fields: dict[str, Any] | None
+    reference: str | None
+    picture_size: int = 0
+    has_digest: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,12 +84,13 @@ class Body:
             InvalidField: `type` or `checkpoint_url` is wrong.
             TooLarge: the JSON has too many parts.
         """
-        if self._fields is not None:
+        fields = self._parsed.fields
+        if fields is not None:
             try:
-                return RoutedRequest.model_validate(self._fields)
+                return RoutedRequest.model_validate(fields)
             except ValidationError:
                 pass
-        # Slower, but `parse` says what is wrong. It also accepts NaN, which `_fields` does not.
+        # Slower, but `parse` says what is wrong. It also accepts NaN, which `_parsed` does not.
         return RoutedRequest.parse(self.json)
 
     def check_known(self, model: type[RoutedRequest], strict: bool) -> None:
@@ -86,8 +101,9 @@ class Body:
         Raises:
             InvalidField: it names the first such field.
         """
-        if self._fields is not None and (strict or self._fields.get("strict") is True):
-            check_known(self._fields, model)
+        fields = self._parsed.fields
+        if fields is not None and (strict or fields.get("strict") is True):
+            check_known(fields, model)
 
     def whole(self) -> tuple[bytes, str]:
         """Return the whole body, and its Content-Type."""
@@ -108,48 +124,47 @@ class Body:
     @property
     def reference(self) -> str | None:
         """The digest that stands for the picture, as `sha256:…`; None without a picture."""
-        return self._parsed[1]
+        return self._parsed.reference
 
     @property
-    def worth_abridging(self) -> bool:
-        """Whether sending the digest in the picture's place saves anything."""
+    def can_be_abridged(self) -> bool:
+        """Whether the picture's digest can be sent in the picture's place."""
         if self.image is not None:
             return True
-        _, reference, picture_size = self._parsed
-        rest = len(self.json) - picture_size
-        large = len(self.json) >= WORTHWHILE_BYTES and rest <= MAX_ABRIDGED_BYTES
-        return large and reference is not None
+        parsed = self._parsed
+        rest = len(self.json) - parsed.picture_size
+        has_picture = parsed.reference is not None and not parsed.has_digest
+        return has_picture and rest <= MAX_ABRIDGED_BYTES
 
     def abridged(self) -> bytes:
         """Return the JSON with the digest in the picture's place."""
         if self.image is not None:
             return self.json
-        return dumps({**(self._fields or {}), "b64img": self.reference})
+        return dumps({**(self._parsed.fields or {}), "b64img": self.reference})
 
-    @property
-    def _fields(self) -> dict[str, Any] | None:
-        """The fields of the JSON without its picture. None if it is not an object, or contains NaN
-        or Infinity."""
-        return self._parsed[0]
+    def has_picture(self, content: bytes) -> bool:
+        """Return whether some content made of this body has the picture, not only its digest.
+
+        Args:
+            content: that of `whole` or of `abridged`.
+        """
+        if self.image is not None:
+            return content is not self.json
+        return content is self.json and not self._parsed.has_digest
 
     @cached_property
-    def _parsed(self) -> tuple[dict[str, Any] | None, str | None, int]:
-        """`_fields`, `reference`, and the length of the picture's text.
-
-        The text itself is not kept: the JSON has it already.
-        """
+    def _parsed(self) -> _Parsed:
         reference = None if self.image is None else reference_to(self.image)
         check_size(self.json)
         try:
             fields = from_json(self.json, allow_inf_nan=False)  # the fastest for a megabyte
         except ValueError:
-            return None, reference, 0
+            return _Parsed(None, reference)
         if not isinstance(fields, dict):
-            return None, reference, 0
-        size = 0
+            return _Parsed(None, reference)
         if self.image is None and isinstance(text := fields.pop("b64img", None), str):
-            reference, size = reference_to(text), len(text)
-        return fields, reference, size
+            return _Parsed(fields, reference_to(text), len(text), is_reference(text))
+        return _Parsed(fields, reference)
 
 
 async def read_body(
@@ -218,7 +233,10 @@ async def read_content(request: Request, limit: int) -> bytes:
     async for chunk in _chunks(request):
         received += len(chunk)
         if received > limit:
-            refusal = TooLarge(f"The body is larger than this server's limit of {limit} bytes.")
+            refusal = TooLarge(
+                f"The body is larger than this server's limit of {limit} bytes "
+                f"({limit / 2**20:.4g} MiB)."
+            )
         elif refusal is None:
             refusal = share.take(len(chunk))
         if refusal is None:

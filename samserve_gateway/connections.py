@@ -1,5 +1,8 @@
 """Counts the open connections, and looks at each of them again and again.
 
+If there are as many as may be, a new one takes the place of one that has no request under way. So
+connections that only wait keep nobody out: silent ones, idle ones, and those whose head drips.
+
 uvicorn hands the state of the application to each connection (`protocol.py`). The gateway puts one
 `Connections` into it, so that all connections of a server share it.
 """
@@ -13,6 +16,8 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
+from .addresses import client_at
+from .crowds import Crowd
 from .listening import OpenSockets
 
 logger = logging.getLogger(__name__)
@@ -56,7 +61,8 @@ class Connections:
         record_refusal: counts and logs a request that is refused before it reaches the
             application. Its arguments are the answer's id, status, code and size.
         record_end: counts a connection that is closed against its client's will. Its argument is
-            the reason: `slow_head`, `slow_answer`, `unread_body`, `unsent_answers` or `too_many`.
+            the reason: `slow_head`, `slow_answer`, `unread_body`, `unsent_answers`, `made_room` or
+            `too_many`.
         sockets: the connections from `accept` on; None in a test without listening sockets.
 
     Attributes:
@@ -79,6 +85,8 @@ class Connections:
         self.buffer = memoryview(bytearray(BUFFER_BYTES))
         self._open: dict[Watched, str] = {}
         self._of_address: Counter[str] = Counter()
+        self._welcome: set[Watched] = set()  # without those that only get a refusal
+        self._idle: Crowd[Watched] = Crowd()
         self._timer: asyncio.TimerHandle | None = None
         self._reported_s = float("-inf")
 
@@ -87,24 +95,33 @@ class Connections:
 
     def add(self, connection: Watched, address: str) -> str | None:
         """Count a connection. Return why it must be refused; None if it is welcome."""
+        address = client_at(address)
         self._open[connection] = address
         self._of_address[address] += 1
         if self._timer is None:
             loop = asyncio.get_running_loop()
             self._timer = loop.call_later(CHECK_INTERVAL_S, self._check)
-        if len(self._open) > self.most:
-            reason = f"The server has {self.most} connections, its limit. Try again in a minute."
-        elif self._of_address[address] > self.most_per_address:
+        if self._of_address[address] > self.most_per_address:
             reason = (
                 f"Your address has {self.most_per_address} connections, the limit for one address. "
                 "Close some, or use them for several requests."
             )
+        elif len(self._welcome) >= self.most and not self._make_room():
+            reason = f"The server has {self.most} connections, its limit. Try again in a minute."
         else:
+            self._welcome.add(connection)
+            self._idle.add(connection, address)
             return None
         if time.monotonic() - self._reported_s > REPORT_INTERVAL_S:
             self._reported_s = time.monotonic()
             logger.warning("Connections are refused, the last one from %s. %s", address, reason)
         return reason
+
+    def set_busy(self, connection: Watched, busy: bool) -> None:
+        """Say whether a connection has a request under way."""
+        if connection in self._welcome:
+            change = self._idle.remove if busy else self._idle.add
+            change(connection, self._open[connection])
 
     def are_far_too_many(self) -> bool:
         """Return whether there is no room even for connections that only get a refusal."""
@@ -115,12 +132,24 @@ class Connections:
         address = self._open.pop(connection, None)
         if address is None:
             return
+        self._welcome.discard(connection)
+        self._idle.remove(connection, address)
         self._of_address[address] -= 1
         if not self._of_address[address]:
             del self._of_address[address]
         if not self._open and self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def _make_room(self) -> bool:
+        """Close a connection that has no request under way. Return False if there is none."""
+        for connection in self._idle.least_needed():
+            if not connection.unsent():
+                self.record_end("made_room")
+                self.remove(connection)
+                connection.abandon()
+                return True
+        return False
 
     def _check(self) -> None:
         loop = asyncio.get_running_loop()

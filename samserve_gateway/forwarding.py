@@ -11,7 +11,7 @@ queue full, worker gone) are put into the one error shape.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Mapping
 from contextlib import AsyncExitStack
 from typing import Any, Protocol, TypeVar
 
@@ -215,7 +215,10 @@ class Forwarder:
 
         async def ask(mode: Mode, content: bytes, sent: dict[str, str], late: str) -> Answer:
             lane, quick = lane_of(family, mode), mode == "prompt"
-            return await self._ask(client, lane, content, sent, ends, quick=quick, late=late)
+            picture = (body.reference or object()) if body.has_picture(content) else None
+            return await self._ask(
+                client, lane, content, sent, ends, quick=quick, late=late, picture=picture
+            )
 
         async def send(content: bytes, content_headers: dict[str, str]) -> Answer:
             sent = {**lane_headers, **content_headers}
@@ -265,13 +268,14 @@ class Forwarder:
         *,
         quick: bool,
         late: str,
+        picture: Hashable | None = None,
     ) -> Answer:
         """Wait for the client's turn in the lane's queue, and return TorchServe's answer.
 
         Args:
             ends: when the request's time is over, in seconds of `time.monotonic`.
             quick: see `Retries.ask`.
-            late: see `LaneQueue.enter`.
+            late, picture: see `LaneQueue.enter`.
         """
 
         def left_s() -> float:
@@ -282,6 +286,7 @@ class Forwarder:
                 client,
                 left_s(),
                 lambda: self._retries.ask(lane, content, sent, left_s(), quick=quick),
+                picture=picture,
                 late=late,
             )
 

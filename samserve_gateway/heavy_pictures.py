@@ -32,19 +32,14 @@ class HeavyPictures:
         if len(content) > LARGE_BYTES:
             return True
         key = (family, body.reference or "")
-        if key not in self._refused or not _has_picture(body, content):
+        if key not in self._refused or not body.has_picture(content):
             return False
         self._refused.move_to_end(key)
         return True
 
     def remember(self, family: str, body: Body, content: bytes) -> None:
         """Remember that a prompt lane of the family refused this content of the body."""
-        if body.reference is not None and _has_picture(body, content):
+        if body.reference is not None and body.has_picture(content):
             self._refused[family, body.reference] = None
             if len(self._refused) > MAX_REMEMBERED:
                 self._refused.popitem(last=False)
-
-
-def _has_picture(body: Body, content: bytes) -> bool:
-    """Return whether the content is the whole body, not the one with a digest for the picture."""
-    return (content is body.json) == (body.image is None)

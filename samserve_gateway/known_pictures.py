@@ -37,7 +37,7 @@ class KnownPictures:
             family: the family of lanes, whose workers share the pictures that they know.
         """
         key = (family, body.reference)
-        if key in self._known and body.worth_abridging:
+        if key in self._known and body.can_be_abridged:
             self._known.move_to_end(key)
             self._count("known")
             yield body.abridged(), "application/json"
@@ -48,7 +48,7 @@ class KnownPictures:
 
     def remember(self, family: str, body: Body) -> None:
         """Remember that the family's workers have answered for the body's picture."""
-        if body.worth_abridging:
+        if body.can_be_abridged:
             self._known[family, body.reference] = None
             if len(self._known) > MAX_KNOWN:
                 self._known.popitem(last=False)

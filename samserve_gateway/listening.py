@@ -3,7 +3,8 @@
 A TLS connection takes some 300 KB before its first request. Only after its handshake does it reach
 `protocol.py`, which counts requests' connections and refuses those beyond the limits. So a client
 that connects and sends nothing is counted here: the listening socket closes at once what is far
-beyond the limits, and ends handshakes that take too long.
+beyond the limits, and ends handshakes that take too long. If there is no room for a new connection,
+it takes the place of a handshake that has not ended.
 
 Many TLS connections leave their memory in a reference cycle when they end: an error, such as that
 of a handshake, and the frame that raised it. Python's collector looks for cycles by the number of
@@ -23,6 +24,9 @@ from typing import Any
 
 from samserve.machine import give_memory_back
 
+from .addresses import client_at
+from .crowds import Crowd
+
 HANDSHAKE_TIMEOUT_S = 10.0
 """Longest time for a TLS handshake."""
 
@@ -38,6 +42,10 @@ BEYOND, BEYOND_TLS = 2.0, 1.1
 """Multiples of the limits. Connections up to here get an answer that says that they are too many.
 Further ones are closed at once. A TLS connection gets its answer only after its handshake."""
 
+SPARE = 0.2
+"""A part of the limit: so many connections more are open for a moment, while the handshakes whose
+places they took are being closed."""
+
 
 class OpenSockets:
     """The connections of all listening sockets, from `accept` to `close`.
@@ -48,7 +56,8 @@ class OpenSockets:
         tls: whether each connection begins with a TLS handshake.
 
     Attributes:
-        record_end: called with `too_many` or `slow_handshake` when a connection is ended.
+        record_end: called with `too_many`, `slow_handshake` or `made_room` when a connection is
+            ended.
     """
 
     def __init__(self, most: int, most_per_address: int, *, tls: bool) -> None:
@@ -60,14 +69,16 @@ class OpenSockets:
         self._open = 0
         self._of_address: Counter[str] = Counter()
         self._shaking: dict[int, tuple[float, OpenSocket]] = {}  # since when
+        self._crowd: Crowd[OpenSocket] = Crowd()  # the same, by address
         self._ended = 0
 
     def __len__(self) -> int:
         return self._open
 
-    def admit(self, connection: OpenSocket, address: str) -> bool:
+    def admit(self, connection: OpenSocket) -> bool:
         """Count a new connection. Return False if there are too many already."""
-        if self._open >= self._most or self._of_address[address] >= self._most_per_address:
+        address = connection.client
+        if self._of_address[address] >= self._most_per_address or not self._has_room():
             if not self._of_address[address]:
                 del self._of_address[address]
             self.record_end("too_many")
@@ -76,15 +87,19 @@ class OpenSockets:
         self._of_address[address] += 1
         if self._tls:
             self._shaking[connection.fileno()] = (time.monotonic(), connection)
+            self._crowd.add(connection, address)
         return True
 
     def shaken(self, descriptor: int) -> None:
         """Say that the TLS handshake of a connection has ended."""
-        self._shaking.pop(descriptor, None)
+        _, connection = self._shaking.pop(descriptor, (0.0, None))
+        if connection is not None:
+            self._crowd.remove(connection, connection.client)
 
-    def closed(self, descriptor: int, address: str) -> None:
+    def closed(self, connection: OpenSocket) -> None:
         """Count a connection no longer."""
-        self._shaking.pop(descriptor, None)
+        self.shaken(connection.fileno())
+        address = connection.client
         self._open -= 1
         self._of_address[address] -= 1
         if not self._of_address[address]:
@@ -97,13 +112,28 @@ class OpenSockets:
         while True:
             await asyncio.sleep(CHECK_INTERVAL_S)
             too_old = time.monotonic() - HANDSHAKE_TIMEOUT_S
-            for descriptor, (since, connection) in list(self._shaking.items()):
+            for since, connection in list(self._shaking.values()):
                 if since < too_old:
-                    del self._shaking[descriptor]
-                    self.record_end("slow_handshake")
-                    # asyncio then reads an end of file, and closes the connection.
-                    with contextlib.suppress(OSError):
-                        connection.shutdown(socket.SHUT_RDWR)
+                    self._end_handshake(connection, "slow_handshake")
+
+    def _has_room(self) -> bool:
+        """Return whether there is room for one more, if need be after a handshake was ended."""
+        if self._open < self._most:
+            return True
+        if self._open >= self._most * (1 + SPARE):
+            return False
+        least_needed = next(self._crowd.least_needed(), None)
+        if least_needed is None:
+            return False
+        self._end_handshake(least_needed, "made_room")
+        return True
+
+    def _end_handshake(self, connection: OpenSocket, reason: str) -> None:
+        self.shaken(connection.fileno())
+        self.record_end(reason)
+        # asyncio then reads an end of file, and closes the connection.
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
 
     def _count_ended(self) -> None:
         self._ended += 1
@@ -118,8 +148,13 @@ class OpenSockets:
 
 
 class OpenSocket(socket.socket):
-    """A connection that says when it is closed."""
+    """A connection that says when it is closed.
 
+    Attributes:
+        client: whose connection it is.
+    """
+
+    client = ""
     on_close: Callable[[], None] | None = None
 
     def close(self) -> None:
@@ -150,15 +185,15 @@ class Listener(socket.socket):
                 goes on when the next one comes.
         """
         accepted, address = super().accept()
-        counts, host = self._counts, str(address[0])
+        counts = self._counts
         connection = OpenSocket(
             accepted.family, accepted.type, accepted.proto, fileno=accepted.detach()
         )
-        if not counts.admit(connection, host):
+        connection.client = client_at(str(address[0]))
+        if not counts.admit(connection):
             connection.close()
             raise ConnectionAbortedError
-        descriptor = connection.fileno()
-        connection.on_close = lambda: counts.closed(descriptor, host)
+        connection.on_close = lambda: counts.closed(connection)
         return connection, address
 
 

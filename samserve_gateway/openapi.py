@@ -165,11 +165,12 @@ PROMPT = _segmentation(
 )
 AUTOMASK = _segmentation(
     "Segment every object",
-    "segment-anything's automatic mask generation. It takes seconds to minutes. Its workers and "
-    "its queue are separate, so prompts do not wait for it. If the client disconnects, it is "
-    "cancelled.\n\nThe defaults of `output_type` and `include_image_edge` are segment-anything's. "
-    "samapi 0.3 and later has the defaults `Single mask` and false, as has a server that was "
-    "started with `SAMSERVE_DEFAULTS=samapi`.\n\n"
+    "segment-anything's automatic mask generation, or SAM 2's. It takes seconds to minutes. Its "
+    "workers and its queue are separate, so prompts do not wait for it. If the client disconnects, "
+    "it is cancelled.\n\nThe defaults of `output_type` and `include_image_edge` are "
+    "segment-anything's. samapi 0.3 and later has the defaults `Single mask` and false, as has a "
+    "server that was started with `SAMSERVE_DEFAULTS=samapi`. Both fields mean for SAM 2 what they "
+    "mean for SAM 1. The default of `pred_iou_thresh` depends on the type.\n\n"
     "With `?stream=1` the answer is a stream of JSON lines (application/x-ndjson). The field "
     "`event` of each is its kind: `progress` with `done` and `total` points; then a `feature` for "
     "every object; at the end `done` with the picture's number of `pages`, or `error`.",

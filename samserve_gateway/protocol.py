@@ -171,6 +171,7 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
         self._buffer: memoryview = self._connections.buffer
         self._unwelcome: str | None = None
         self._refused = False
+        self._busy = False
         self._received = 0
         self._head_since_s: float | None = None
         self._unread_since_s: float | None = None
@@ -216,10 +217,23 @@ class Protocol(H11Protocol, asyncio.BufferedProtocol):
             return
         # h11 copies the bytes, so the buffer can serve all connections.
         self.data_received(self._buffer[:nbytes])  # type: ignore[arg-type]
+        self._note_business()
         if self.conn.their_state is not h11.IDLE:
             self._head_since_s = None
         elif self._head_since_s is None:
             self._head_since_s = self.loop.time()
+
+    def on_response_complete(self) -> None:
+        """Go on after an answer. uvicorn calls this."""
+        super().on_response_complete()
+        self._note_business()
+
+    def _note_business(self) -> None:
+        """Say whether a request is under way, if that has changed."""
+        busy = self.cycle is not None and not self.cycle.response_complete
+        if busy != self._busy:
+            self._busy = busy
+            self._connections.set_busy(self, busy)
 
     def unsent(self) -> int:
         """Return the bytes of answers that the client has not taken yet."""

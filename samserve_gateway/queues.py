@@ -5,7 +5,10 @@ All others wait here, where
 
 - a request whose client leaves, or whose time is over, is dropped and costs nothing;
 - clients take turns, so that none waits behind all the work of another;
-- a full queue refuses at once, without a question to TorchServe.
+- a full queue refuses at once, without a question to TorchServe;
+- a prompt on a known picture does not wait behind new pictures. TorchServe sends the answers of a
+  batch together, and a new picture takes twenty times as long. So each prompt worker gets one new
+  picture at a time.
 
 With several TorchServes behind a balancer, nobody tells the gateway how many workers there are.
 Then nothing waits here, and the queues of the TorchServes hold what waits.
@@ -18,15 +21,14 @@ import contextlib
 import logging
 import math
 import time
-from collections import Counter, OrderedDict, deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from samserve.errors import Busy, SamserveError, TimedOut
 from samserve.serving.lanes import Mode, mode_of, model_type_of
 
-from .torchserve_answers import TorchServeError, ready_workers
+from .torchserve_answers import TorchServeError, has_gpu, ready_workers
+from .turns import Turn, Turns
 
 logger = logging.getLogger(__name__)
 
@@ -51,19 +53,6 @@ _SMOOTHING = 0.05
 """The weight of the newest of the intervals between answers. Batches answer in bursts."""
 
 
-@dataclass(frozen=True, eq=False)
-class Turn:
-    """A request that waits for its turn or for its answer.
-
-    Attributes:
-        client: whose request it is.
-        since: when it came, in `time.monotonic`'s seconds.
-    """
-
-    client: str
-    since: float
-
-
 class LaneQueue:
     """The queue in front of one lane.
 
@@ -76,35 +65,34 @@ class LaneQueue:
         self.throttled = throttled
         self._lane = lane
         self._size = size
-        self._most_inside: float = FIRST_INSIDE[mode_of(lane)] if throttled else math.inf
-        self._inside = 0
-        self._inside_of: Counter[str] = Counter()
-        self._waiting_of: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
-        self._waiting = 0
+        self._turns = Turns(
+            FIRST_INSIDE[mode_of(lane)] if throttled else math.inf,
+            1 if throttled and mode_of(lane) == "prompt" else math.inf,
+        )
         self._interval_s = 0.0
         self._left_at = 0.0
-        self._turns: dict[Turn, None] = {}  # the oldest first
+        self._unanswered: dict[Turn, None] = {}  # the oldest first
         self._busy_since = 0.0
         self._logged_at = -math.inf
         self._abandoned: set[asyncio.Task[Any]] = set()
 
     @property
     def waiting(self) -> int:
-        return self._waiting
+        return self._turns.waiting
 
     @property
     def unanswered(self) -> int:
         """The number of requests that wait here or have no answer yet."""
-        return len(self._turns)
+        return len(self._unanswered)
 
     def oldest_s(self) -> float:
         """Return the seconds for which the oldest request has had no answer; 0 if there is none."""
-        oldest = next(iter(self._turns), None)
+        oldest = next(iter(self._unanswered), None)
         return 0.0 if oldest is None else time.monotonic() - oldest.since
 
     def silent_s(self) -> float:
         """Return for how many seconds the lane has had requests and has answered none."""
-        if not self._turns:
+        if not self._unanswered:
             return 0.0
         return time.monotonic() - max(self._left_at, self._busy_since)
 
@@ -113,10 +101,14 @@ class LaneQueue:
         if self.throttled:
             workers = max(1, len(ready_workers(description)))
             at_work = workers * int(description["batchSize"])
-            batches = BATCHES_INSIDE if mode_of(self._lane) == "prompt" else 1
+            batches = 1
+            if mode_of(self._lane) == "prompt":
+                batches = BATCHES_INSIDE
+                # A GPU embeds a picture in the time of a click, and must not wait for the next one.
+                self._turns.most_pictures = math.inf if has_gpu(description) else workers
             queue = description.get("jobQueueStatus", {})
             room = queue.get("remainingCapacity", math.inf) + queue.get("pendingRequests", 0)
-            self._most_inside = min(at_work * batches, at_work + room)
+            self._turns.most_inside = min(at_work * batches, at_work + room)
             self._admit()
 
     async def run(
@@ -125,6 +117,7 @@ class LaneQueue:
         timeout_s: float,
         work: Callable[[], Coroutine[Any, Any, T]],
         *,
+        picture: Hashable | None = None,
         late: str | None = None,
     ) -> T:
         """Wait for this client's turn, do the work, and return its result.
@@ -134,7 +127,7 @@ class LaneQueue:
 
         Raises: as `enter`, and what the work raises.
         """
-        turn = await self.enter(client, timeout_s, late=late)
+        turn = await self.enter(client, timeout_s, picture=picture, late=late)
         if not self.throttled:
             try:
                 return await work()
@@ -148,36 +141,43 @@ class LaneQueue:
             self._keep_task(task)
             raise
 
-    async def enter(self, client: str, timeout_s: float, *, late: str | None = None) -> Turn:
+    async def enter(
+        self,
+        client: str,
+        timeout_s: float,
+        *,
+        picture: Hashable | None = None,
+        late: str | None = None,
+    ) -> Turn:
         """Wait for this client's turn, and return it. Whoever enters must `leave` with it.
 
         Args:
+            picture: see `turns.Turn`.
             late: the message if the turn does not come in time.
 
         Raises:
             Busy: the queue is full.
             TimedOut: the turn did not come within `timeout_s`.
         """
-        turn = Turn(client, time.monotonic())
-        if self._inside < self._most_inside and not self._waiting:
+        loop = asyncio.get_running_loop()
+        turn = Turn(client, time.monotonic(), picture, loop.create_future())
+        if self._turns.may_begin(turn):  # then none of those that wait may
             self._take(turn)
-            self._begin(client)
+            self._turns.begin(turn)
             return turn
         self.refuse_if_full(timeout_s)
         self._take(turn)
-        loop = asyncio.get_running_loop()
-        begin: asyncio.Future[None] = loop.create_future()
-        self._waiting_of.setdefault(client, deque()).append(begin)
-        self._waiting += 1
-        timer = loop.call_later(timeout_s, _fail, begin, TimedOut(late or too_late(timeout_s)))
+        self._turns.wait(turn)
+        late_error = TimedOut(late or too_late(timeout_s))
+        timer = loop.call_later(timeout_s, _fail, turn.begin, late_error)
         try:
-            await begin
+            await turn.begin
         except BaseException:
-            if begin.done() and not begin.cancelled() and begin.exception() is None:
+            if turn.has_come():
                 self.leave(turn)  # the turn came at the moment at which the client left
             else:
-                self._drop(client, begin)
-                del self._turns[turn]
+                self._turns.drop(turn)
+                del self._unanswered[turn]
             raise
         finally:
             timer.cancel()
@@ -185,18 +185,14 @@ class LaneQueue:
 
     def leave(self, turn: Turn) -> None:
         """Count a request as answered, and let the next one in."""
-        del self._turns[turn]
-        client = turn.client
+        del self._unanswered[turn]
         now = time.monotonic()
-        if self._waiting:
+        if self._turns.waiting:
             interval_s = now - self._left_at
             weight = _SMOOTHING if self._interval_s else 1.0
             self._interval_s += weight * (interval_s - self._interval_s)
         self._left_at = now
-        self._inside -= 1
-        self._inside_of[client] -= 1
-        if not self._inside_of[client]:
-            del self._inside_of[client]
+        self._turns.end(turn)
         self._admit()
 
     def refuse_if_full(self, timeout_s: float = math.inf) -> None:
@@ -206,16 +202,18 @@ class LaneQueue:
             Busy: as many requests wait as may, or so many that this one would not be answered in
                 time.
         """
-        expected_s = self._waiting * self._interval_s
+        expected_s = self._turns.waiting * self._interval_s
         # Automasks take very different times, so their wait cannot be foretold.
-        foretold = mode_of(self._lane) == "prompt" and self._waiting >= self._most_inside
+        foretold = (
+            mode_of(self._lane) == "prompt" and self._turns.waiting >= self._turns.most_inside
+        )
         too_long = foretold and expected_s > timeout_s / 2
-        if self._waiting >= self._size or too_long:
+        if self._turns.waiting >= self._size or too_long:
             # Half of the time until it is empty: a queue that runs empty wastes the workers.
             self._log_full()
             again_s = min(MAX_RETRY_AFTER_S, max(1, round(expected_s / 2)))
             raise Busy(
-                f"The queue is full: {self._waiting} requests wait for "
+                f"The queue is full: {self._turns.waiting} requests wait for "
                 f"{model_type_of(self._lane)}. Try again in {again_s} s.",
                 again_s,
             )
@@ -239,40 +237,20 @@ class LaneQueue:
             logger.warning(
                 "The queue of lane %s is full: %d requests wait, and more are refused.",
                 self._lane,
-                self._waiting,
+                self._turns.waiting,
             )
 
     def _take(self, turn: Turn) -> None:
-        if not self._turns:
+        if not self._unanswered:
             self._busy_since = turn.since
-        self._turns[turn] = None
-
-    def _begin(self, client: str) -> None:
-        self._inside += 1
-        self._inside_of[client] += 1
+        self._unanswered[turn] = None
 
     def _admit(self) -> None:
-        """Let in who is next: of the clients with the fewest requests inside, the one that was let
-        in least recently."""
-        while self._waiting and self._inside < self._most_inside:
-            client = min(self._waiting_of, key=lambda name: self._inside_of[name])
-            turns = self._waiting_of[client]
-            turn = turns.popleft()
-            self._waiting -= 1
-            self._waiting_of.move_to_end(client)
-            if not turns:
-                del self._waiting_of[client]
-            if not turn.done():
-                self._begin(client)
-                turn.set_result(None)
-
-    def _drop(self, client: str, turn: asyncio.Future[None]) -> None:
-        turns = self._waiting_of.get(client, deque())
-        with contextlib.suppress(ValueError):  # it was dropped already
-            turns.remove(turn)
-            self._waiting -= 1
-            if not turns:
-                del self._waiting_of[client]
+        """Let in who is next, as long as there are places."""
+        while (turn := self._turns.next()) is not None:
+            if not turn.begin.done():
+                self._turns.begin(turn)
+                turn.begin.set_result(None)
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._abandoned.discard(task)
@@ -367,6 +345,6 @@ def _refusal_of(queue: LaneQueue) -> Busy | None:
     return None
 
 
-def _fail(turn: asyncio.Future[None], error: SamserveError) -> None:
-    if not turn.done():
-        turn.set_exception(error)
+def _fail(begin: asyncio.Future[None], error: SamserveError) -> None:
+    if not begin.done():
+        begin.set_exception(error)

@@ -15,8 +15,9 @@ from types import TracebackType
 import aiohttp
 from starlette.requests import ClientDisconnect
 
-from .queues import LaneQueue, Turn
+from .queues import LaneQueue
 from .torchserve_answers import TorchServeError
+from .turns import Turn
 
 END_TIMEOUT_S = 60.0
 """Longest wait for the end of a stream whose client has gone."""

@@ -129,3 +129,8 @@ def ready_workers(description: Mapping[str, Any]) -> frozenset[int]:
     return frozenset(
         int(worker["pid"]) for worker in description["workers"] if worker["status"] == "READY"
     )
+
+
+def has_gpu(description: Mapping[str, Any]) -> bool:
+    """Return whether a worker in TorchServe's description of a lane has a GPU."""
+    return any(worker.get("gpu", False) for worker in description["workers"])

@@ -178,7 +178,7 @@ class Weights:
             names += f" {PREFIX}STAND_IN names {self._stand_in}, which is not loaded either."
         if model_type in UNSUPPORTED_TYPES:
             return NotFound(
-                f"Model type {model_type} is not part of this server: it has no SAM 2 or SAM 3, "
+                f"Model type {model_type} is not part of this server: it has no SAM 3, "
                 f"only {', '.join(MODEL_TYPES)}. {names}",
                 "type",
             )
@@ -200,7 +200,7 @@ class Weights:
         models = " ".join([*loaded, model_type])
         return NotFound(
             f"Model type {model_type} is not loaded. {names} "
-            f"Add it with: make serve MODELS='{models}'",
+            f"Add it with: samserve serve --models '{models}' (or make serve MODELS='{models}')",
             "type",
         )
 

@@ -9,6 +9,8 @@ from importlib import import_module
 
 from samserve import __version__
 
+from .one_line import USAGE_STATUS
+
 COMMANDS = {
     "automask": ("samserve_launcher.automask", "find every object in pictures, whole folders too"),
     "segment": ("samserve_launcher.segment", "find the object in a box, or at points"),
@@ -60,10 +62,15 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=_Help,
     )
     parser.add_argument("--version", action="version", version=f"samserve {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, (_, what_it_does) in COMMANDS.items():
         commands.add_parser(name, help=what_it_does, add_help=False)
     parsed, rest = parser.parse_known_args(arguments)
+    if parsed.command is None:
+        if rest:
+            parser.error(f"there is no option {rest[0]}")
+        parser.print_help(sys.stderr)
+        return USAGE_STATUS
     return run(parsed.command, rest)
 
 
@@ -88,10 +95,12 @@ def run(command: str, arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as exc:
+        # For example a folder that this user may not write, or output to a full disk. In the
+        # second case, Python would try to write the rest at its end and fail again.
         if exc.filename is None:
-            raise
-        # For example a folder that this user may not write.
-        print(f"samserve {command}: {exc.filename}: {exc.strerror}", file=sys.stderr)
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        where = "" if exc.filename is None else f"{exc.filename}: "
+        print(f"samserve {command}: {where}{exc.strerror or exc}", file=sys.stderr)
         return 1
     return status or 0
 

@@ -15,7 +15,8 @@ from samserve.errors import InvalidField
 from samserve.objects.collection import Objects
 from samserve.objects.interface import Progress, SegmentablePicture
 from samserve.parameters import AutomaskParameters
-from samserve_client.folder import Work, find_pictures, works_of
+from samserve_client.destinations import Work, works_of
+from samserve_client.folder import find_pictures
 from samserve_client.outputs import format_of
 
 from . import picture_options
@@ -28,6 +29,9 @@ EXAMPLES = """\
   samserve automask stack.tif --pages all -f labels -o out
   samserve automask map.tif -f gpkg -o map.gpkg            georeferenced, if the picture is
   samserve automask pictures/ --local -o out               without a server"""
+
+LAST_PAGE = 99_999
+"""A file has at most 100000 pages."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -60,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
         "--again", action="store_true", help="also segment pictures whose files exist already"
     )
     made.add_argument(
-        "-j", "--jobs", type=_jobs, default=None, help="pictures at once (2; 1 with --local)"
+        "-j", "--jobs", type=_jobs, help="pictures at once, 1 to 64 (2; 1 with --local)"
     )
     picture_options.add_output_options(made)
     picture_options.add_model_options(made)
@@ -137,18 +141,20 @@ def pages_in(text: str | None) -> list[int] | str | None:
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"--pages must be all, or numbers from 0 as 0,2,5-9, not {text!r}")
-        pages += range(int(first), int(last or first) + 1)
+        begin, end = int(first), int(last or first)
+        if begin > end or end > LAST_PAGE:
+            raise ValueError(
+                f"--pages {part.strip()}: the first page must not be after the last one, and the "
+                f"last one not after {LAST_PAGE}"
+            )
+        pages += range(begin, end + 1)
     return pages
 
 
 def _jobs(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 64:
-        raise ValueError
-    return number
-
-
-_jobs.__name__ = "number from 1 to 64"  # argparse's messages name the type so
+    if not text.isdecimal() or not 1 <= int(text) <= 64:
+        raise argparse.ArgumentTypeError(f"it must be a number from 1 to 64, not {text!r}")
+    return int(text)
 
 
 def _add_parameters(made: argparse.ArgumentParser) -> None:

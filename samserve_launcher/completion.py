@@ -12,6 +12,8 @@ from importlib import import_module
 
 import shtab
 
+from .one_line import Parser
+
 SHELLS = ("bash", "zsh", "tcsh")
 
 WITH_PARSER = ("segment", "automask", "info", "completion")
@@ -20,7 +22,7 @@ WITH_PARSER = ("segment", "automask", "info", "completion")
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="samserve completion",
         description="Print a script by which a shell completes the words of `samserve`.",
         epilog=__doc__.partition("\n\n")[2],

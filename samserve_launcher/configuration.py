@@ -77,7 +77,7 @@ def configuration(options: Options, worker_host: str | None = None) -> str:
     return f"{text}\n# --- From the options of this start.\n{lines}\n"
 
 
-PROCESS_BYTES = {"vit_t": 2 * 2**30}
+PROCESS_BYTES = {"vit_t": 2 * 2**30, "sam2_t": 3 * 2**30, "sam2_s": 3 * 2**30}
 """Memory of a worker process by model type, with its pictures. docs/operations.md has figures."""
 
 LARGE_PROCESS_BYTES = 4 * 2**30

@@ -24,7 +24,10 @@ OLDEST_PYTHON = (3, 10)
 FEWEST_FREE_BYTES = 2 * 2**30
 """Enough for the archive of vit_t, its compiled form and the logs."""
 
-MEMORY_OF_TYPE = {"vit_t": 3, "vit_b": 5, "vit_l": 9, "vit_h": 14}
+MEMORY_OF_TYPE = {
+    **{"vit_t": 3, "vit_b": 5, "vit_l": 9, "vit_h": 14},
+    **{"sam2_t": 4, "sam2_s": 4, "sam2_bp": 5, "sam2_l": 8},
+}
 """GiB that the two lanes of a model type take on a CPU, with one worker each."""
 
 

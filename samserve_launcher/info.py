@@ -11,13 +11,14 @@ from samserve_client.client import Client
 from samserve_client.status import ServerStatus
 
 from . import picture_options
+from .one_line import Parser
 
 TIMEOUT_S = 20.0
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="samserve info",
         description="Say which server answers, which models it has loaded, and how busy it is.",
         epilog="exit status:\n  0  it is ready\n  1  it is not, or there is none\n"

@@ -22,8 +22,19 @@ from samserve.objects.files import remove_left_parts
 from samserve.objects.interface import Progress, SegmentablePicture
 from samserve_client.address import DEFAULT_URL, KEY_VARIABLE, URL_VARIABLE
 from samserve_client.client import Client
-from samserve_client.folder import FAILURES, Opener, Outcome, Run, Task, Watch, Work, in_words
+from samserve_client.destinations import Work, check_writable, refuse_to_overwrite
+from samserve_client.folder import (
+    FAILURES,
+    Opener,
+    Outcome,
+    Run,
+    Task,
+    Watch,
+    in_words,
+)
 from samserve_client.outputs import OUTPUTS, chosen_outputs
+
+from .one_line import Parser
 
 DONE, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -40,7 +51,7 @@ Find = Callable[[SegmentablePicture, Progress], Objects]
 
 def parser_of(prog: str, description: str, examples: str) -> argparse.ArgumentParser:
     """Return a parser whose help ends with examples and the exit statuses."""
-    return argparse.ArgumentParser(
+    return Parser(
         prog=prog,
         description=description,
         epilog=f"examples:\n{examples}\n\n{EXIT_STATUS}",
@@ -99,7 +110,8 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
 
 def formats_in(parsed: argparse.Namespace, default: str) -> list[str]:
     """Return the formats that the command line names."""
-    return [name.strip() for name in (parsed.formats or default).split(",") if name.strip()]
+    named = default if parsed.formats is None else parsed.formats
+    return [name.strip() for name in named.split(",") if name.strip()]
 
 
 @contextmanager
@@ -133,19 +145,26 @@ def run(
     pages: Sequence[int] | str | None,
     pages_option: str,
     again: bool,
+    single: bool = False,
 ) -> int:
-    """Segment the pictures, print a summary, and return the exit status."""
+    """Segment the pictures, print a summary, and return the exit status.
+
+    Args:
+        single: whether the command is about one picture, so that a failure is one line.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
     # A library's warning about a picture is no line for a person at a terminal.
     warnings.simplefilter("ignore")
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         outputs = chosen_outputs(formats, georeferenced=parsed.georeferenced)
+        task = Task(find, outputs, pages, again, pages_option)
+        refuse_to_overwrite(works, outputs.values())
     except ValueError as error:
         usage_error(parser, str(error))
-    task = Task(find, outputs, pages, again, pages_option)
-    for folder in {work.named.parent if work.named else work.target.parent for work in works}:
-        remove_left_parts(folder)
     try:
+        for folder in {work.named.parent if work.named else work.target.parent for work in works}:
+            check_writable(folder)
+            remove_left_parts(folder)
         with ExitStack() as stack:
             opener, close = stack.enter_context(opened(parsed, PATIENCE_S))
             bars = stack.enter_context(_bars(len(works), jobs, shown=_is_shown(parsed)))
@@ -155,6 +174,10 @@ def run(
     except FAILURES as error:
         print(f"{parser.prog}: {in_words(error, Path())}", file=sys.stderr)
         return USAGE if isinstance(error, ValueError) else FAILED
+    if single and not outcome.interrupted and (outcome.failed or outcome.stopped):
+        reason = outcome.stopped or next(iter(outcome.failed.values()))
+        print(f"{parser.prog}: {reason}", file=sys.stderr)
+        return FAILED
     for line in summary(outcome, len(works), quiet=parsed.quiet):
         print(line, file=sys.stderr)
     if outcome.interrupted:

@@ -6,6 +6,7 @@ samserve segment cells.png --box 10,20,200,180
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,12 @@ import orjson
 from samserve.objects.collection import Objects
 from samserve.objects.interface import Progress, SegmentablePicture
 from samserve.objects.segmented import SegmentedObject
-from samserve_client.folder import FAILURES, Work, in_words
+from samserve_client.destinations import Work
+from samserve_client.folder import FAILURES, in_words
 from samserve_client.outputs import format_of
 
 from . import picture_options
+from .one_line import with_negative_numbers
 from .picture_options import usage_error
 
 EXAMPLES = """\
@@ -40,14 +43,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--box",
         action="append",
-        type=_numbers_of(4, 4),
+        type=_box,
         metavar="X0,Y0,X1,Y1",
         help="a box around an object; several boxes give an object each",
     )
     made.add_argument(
         "--point",
         action="append",
-        type=_numbers_of(2, 3),
+        type=_point,
         metavar="X,Y[,0]",
         help="a point on the object, or with ,0 beside it; all points belong to one object",
     )
@@ -71,7 +74,8 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command, and return its exit status."""
     made = parser()
-    parsed = made.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    parsed = made.parse_args(with_negative_numbers(words, ("--box", "--point")))
     boxes, points = parsed.box or [], parsed.point or []
     if not boxes and not points:
         usage_error(made, "give a --box, a --point, or both")
@@ -81,6 +85,12 @@ def main(arguments: list[str] | None = None) -> int:
     def find(picture: SegmentablePicture, progress: Progress) -> Objects:
         return _found(picture, boxes, points, multimask=parsed.multimask)
 
+    if Path(parsed.picture).is_dir():
+        usage_error(
+            made,
+            f"{parsed.picture} is a folder: name one picture, or find everything in a folder with "
+            f"`samserve automask {parsed.picture}`",
+        )
     is_url = parsed.picture.lower().startswith(("http://", "https://"))
     if parsed.output is None and parsed.formats is None:
         return _to_terminal(made, parsed, find)
@@ -102,6 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
         pages=None if parsed.page is None else [parsed.page],
         pages_option="--page 0",
         again=True,
+        single=True,
     )
 
 
@@ -139,15 +150,31 @@ def _to_terminal(
     return picture_options.DONE
 
 
-def _numbers_of(least: int, most: int) -> Any:
-    def numbers(text: str) -> list[float]:
-        values = [float(part) for part in text.split(",")]
-        if not least <= len(values) <= most:
-            raise ValueError
-        return values
+def _box(text: str) -> list[float]:
+    values = _numbers(text)
+    if len(values) != 4 or not (values[0] < values[2] and values[1] < values[3]):
+        raise argparse.ArgumentTypeError(
+            f"it must be a box X0,Y0,X1,Y1 in pixels, with X0 < X1 and Y0 < Y1, not {text!r}"
+        )
+    return values
 
-    numbers.__name__ = "box X0,Y0,X1,Y1" if least == 4 else "point X,Y or X,Y,0"
-    return numbers
+
+def _point(text: str) -> list[float]:
+    values = _numbers(text)
+    if len(values) not in (2, 3) or values[2:] not in ([], [0.0], [1.0]):
+        raise argparse.ArgumentTypeError(
+            f"it must be a point X,Y in pixels, or X,Y,0 for the background, not {text!r}"
+        )
+    return values
+
+
+def _numbers(text: str) -> list[float]:
+    """Return the finite numbers between commas; none if there is anything else."""
+    try:
+        values = [float(part) for part in text.split(",")]
+    except ValueError:
+        return []
+    return values if all(map(math.isfinite, values)) else []
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ HEAD = """\
 the license that each package states. samserve itself is under [Apache-2.0](../LICENSE). NVIDIA's
 packages (`nvidia-*`, `cuda-*`) are only in PyTorch's CUDA build, and are under NVIDIA's own
 licenses. segment-anything states none in its package; its repository is under Apache-2.0.
+The weights of Segment Anything, MobileSAM and SAM 2 are under Apache-2.0, and so is the code of
+SAM 2 that `handlers/samserve/network/sam2.py` and `hiera.py` follow.
 The package torchserve contains Java libraries, which this list does not name.
 
 | package | version | license |

@@ -22,7 +22,7 @@ import yaml
 from scripts import create_venv
 from scripts.create_venv import JAVA_LOCK, LOCKS
 
-COMPOSE = create_venv.ROOT / "deploy" / "compose.yaml"
+COMPOSE = Path("deploy/compose.yaml")
 
 
 def main() -> int:
@@ -42,6 +42,7 @@ def main() -> int:
         download_packages(folder / "packages", torch)
         if arguments.engine:
             save_images(folder / "images", arguments.engine)
+            name_by_tags(folder / COMPOSE)
     except FileNotFoundError as exc:
         print(f"offline: {exc.filename} is not there.", file=sys.stderr)
         return 1
@@ -113,7 +114,7 @@ def save_images(folder: Path, engine: str) -> None:
         "BUILDAH_FORMAT": "docker",
         **os.environ,
     }
-    for service in yaml.safe_load(COMPOSE.read_text())["services"].values():
+    for service in yaml.safe_load((create_venv.ROOT / COMPOSE).read_text())["services"].values():
         image = service["image"].replace("${TORCH_BACKEND:-cpu}", environ["TORCH_BACKEND"])
         file = folder / f"{re.sub(r'[/:@]', '-', image)}.tar"
         if "build" in service:
@@ -127,7 +128,20 @@ def save_images(folder: Path, engine: str) -> None:
             continue  # another service builds its image
         elif not has(engine, image):
             subprocess.run([engine, "pull", image], check=True)
-        subprocess.run([engine, "save", "--output", str(file), image], check=True)
+        tag = image.partition("@")[0]
+        if tag != image:
+            subprocess.run([engine, "tag", image, tag], check=True)
+        subprocess.run([engine, "save", "--output", str(file), tag], check=True)
+
+
+def name_by_tags(compose: Path) -> None:
+    """Remove the digests that `make pin-images` has written behind the tags in this file.
+
+    An image that an engine loads from a file has tags and no digests, so the engine would look for
+    a digest in a registry.
+    """
+    text = compose.read_text()
+    compose.write_text(re.sub(r"@sha256:[0-9a-f]{64}", "", text))
 
 
 def has(engine: str, image: str) -> bool:

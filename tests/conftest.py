@@ -28,8 +28,11 @@ if TYPE_CHECKING:
 # keep a core from the other process. OpenMP reads this when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-WEIGHTS_FIXTURES = {"model", "vit_b_weights"}
+WEIGHTS_FIXTURES = {"model", "vit_b_weights", "sam2_t_weights"}
 """Fixtures that need weights or torch."""
+
+SERVERS_OF_DEPLOY = {"test_worker", "test_compose_run", "test_offline_images"}
+"""Files of tests/deploy that start servers, or build images."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -42,7 +45,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     room, *_ = item.path.relative_to(ROOT / "tests").parts
     if item.path.stem in ("test_hosts", "test_haproxy"):
         item.add_marker("hosts")
-    elif room in ("server", "page") or item.path.stem in ("test_worker", "test_compose_run"):
+    elif room in ("server", "page") or item.path.stem in SERVERS_OF_DEPLOY:
         item.add_marker("server")
     elif WEIGHTS_FIXTURES & set(getattr(item, "fixturenames", ())):
         item.add_marker("weights")
@@ -88,10 +91,21 @@ def model() -> Any:
 @pytest.fixture(scope="session")
 def vit_b_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a random checkpoint of vit_b, in the layout that `make weights` writes."""
+    yield from random_weights_of("vit_b", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def sam2_t_weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a random checkpoint of sam2_t, likewise."""
+    yield from random_weights_of("sam2_t", tmp_path_factory)
+
+
+def random_weights_of(model_type: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Yield a folder with a random checkpoint, and remove it afterwards."""
     from tests.support import random_weights
 
     folder = tmp_path_factory.mktemp("weights")
-    random_weights.save("vit_b", folder)
+    random_weights.save(model_type, folder)
     yield folder
     shutil.rmtree(folder)
 

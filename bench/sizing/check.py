@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..contenders import Server, check_files, copied_store, server
+from ..contenders import BenchError, Server, check_files, copied_store, server
 from ..pictures import Request as Body
 from ..pictures import base64_png, picture, random_boxes, stamped
 from .figures import FIGURES, Figures
@@ -93,7 +93,11 @@ def main() -> None:
 
 
 def measured_figures(serving: Server, bodies: Bodies) -> Figures:
-    """Return the figures, from the CPU time of requests that come one after another."""
+    """Return the figures, from the CPU time of requests that come one after another.
+
+    Raises:
+        BenchError: a new picture took no more work than a known one, or something took none.
+    """
 
     def ask(kind: Kind, count: int) -> tuple[float, float]:
         """Return the mean CPU seconds of a request, and the cores that it kept busy."""
@@ -109,6 +113,11 @@ def measured_figures(serving: Server, bodies: Bodies) -> Figures:
     automask, automask_cores = ask("automask", AUTOMASKS)
     # The client's work is a large part of a click's, and the answer waits for it, too.
     latencies, client_s = one_after_another(serving, bodies, 1)
+    if not 0 < click < new or automask <= 0:
+        raise BenchError(
+            f"A click took {click:.4f} s of a core, a new picture {new:.4f} s, and an automask "
+            f"{automask:.2f} s, which cannot be. Stop what else this machine does, and start again."
+        )
     return replace(
         FIGURES["vit_t"],
         click_s=click,

@@ -128,7 +128,10 @@ class Crop:
         decoded = self.model.decoder.decode(self.image, points=(coords[:, None], labels))
         channels = decoded.channels(parameters.output_type is not OutputType.SINGLE_MASK)
         predicted_iou = np.take_along_axis(decoded.iou_predictions.cpu().numpy(), channels, 1)
-        good = predicted_iou > (parameters.pred_iou_thresh or -np.inf)  # 0 turns the filter off
+        threshold = parameters.pred_iou_thresh
+        if threshold is None:
+            threshold = embedding.family.pred_iou_thresh
+        good = predicted_iou > (threshold or -np.inf)  # 0 turns the filter off
         if self.model.device.type != "cpu":
             masks = [(i, int(channels[i, c])) for i, c in np.argwhere(good).tolist()]
             ious = predicted_iou[good].tolist()

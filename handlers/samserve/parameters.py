@@ -125,8 +125,9 @@ class AutomaskParameters(Model):
     """The parameters of one automask.
 
     Source of the fields from `points_per_side` to `min_mask_region_area` and of their defaults:
-    segment-anything's `SamAutomaticMaskGenerator`. `output_type` and `include_image_edge` come
-    from samapi; their defaults keep segment-anything's behaviour.
+    segment-anything's `SamAutomaticMaskGenerator`, and sam2's `SAM2AutomaticMaskGenerator`.
+    `output_type` and `include_image_edge` come from samapi; their defaults keep
+    segment-anything's behaviour.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -141,8 +142,13 @@ class AutomaskParameters(Model):
         ge=1,
         description="Points decoded at once, at most. It does not change the answer.",
     )
-    pred_iou_thresh: float = Field(
-        default=0.88, ge=0, le=1, description="Keep masks whose predicted IoU is above this."
+    pred_iou_thresh: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Keep masks whose predicted IoU is above this. Absent: the default of the "
+        "reference, 0.88 for SAM 1 and MobileSAM and 0.8 for SAM 2. A server with "
+        "`SAMSERVE_DEFAULTS=samapi` has samapi's 0.88 for all types.",
     )
     stability_score_thresh: float = Field(
         default=0.95, ge=0, le=1, description="Keep masks whose stability score is at least this."
@@ -336,7 +342,7 @@ class AutomaskKeywords(TypedDict, total=False):
 
     points_per_side: int
     points_per_batch: int
-    pred_iou_thresh: float
+    pred_iou_thresh: float | None
     stability_score_thresh: float
     stability_score_offset: float
     box_nms_thresh: float

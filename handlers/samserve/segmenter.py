@@ -186,7 +186,8 @@ class Segmenter:
     ) -> list[PromptMask]:
         """Return the mask of the object that a box, points or a mask point out.
 
-        The arguments and the masks are those of `segment_anything.SamPredictor.predict`.
+        The arguments and the masks are those of `segment_anything.SamPredictor.predict`, or with
+        SAM 2 of `sam2.sam2_image_predictor.SAM2ImagePredictor.predict`.
 
         Args:
             box: XYXY in pixels of the picture, origin at the top left.
@@ -240,7 +241,8 @@ class Segmenter:
     ) -> list[AutoMask]:
         """Return the masks of every object in a picture.
 
-        The masks and their order are those of `segment_anything.SamAutomaticMaskGenerator`.
+        The masks and their order are those of `segment_anything.SamAutomaticMaskGenerator`, or with
+        SAM 2 of `sam2.automatic_mask_generator.SAM2AutomaticMaskGenerator`.
 
         Args:
             progress: called with (points done, points in all) from time to time, in the thread of
@@ -287,7 +289,8 @@ def load(
     """Load a model. Its weights are downloaded, with a progress bar, if they are not there yet.
 
     Args:
-        model_type: `vit_t` (MobileSAM), or `vit_b`, `vit_l`, `vit_h` (segment-anything).
+        model_type: `vit_t` (MobileSAM), `vit_b`, `vit_l`, `vit_h` (segment-anything), or `sam2_t`,
+            `sam2_s`, `sam2_bp`, `sam2_l` (SAM 2.1).
         weights: a checkpoint of this type. None: the published one, in the state folder.
         device: PyTorch's name of the device. None: the first NVIDIA GPU, else the CPU.
         precision: the number format in which the image encoder computes.

@@ -35,6 +35,11 @@ export function count(value: number): string {
   return Math.round(value).toLocaleString("en-US");
 }
 
+/** Return a number and what it counts, as "1 pixel" and "2 pixels". */
+export function counted(number: number, thing: string): string {
+  return `${count(number)} ${thing}${number === 1 ? "" : "s"}`;
+}
+
 /** Let the arrow keys go through a group of choices, of which only the chosen one takes the focus. */
 export function useArrows(group: HTMLElement): void {
   group.addEventListener("keydown", (event) => {

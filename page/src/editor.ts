@@ -1,5 +1,6 @@
 /** What a person does, and what follows from it: requests, answers, steps that can be undone. */
 import { automask, promptFields, segment } from "./api";
+import { counted } from "./dom";
 import { History } from "./history";
 import {
   COLORS,
@@ -41,7 +42,7 @@ export class Editor {
   private searchAbort = new AbortController();
   private pictureAbort = new AbortController();
   private encoded: Promise<void> = Promise.resolve();
-  private nextId = 1;
+  private opening = 0;
 
   constructor(
     private readonly changed: () => void,
@@ -60,9 +61,24 @@ export class Editor {
     return this.history.canRedo;
   }
 
-  /** Open a picture in place of the one before, and let the server encode it. */
-  async open(file: File): Promise<void> {
-    const picture = await readPicture(file);
+  /**
+   * Open a picture in place of the one before, and let the server encode it.
+   *
+   * Return whether it is open now. It is not if another one was opened while it was read.
+   */
+  async open(file: File): Promise<boolean> {
+    const turn = ++this.opening;
+    let picture: Picture;
+    try {
+      picture = await readPicture(file);
+    } catch (error) {
+      if (turn !== this.opening) return false;
+      throw error;
+    }
+    if (turn !== this.opening) {
+      for (const level of picture.levels) level.close();
+      return false;
+    }
     this.promptAbort.abort();
     this.searchAbort.abort();
     this.picture = picture;
@@ -74,6 +90,7 @@ export class Editor {
     this.history.reset({ ...emptySnapshot(), classes: this.now.classes });
     this.changed();
     this.encode();
+    return true;
   }
 
   /** Use another model from now on. */
@@ -86,7 +103,7 @@ export class Editor {
   box(box: Box): void {
     const { draft } = this.now;
     const refines = draft !== null && draft.box === null && draft.masks === null;
-    const before = refines ? this.now : withDraftKept(this.now, () => this.nextId++);
+    const before = refines ? this.now : withDraftKept(this.now);
     this.commit({ ...before, draft: newDraft(box, refines ? draft.points : []) });
   }
 
@@ -99,6 +116,14 @@ export class Editor {
     }
     const points = [...(draft?.points ?? []), point];
     this.commit({ ...this.now, draft: newDraft(draft?.box ?? null, points) });
+  }
+
+  /** Ask again for the current object, if its request failed. */
+  retry(): void {
+    const { draft } = this.now;
+    if (draft?.failed !== true) return;
+    this.history.amend({ ...this.now, draft: { ...draft, masks: null, failed: false } });
+    this.moved();
   }
 
   choose(mask: number): void {
@@ -116,7 +141,7 @@ export class Editor {
 
   keep(): void {
     if (!this.now.draft?.masks?.length) return;
-    this.commit(withDraftKept(this.now, () => this.nextId++));
+    this.commit(withDraftKept(this.now));
   }
 
   discard(): void {
@@ -150,6 +175,8 @@ export class Editor {
 
   /** Give new objects this class, and the selected one. */
   useClass(id: number): void {
+    const chosen = this.now.items.find((item) => item.id === this.selected);
+    if (this.now.activeClass === id && (chosen?.classId ?? id) === id) return;
     const items = this.now.items.map((item) =>
       item.id === this.selected ? { ...item, classId: id } : item,
     );
@@ -158,11 +185,13 @@ export class Editor {
 
   undo(): void {
     this.history.undo();
+    this.found = "";
     this.moved();
   }
 
   redo(): void {
     this.history.redo();
+    this.found = "";
     this.moved();
   }
 
@@ -186,8 +215,10 @@ export class Editor {
       });
       if (signal.aborted) return;
       this.search = null;
-      const items = masks.map((mask) => this.itemOf(mask));
-      this.found = masks.length > 0 ? `Found ${masks.length} objects.` : "Found no objects.";
+      const first = nextId(this.now.items);
+      const classId = this.now.activeClass;
+      const items = masks.map((mask, index) => ({ ...mask, id: first + index, classId }));
+      this.found = `Found ${masks.length === 0 ? "no objects" : counted(masks.length, "object")}.`;
       this.commit({ ...this.now, items: [...this.now.items, ...items] });
     } catch (error) {
       if (isAbort(error)) return;
@@ -203,10 +234,6 @@ export class Editor {
     this.search = null;
     this.found = "Stopped. Nothing was added.";
     this.changed();
-  }
-
-  private itemOf(mask: Mask): Item {
-    return { ...mask, id: this.nextId++, classId: this.now.activeClass };
   }
 
   private commit(next: Snapshot): void {
@@ -244,7 +271,7 @@ export class Editor {
     } catch (error) {
       if (signal.aborted) return;
       this.waiting = false;
-      this.history.amend({ ...this.now, draft: { ...draft, masks: [] } });
+      this.history.amend({ ...this.now, draft: { ...draft, masks: [], failed: true } });
       this.fail(error);
     }
   }
@@ -278,14 +305,19 @@ export class Editor {
 
 /** One click may mean a part or the whole, so SAM's three masks are asked for at once. */
 function newDraft(box: Box | null, points: Point[]): Draft {
-  return { box, points, masks: null, chosen: 0, three: box === null && points.length === 1 };
+  return { box, points, masks: null, chosen: 0, three: box === null && points.length === 1, failed: false };
 }
 
-function withDraftKept(snapshot: Snapshot, newId: () => number): Snapshot {
+/** Return the number of the next object. It is the object's number in the list and in the downloads. */
+function nextId(items: Item[]): number {
+  return items.reduce((most, { id }) => Math.max(most, id), 0) + 1;
+}
+
+function withDraftKept(snapshot: Snapshot): Snapshot {
   const { draft, items, activeClass } = snapshot;
   const mask = draft?.masks?.[draft.chosen];
   if (mask === undefined) return { ...snapshot, draft: null };
-  const item = { ...mask, id: newId(), classId: activeClass };
+  const item = { ...mask, id: nextId(items), classId: activeClass };
   return { ...snapshot, draft: null, items: [...items, item] };
 }
 

@@ -10,6 +10,7 @@ export function geojson(snapshot: Snapshot): string {
     const properties = {
       objectType: "annotation",
       classification: { name, color: channels(color) },
+      number: item.id,
       quality: item.quality,
       area: item.area,
     };
@@ -21,10 +22,10 @@ export function geojson(snapshot: Snapshot): string {
 /** Return the objects as a COCO file: their masks are uncompressed run lengths. */
 export function coco(snapshot: Snapshot, picture: Picture): string {
   const { width, height, name } = picture;
-  const annotations = snapshot.items.map((item, index) => {
+  const annotations = snapshot.items.map((item) => {
     const [x1, y1, x2, y2] = boundsOf(item.geometry);
     return {
-      id: index + 1,
+      id: item.id,
       image_id: 1,
       category_id: item.classId,
       segmentation: { size: [height, width], counts: runLengths(item.geometry, width, height) },

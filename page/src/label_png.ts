@@ -6,24 +6,24 @@ import { rowsOf } from "./raster";
 const MOST = 65_535;
 
 /**
- * Return the picture of labels: 0 is background, 1 the first object.
+ * Return the picture of labels: 0 is background; an object has its number in the list.
  *
  * Where objects overlap, the smaller one covers; of two with the same area, the later one.
  */
 export async function labelPng(items: Item[], width: number, height: number): Promise<Blob> {
-  if (items.length > MOST) {
+  const highest = items.reduce((most, { id }) => Math.max(most, id), 0);
+  if (highest > MOST) {
     throw new Problem(
-      `A label picture of 16 bits holds ${MOST} objects, and there are ${items.length}.`,
+      `A label picture of 16 bits holds numbers up to ${MOST}, and one of the objects is ${highest}.`,
       "Delete some, or download GeoJSON or COCO.",
     );
   }
   // Each row begins with a byte that names its filter: 0 is none. Samples are big-endian.
   const stride = 1 + 2 * width;
   const rows = new Uint8Array(stride * height);
-  const numbered = items.map((item, index) => ({ item, label: index + 1 }));
-  numbered.sort((one, other) => other.item.area - one.item.area);
-  for (const { item, label } of numbered) {
-    rowsOf(item.geometry, width, height, (y, x1, x2) => {
+  const bySize = [...items].sort((one, other) => other.area - one.area);
+  for (const { geometry, id: label } of bySize) {
+    rowsOf(geometry, width, height, (y, x1, x2) => {
       for (let at = y * stride + 1 + 2 * x1; at < y * stride + 1 + 2 * x2; at += 2) {
         rows[at] = label >> 8;
         rows[at + 1] = label & 255;

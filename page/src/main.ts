@@ -3,6 +3,7 @@ import { address, modelTypes } from "./api";
 import { button, byId, make } from "./dom";
 import { Editor } from "./editor";
 import { coco, download, geojson } from "./exports";
+import type { Item } from "./model";
 import { Keyboard } from "./keyboard";
 import { labelPng } from "./label_png";
 import { Panel } from "./panel";
@@ -11,6 +12,8 @@ import { curl, python } from "./snippets";
 import { Viewer, type Tool } from "./viewer";
 
 const target = byId("viewer");
+/** The objects that were downloaded last. */
+let saved: Item[] | null = null;
 const editor = new Editor(show, complain);
 const viewer = new Viewer(target, {
   box: (box) => editor.box(box),
@@ -31,6 +34,7 @@ function complain(problem: unknown): void {
   const known = problem instanceof Problem ? problem : new Problem(String(problem));
   byId("problem-text").textContent = known.message;
   byId("problem-advice").textContent = known.advice;
+  byId("retry").hidden = editor.now.draft?.failed !== true;
   byId("problem").hidden = false;
   if (!(problem instanceof Problem)) console.error(problem);
 }
@@ -40,7 +44,7 @@ async function open(file: File | null | undefined): Promise<void> {
   byId("problem").hidden = true;
   try {
     if (editor.type === "") await findModels();
-    await editor.open(file);
+    if (!(await editor.open(file))) return;
   } catch (error) {
     complain(error);
     return;
@@ -49,10 +53,22 @@ async function open(file: File | null | undefined): Promise<void> {
   if (picture === null) return;
   byId("start").hidden = true;
   target.hidden = byId("tools").hidden = false;
-  byId("picture-name").textContent = `${picture.name} · ${picture.width} × ${picture.height}`;
+  // A name may be written from right to left, and the size beside it is not.
+  byId("picture-name").replaceChildren(make("bdi", "", picture.name), ` · ${picture.width} × ${picture.height}`);
   viewer.open(picture);
   show();
   target.focus();
+}
+
+/** Open the first of several files, and say what becomes of the others. */
+async function openOne(files: FileList | undefined): Promise<void> {
+  const file = files?.[0];
+  if (files === undefined || file === undefined) return;
+  await open(file);
+  if (files.length === 1 || !byId("problem").hidden) return;
+  const command = "samserve automask FOLDER -o out";
+  const advice = `For a whole folder, use the command “${command}”.`;
+  complain(new Problem(`The page shows one picture at a time: “${file.name}”.`, advice));
 }
 
 async function findModels(): Promise<void> {
@@ -96,6 +112,7 @@ async function save(kind: "geojson" | "coco" | "labels"): Promise<void> {
       const png = await labelPng(now.items, picture.width, picture.height);
       download(png, `${stem}.labels.png`, "image/png");
     }
+    saved = now.items;
   } catch (error) {
     complain(error);
   }
@@ -141,6 +158,10 @@ function listen(): void {
     sample.addEventListener("click", () => void openSample(sample.dataset["sample"] ?? ""));
   }
   button("problem-close", () => (byId("problem").hidden = true));
+  button("retry", () => {
+    byId("problem").hidden = true;
+    editor.retry();
+  });
   button("undo", () => editor.undo());
   button("redo", () => editor.redo());
   button("keep", () => editor.keep());
@@ -160,7 +181,10 @@ function listen(): void {
   button("stop", () => editor.stop());
   for (const id of ["geojson", "coco", "labels"] as const) button(id, () => void save(id));
   for (const id of ["curl", "python"] as const) button(id, () => void copy(id));
-  button("help", () => help.showModal());
+  button("help", () => {
+    help.showModal();
+    help.scrollTop = 0; // the browser scrolls to the link at the end, which gets the focus
+  });
   const model = byId<HTMLSelectElement>("model");
   model.addEventListener("change", () => editor.useType(model.value));
   byId("new-class").addEventListener("submit", (event) => {
@@ -170,6 +194,10 @@ function listen(): void {
     name.value = "";
   });
   listenToFiles();
+  globalThis.addEventListener("beforeunload", (event) => {
+    // Objects that were not downloaded would be lost.
+    if (editor.now.items.length > 0 && editor.now.items !== saved) event.preventDefault();
+  });
 }
 
 /** Take files that are dropped anywhere on the page, or pasted. */
@@ -185,9 +213,9 @@ function listenToFiles(): void {
   document.addEventListener("drop", (event) => {
     event.preventDefault();
     stage.classList.remove("dropping");
-    void open(event.dataTransfer?.files[0]);
+    void openOne(event.dataTransfer?.files);
   });
-  document.addEventListener("paste", (event) => void open(event.clipboardData?.files[0]));
+  document.addEventListener("paste", (event) => void openOne(event.clipboardData?.files));
 }
 
 listen();

@@ -35,6 +35,8 @@ export interface Draft {
   chosen: number;
   /** Whether all three masks were asked for. */
   three: boolean;
+  /** Whether the request for it failed, so that nothing is known about its masks. */
+  failed: boolean;
 }
 
 export interface Item extends Mask {

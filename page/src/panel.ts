@@ -1,5 +1,5 @@
 /** The panel beside the picture: it shows what the editor knows. */
-import { byId, count, make, swatch, useArrows } from "./dom";
+import { byId, count, counted, make, swatch, useArrows } from "./dom";
 import type { Editor } from "./editor";
 import { classOf, type Item, type ObjectClass, type Snapshot } from "./model";
 
@@ -73,9 +73,10 @@ export class Panel {
     }
     const mask = draft.masks?.[draft.chosen];
     if (mask === undefined) {
+      if (draft.failed) return "The server gave no answer for this. Try again, or press Discard.";
       return editor.notice || "Nothing found here. Add a click on the object, or draw another box.";
     }
-    const figures = `Quality ${percent(mask.quality)}, ${count(mask.area)} pixels.`;
+    const figures = `Quality ${percent(mask.quality)}, ${counted(mask.area, "pixel")}.`;
     return editor.notice || `${figures} Click to refine, right click to leave out, or keep it.`;
   }
 

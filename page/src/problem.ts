@@ -27,7 +27,13 @@ export async function problemOf(response: Response): Promise<Problem> {
 
 export function problemFor(status: number, code = "", message = ""): Problem {
   const [words, advice] = inWords(status, code);
-  const said = code === "unauthorized" ? "" : message;
+  // The server speaks of bodies and bytes there.
+  const plain = code === "unauthorized" || (status === 413 && message.startsWith("The body"));
+  const limit = /\((\S+ MiB)\)/.exec(message)?.[1];
+  if (plain && limit !== undefined) {
+    return new Problem(`The picture's file is larger than ${limit}, this server's limit.`, advice, status);
+  }
+  const said = plain ? "" : message;
   return new Problem(said || words, advice, status);
 }
 

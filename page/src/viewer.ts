@@ -185,6 +185,7 @@ export class Viewer {
     for (const item of items) {
       const old = this.shown.get(item.id);
       if (old !== undefined) {
+        if (old.item.geometry !== item.geometry) old.feature.setGeometry(shapeOf(item.geometry));
         if (old.item !== item || recolored) old.feature.changed();
         old.item = item;
         continue;

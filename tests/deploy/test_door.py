@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import subprocess
 import threading
@@ -277,6 +278,49 @@ def test_a_stranger_who_does_not_read_is_cut_off(door: Door) -> None:
 
         wait_for(is_open)
         wait_for(lambda: not is_open())
+
+
+NOT_READY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 2\r\n\r\n{}"
+BROKEN = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 2\r\n\r\n{}"
+
+
+def test_the_log_has_faults_and_no_probes(capfd: pytest.CaptureFixture[str]) -> None:
+    """A worker that is not ready yet says so to every probe; this is no line of the log each."""
+    options = free_ports(Options())
+    inside, health_port = behind_the_door(options)
+    door = Door(options, inside, health_port)
+    process = start_door(options, inside, health_port, {SECRET: GOOD})
+    try:
+        wait_for(door.is_open)
+        door.recorders["ready"].answer = NOT_READY
+        for path in (b"/readyz", b"/healthz"):
+            assert door.send("ready", head(b"GET " + path)).startswith(b"HTTP/1.1 503 ")
+        door.recorders["ready"].answer = BROKEN
+        assert door.send("ready", head(b"GET /readyz")).startswith(b"HTTP/1.1 500 ")
+        for api in ("inference", "ready"):  # nobody listens there now
+            door.recorders[api].listener.shutdown(socket.SHUT_RDWR)
+            door.recorders[api].listener.close()
+        assert door.send("ready", head(b"GET /healthz")).startswith(b"HTTP/1.1 503 ")
+        assert door.send("inference", head(b"GET /ping", HEADER)).startswith(b"HTTP/1.1 503 ")
+        answers = [
+            ("ready", "500", "GET /readyz"),
+            ("ready", "503", "GET /healthz"),  # of HAProxy itself
+            ("inference", "503", "GET /ping"),
+        ]
+        logged: list[tuple[str, ...]] = []
+
+        def has_all() -> bool:
+            line = r" (ready|inference) \S+ \S+ (\d+) .* \"(GET /\w+) HTTP"
+            logged.extend(re.findall(line, capfd.readouterr().out))
+            return len(logged) >= len(answers)
+
+        wait_for(has_all)
+        assert logged == answers
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        for recorder in door.recorders.values():
+            recorder.listener.close()
 
 
 def test_the_refusal_says_which_header(door: Door) -> None:

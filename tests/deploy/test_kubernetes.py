@@ -317,7 +317,7 @@ def test_memory_suffices_for_what_is_kept_in_it(overlay: str) -> None:
             processes = 2 if gpu else 3  # configuration.two_prompt_workers_fit
             torchserve = 400 * 10**6
             embeddings = size(memory["emptyDir"]["sizeLimit"])
-            weights = 0 if model_type == "vit_t" else 2600 * 10**6  # vit_h's, the largest
+            weights = 0 if model_type == "vit_t" else MODEL_TYPES[model_type].n_bytes
             assert limit >= processes * process + torchserve + embeddings + weights
 
 

@@ -156,6 +156,8 @@ def test_a_server_that_went_away_is_told_in_words(studio: Studio) -> None:
 
 
 def test_a_refusal_of_the_server_is_shown_with_what_to_do(studio: Studio, server: Any) -> None:
+    # The page fills and disables the choice when it has heard which models there are.
+    expect(studio.page.locator("#model")).to_have_value("vit_t")
     studio.page.locator("#model").evaluate(
         "(select) => { select.disabled = false; select.add(new Option('vit_b', 'vit_b')); }"
     )

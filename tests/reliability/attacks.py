@@ -102,6 +102,28 @@ def chunk_of_webp(data: bytes) -> bytes:
     return b"XMP " + struct.pack("<I", len(data)) + data + b"\0" * (len(data) % 2)
 
 
+def new_picture() -> bytes:
+    """Return a small picture that the server has never seen."""
+    pixels = np.zeros((64, 64), np.uint8)
+    pixels[0, :8] = np.frombuffer(struct.pack("<Q", next(_NUMBERS)), np.uint8)
+    return save_png(pixels)
+
+
+def filled_jpeg(count: int) -> bytes:
+    """Return a JPEG with so many fill bytes before its first marker."""
+    stream = io.BytesIO()
+    Image.fromarray(np.zeros((64, 64), np.uint8)).save(stream, "JPEG")
+    jpeg = stream.getvalue()
+    return jpeg[:2] + b"\xff" * count + jpeg[2:]
+
+
+def column_png(height: int) -> bytes:
+    """Return a PNG that is one pixel wide."""
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, height, 8, 0, 0, 0, 0))
+    data = chunk(b"IDAT", zlib.compress(bytes(2 * height)))
+    return b"\x89PNG\r\n\x1a\n" + header + data + chunk(b"IEND", b"")
+
+
 def noisy(side: int, boxes: int = 3, **fields: Any) -> list[bytes]:
     """Return a request for complex masks."""
     box = {"bbox": [10, 10, side - side // 30, side - side // 30]}
@@ -177,6 +199,9 @@ ATTACKS: dict[str, Callable[[], Iterable[bytes]]] = {
     "a drawn mask that is larger than its picture": lambda: drawn(300, 5600),
     "a new animated WebP of 16 MP": lambda: segment(new(animation(4000))),
     "a new animated WebP of 16 MP, four clients": lambda: segment(new(animation(4000))),
+    "new small pictures of 16 clients": lambda: segment(new_picture()),
+    "a PNG of one column of 100 MP": lambda: segment(column_png(10**8)),
+    "a JPEG with 45 MB of fill bytes": lambda: segment(filled_jpeg(45_000_000)),
     "chunks of one byte": lambda: [
         HEAD + b"Transfer-Encoding: chunked\r\n\r\n",
         *[b"1\r\n \r\n" * 2**17] * 80,
@@ -194,6 +219,7 @@ MANNERS = {
     "a drawn mask of 31 MP": Manner(rounds=2),
     "a drawn mask of 31 MP, four clients": Manner(clients=4, rounds=2),
     "a new animated WebP of 16 MP": Manner(fresh=True),
+    "new small pictures of 16 clients": Manner(clients=16, rounds=2, fresh=True),
     "a new animated WebP of 16 MP, four clients": Manner(clients=4, fresh=True),
 }
 """The attacks that are not sent by one client, once or more often."""

@@ -49,8 +49,8 @@ def test_what_the_extension_asks_of_sam_2_and_3_alone_is_not_here(server: Any, p
     [
         ("vit_l", "not loaded: choose vit_t", "make serve MODELS='vit_t vit_l'"),
         ("vit_h", "not loaded: choose vit_t", "make serve MODELS='vit_t vit_h'"),
-        ("sam2_l", "not on this server: choose vit_t", "no SAM 2 or SAM 3"),
-        ("sam3", "not on this server: choose vit_t", "no SAM 2 or SAM 3"),
+        ("sam2_l", "not loaded: choose vit_t", "make serve MODELS='vit_t sam2_l'"),
+        ("sam3", "not on this server: choose vit_t", "it has no SAM 3"),
     ],
 )
 def test_a_type_that_is_not_loaded_has_an_entry_that_leads_to_the_reason(

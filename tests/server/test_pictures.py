@@ -6,7 +6,6 @@ import json
 from hashlib import sha256
 from typing import Any
 
-from samserve_gateway.bodies import WORTHWHILE_BYTES
 from tests.support.answers import source
 from tests.support.bodies import automask_body, prompt_body
 from tests.support.lanes import forget_everything
@@ -21,7 +20,7 @@ def reference_to(text: str) -> str:
 def test_a_known_picture_is_sent_once(server: Any) -> None:
     picture = new_picture()
     body = prompt_body(picture)
-    assert len(picture) > WORTHWHILE_BYTES
+    assert len(picture) > 2**15
     with recorded(server) as (gateway, passed):
         answers = [gateway.post("/sam/", json=body) for _ in range(3)]
         answers.append(gateway.post("/sam/", json=prompt_body(picture, bbox=[90, 30, 140, 80])))
@@ -47,7 +46,7 @@ def test_a_picture_that_was_forgotten_is_sent_again(server: Any) -> None:
     assert [source(answer) for answer in (first, second, third)] == ["encoder", "encoder", "memory"]
     assert first.json() == second.json() == third.json()
     assert [status for _, status in passed] == [200, 409, 200, 200]
-    assert [length > WORTHWHILE_BYTES for length, _ in passed] == [True, False, True, False]
+    assert [length > 2**15 for length, _ in passed] == [True, False, True, False]
 
 
 def test_clients_may_refer_to_a_picture_themselves(server: Any, door: Any) -> None:
@@ -89,4 +88,4 @@ def test_a_bad_box_on_a_known_picture_is_refused_the_same(server: Any) -> None:
     whole = server.predict("vit_t", bad)
     assert (answer.status_code, answer.json()) == (whole.status_code, whole.json())
     assert (refused.status_code, refused.json()["error"]["field"]) == (422, "bbox.0")
-    assert [length > WORTHWHILE_BYTES for length, _ in passed] == [True, False, True]
+    assert [length > 2**15 for length, _ in passed] == [True, False, True]

@@ -127,6 +127,7 @@ def test_the_addresses_of_a_recorded_workflow(instance: RestartableServer) -> No
         ("vit_b", f"{META}/sam_vit_b_01ec64.pth"),
         ("vit_l", f"{META}/sam_vit_l_0b3195.pth"),
         ("vit_h", f"{META}/sam_vit_h_4b8939.pth"),
+        ("sam2_t", f"{META}_2/092824/sam2.1_hiera_tiny.pt"),
         # QuPath may have listed the weights before the server got a stand-in.
         ("vit_l", "not-loaded:vit_l"),
     ):
@@ -135,6 +136,8 @@ def test_the_addresses_of_a_recorded_workflow(instance: RestartableServer) -> No
     for model_type, url in (
         ("vit_t", f"{META}/sam_vit_b_01ec64.pth"),
         ("vit_l", f"{META}/sam_vit_b_01ec64.pth"),
+        # SAM 2.0, samapi's default: other weights than SAM 2.1, which can be registered.
+        ("sam2_t", f"{META}_2/072824/sam2_hiera_tiny.pt"),
         ("vit_l", "https://example.org/mine.pt"),
         ("vit_l", "not-loaded:vit_b"),
     ):

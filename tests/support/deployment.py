@@ -78,7 +78,7 @@ def containers(pod: Manifest, *, first: bool = True) -> Iterator[Manifest]:
 def image_of(container: Manifest) -> str:
     """Return `worker`, `gateway`, or the name of a foreign image."""
     name: str = container["image"].partition(":")[0]
-    return name.removeprefix("samserve-")
+    return name.removeprefix("samserve-").removesuffix("-cuda")
 
 
 def environment(overlay: str, container: Manifest) -> dict[str, str]:

@@ -23,8 +23,8 @@ STARTS_ITS_OWN_SERVER = (
 )
 """Modules of tests/server that do not use the fixture `server`."""
 
-NETWORK_NAMESPACES = ("test_hosts", "test_haproxy", "test_compose_run")
-"""Modules of tests/deploy that make hosts. Each pair of them would need all cores."""
+NETWORK_NAMESPACES = ("test_hosts", "test_haproxy", "test_compose_run", "test_offline_images")
+"""Modules of tests/deploy that make hosts or images. Each pair of them would need all cores."""
 
 
 def group_of(nodeid: str) -> str:

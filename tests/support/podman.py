@@ -98,6 +98,9 @@ class Podman:
     Args:
         folder: an empty folder, for that copy.
         whole: build the worker's image as it is, with all its packages.
+
+    Attributes:
+        environ: the variables with which podman uses our store and a build takes what is here.
     """
 
     def __init__(self, folder: Path, *, whole: bool) -> None:
@@ -108,7 +111,7 @@ class Podman:
         configs = {"CONTAINERS_CONF": CONTAINERS_CONF, "CONTAINERS_STORAGE_CONF": STORAGE_CONF}
         for variable, text in configs.items():
             (folder / variable).write_text(text)
-        self._environ = {
+        self.environ = {
             **os.environ,
             **{variable: str(folder / variable) for variable in configs},
             # podman's own format of images has no health checks.
@@ -218,7 +221,7 @@ class Podman:
         done = subprocess.run(
             command,
             cwd=self.folder,
-            env=self._environ,
+            env=self.environ,
             input=text,
             stdin=subprocess.DEVNULL if text is None else None,
             capture_output=True,

@@ -1,5 +1,7 @@
 """Checkpoints of any model type in the official format, with reproducible random weights.
 
+SAM 2's lie under the key `model`, beside tensors that only videos need.
+
 They serve tests that depend on a type's shapes and not on trained values. Activations stay finite
 and outputs differ from place to place. No tensor keeps its initial value, so a tensor that was not
 loaded changes the output.
@@ -10,11 +12,22 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from samserve.model_types import sha256_of
 from samserve.network.checkpoints import unallocated_model
+from samserve.network.sam2 import SHAPES
+
+VIDEO_TENSORS = {
+    "maskmem_tpos_enc": torch.ones(7, 1, 1, 64),
+    "no_obj_ptr": torch.ones(1, 256),
+    "memory_encoder.out_proj.bias": torch.ones(64),
+    "memory_attention.norm.weight": torch.ones(256),
+    "sam_mask_decoder.pred_obj_score_head.layers.0.weight": torch.ones(256, 256),
+}
+"""Some of the tensors of SAM 2's checkpoints that only videos need."""
 
 
 def state_dict(model_type: str, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -27,7 +40,10 @@ def state_dict(model_type: str, seed: int = 0) -> dict[str, torch.Tensor]:
 def save(model_type: str, folder: Path) -> Path:
     """Save a checkpoint, and beside it the JSON file of its origin, as `make weights` does."""
     path = folder / f"{model_type}.pt"
-    torch.save(state_dict(model_type), path)
+    content: dict[str, Any] = state_dict(model_type)
+    if model_type in SHAPES:
+        content = {"model": {**content, **VIDEO_TENSORS}}
+    torch.save(content, path)
     origin = {"type": model_type, "name": "default", "url": "", "source": "random"}
     path.with_suffix(".json").write_text(json.dumps({**origin, "sha256": sha256_of(path)}))
     return path

@@ -176,8 +176,8 @@ def serving_weights(model_type: str, weights: Path, precision: Precision) -> dic
 def compiled_parts(model_type: str, weights: Path, served: Path) -> dict[str, Path]:
     """Return the archive members with the compiled parts, which are kept beside the weights.
 
-    They are compiled again if the weights, the code that exports them (`openvino_parts.py` and all
-    modules of `exact_decoder`), OpenVINO or PyTorch has changed.
+    They are compiled again if the weights, the code of the networks and of their export, OpenVINO
+    or PyTorch has changed.
 
     Args:
         model_type: the model type.
@@ -186,11 +186,9 @@ def compiled_parts(model_type: str, weights: Path, served: Path) -> dict[str, Pa
     """
     folder = weights.with_name(f"{weights.stem}-compiled")
     members = {name: folder / name for name in COMPILED_FILES}
-    network = places.LIBRARY / "network"
-    sources = [network / "openvino_parts.py", *sorted(network.glob("exact_decoder/*.py"))]
     made_from = {
         "weights": _sha256_in_sidecar(weights),
-        "code": [sha256_of(path) for path in sources],
+        "code": [sha256_of(path) for path in sorted((places.LIBRARY / "network").rglob("*.py"))],
         "openvino": version("openvino"),
         "torch": version("torch"),
     }

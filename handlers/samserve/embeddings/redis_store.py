@@ -45,10 +45,11 @@ FAILURES = 3
 REST_S = 10.0
 
 MAX_WAITING = 16
-"""The largest number of saves that wait, about 4 MB each."""
+"""The largest number of saves that wait, about 4 MB each, and 17 MB with SAM 2."""
 
-MAX_BYTES = 2**24
-"""The most bytes that are read of an entry. All entries of this package are shorter."""
+MAX_BYTES = 2**25
+"""The most bytes that are read of an entry. All entries of this package are shorter: SAM 2's have
+16,777,232 bytes besides the digest."""
 
 KEPT_S = 24 * 60 * 60
 

@@ -50,12 +50,14 @@ class Family(ABC):
         two_steps: whether masks are interpolated to the input's size first, and then to the
             image's.
         most_logits: the largest magnitude of the logits that a caller gets; None: any.
+        pred_iou_thresh: automask keeps masks whose predicted IoU is above this by default.
     """
 
     name: str
     map_shapes: tuple[tuple[int, int, int], ...] = ()
     two_steps: bool
     most_logits: float | None = None
+    pred_iou_thresh: float
 
     def limited(self, logits: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return logits of a mask as the reference gives them to a caller."""
@@ -127,6 +129,7 @@ class SamFamily(Family):
 
     name = "sam"
     two_steps = True
+    pred_iou_thresh = 0.88
     _transform = ResizeLongestSide(NETWORK_SIDE)
 
     def input_size(self, height: int, width: int) -> tuple[int, int]:
@@ -170,6 +173,7 @@ class Sam2Family(Family):
     name = "sam2"
     map_shapes = ((64, 64, 256), (64, 64, 512))
     two_steps = False
+    pred_iou_thresh = 0.8
     most_logits = 32.0
     _mean = (0.485, 0.456, 0.406)
     _deviation = (0.229, 0.224, 0.225)

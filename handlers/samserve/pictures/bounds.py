@@ -4,6 +4,13 @@ from __future__ import annotations
 
 from samserve.errors import InvalidField, InvalidImage, TooLarge
 
+MAX_SIDE = 10**6
+"""The largest width and height of a picture in pixels.
+
+Pillow keeps memory of its own for each row: 20 bytes for each pixel of a picture that is one pixel
+wide.
+"""
+
 
 def check_size(size: tuple[int, int], max_pixels: int, field: str) -> None:
     """Raise an error unless a picture of this size is decoded.
@@ -15,7 +22,7 @@ def check_size(size: tuple[int, int], max_pixels: int, field: str) -> None:
 
     Raises:
         InvalidImage: the picture has no pixels.
-        TooLarge: the picture has more than `max_pixels`.
+        TooLarge: the picture has more than `max_pixels`, or more than `MAX_SIDE` along a side.
     """
     width, height = size
     if width < 1 or height < 1:
@@ -23,6 +30,11 @@ def check_size(size: tuple[int, int], max_pixels: int, field: str) -> None:
     if width * height > max_pixels:
         raise TooLarge(
             f"the image is {width} x {height} pixels; the limit is {max_pixels} pixels", field
+        )
+    if max(width, height) > MAX_SIDE:
+        raise TooLarge(
+            f"the image is {width} x {height} pixels; the limit is {MAX_SIDE} pixels along a side",
+            field,
         )
 
 

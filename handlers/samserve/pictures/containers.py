@@ -31,6 +31,7 @@ _PNG_START = 8  # the signature's length
 _APP0, _APP14, _COMMENT = 0xE0, 0xEE, 0xFE
 _START_OF_SCAN = 0xDA
 _PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
+_FILL = re.compile(rb"\xff*")
 _MARKER = re.compile(rb"\xff[^\0\xd0-\xd7\xff]")  # in a scan: no stuffed byte, and no restart
 _END = 0xD9
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -87,15 +88,16 @@ def png_pixels(data: bytes) -> Png:
 
 
 def jpeg_pixels(data: bytes) -> bytes:
-    """Return a JPEG without the metadata before its first scan.
+    """Return a JPEG without the metadata and the fill bytes before its first scan.
 
-    A damaged part and everything behind it stay as they are.
+    Pillow reads fill bytes one by one. A damaged part and everything behind it stay as they are.
     """
     kept, at, run = [], 2, 0
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
-        if marker == 0xFF:  # a fill byte
-            at += 1
+        if marker == 0xFF:
+            kept.append(data[run:at])
+            run = at = _after_fill(data, at)
             continue
         (length,) = struct.unpack_from(">H", data, at + 2)
         if marker == _START_OF_SCAN or length < 2 or marker < 0xC0 or 0xD0 <= marker <= 0xD9:
@@ -137,7 +139,7 @@ def jpeg_frame(data: bytes) -> JpegFrame | None:
     while at + 10 <= len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if marker == 0xFF:
-            at += 1
+            at = _after_fill(data, at)
             continue
         if marker in _FRAMES:
             bits, height, width, components = struct.unpack_from(">BHHB", data, at + 4)
@@ -147,6 +149,15 @@ def jpeg_frame(data: bytes) -> JpegFrame | None:
             return None
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return None
+
+
+def _after_fill(data: bytes, at: int) -> int:
+    """Return the place of the last of the bytes 0xFF from here on: the others only fill.
+
+    There may be millions of them.
+    """
+    filled = _FILL.match(data, at)
+    return at if filled is None else max(at + 1, filled.end() - 1)
 
 
 def is_whole_jpeg(data: bytes) -> bool:

@@ -16,7 +16,7 @@ from samserve.machine import usable_cores
 from samserve.model_types import Precision
 
 Defaults = Literal["segment-anything", "samapi"]
-"""The behaviour for a body without `output_type` or `include_image_edge`."""
+"""The behaviour for a body without `output_type`, `include_image_edge` or `pred_iou_thresh`."""
 
 
 class _Settings(BaseModel):

@@ -129,8 +129,9 @@ class PromptFields(Model):
         description="Mask: base64 of an image file. The object is what is brighter than half of "
         "its brightest pixel. Its size is the size of the image sent, or 256x256. With 256x256 it "
         "is in SAM's frame: the image is scaled so that its long side has 256 pixels, and the rest "
-        "at the right or at the bottom is empty. SAM was trained to refine masks: with a mask "
-        "alone, without a box or a point, it often finds nothing.",
+        "at the right or at the bottom is empty; with SAM 2, it is the whole image, stretched. SAM "
+        "was trained to refine masks: with a mask alone, without a box or a point, it often finds "
+        "nothing.",
     )
     mask_input: LowResLogits | None = Field(
         None,
@@ -183,8 +184,8 @@ class RoutedRequest(JsonBody):
     type: str = Field(
         DEFAULT_MODEL_TYPE,
         max_length=MAX_TYPE_LENGTH,
-        description="Model type: `vit_h`, `vit_l`, `vit_b` (segment-anything) "
-        "or `vit_t` (MobileSAM). It must be loaded.",
+        description="Model type: `vit_h`, `vit_l`, `vit_b` (segment-anything), `vit_t` "
+        "(MobileSAM), or `sam2_l`, `sam2_bp`, `sam2_s`, `sam2_t` (SAM 2.1). It must be loaded.",
         examples=["vit_t"],
     )
     checkpoint_url: Annotated[str | None, AfterValidator(_absent_if_empty)] = Field(
@@ -371,11 +372,15 @@ class AutomaskRequest(AutomaskParameters, SegmentRequest):
         if defaults == "segment-anything":
             return self
         absent = SAMAPI_DEFAULTS.keys() - self.model_fields_set
+        if self.pred_iou_thresh is None:
+            absent |= {"pred_iou_thresh"}
         return self.model_copy(update={name: SAMAPI_DEFAULTS[name] for name in absent})
 
 
 SAMAPI_DEFAULTS: dict[str, object] = {
     "output_type": OutputType.SINGLE_MASK,
     "include_image_edge": False,
+    "pred_iou_thresh": 0.88,
 }
-"""The defaults of samapi (version 0.3 and later) that differ from segment-anything's behaviour."""
+"""The defaults of samapi (version 0.3 and later) that differ from the references' behaviour. For
+SAM 2 too, samapi has the threshold of SAM 1."""

@@ -23,6 +23,7 @@ from samserve.archives.build import (
     weights_of,
 )
 from samserve.model_types import is_mappable, sha256_of
+from tests.support import random_weights
 from tests.support.checkpoints import Malice
 from tests.support.paths import ROOT
 
@@ -136,6 +137,37 @@ def describe(weights: Path) -> None:
 def test_weights_that_can_be_mapped_go_in_as_they_are(fetched: Path) -> None:
     served = serving_weights("vit_b", fetched / "vit_b.pt", "float32")
     assert served == {"vit_b.pt": fetched / "vit_b.pt"}
+
+
+@pytest.fixture
+def fine_tuned(sam2_t_weights: Path, tmp_path: Path) -> Path:
+    """The registered weights of a sam2_t, in the layout of Meta's files."""
+    path = tmp_path / "sam2_t.mine.pt"
+    path.hardlink_to(sam2_t_weights / "sam2_t.pt")
+    path.with_suffix(".json").hardlink_to(sam2_t_weights / "sam2_t.json")
+    return path
+
+
+def test_sam_2s_published_file_goes_in_as_it_is(sam2_t_weights: Path) -> None:
+    path = sam2_t_weights / "sam2_t.pt"
+    assert torch.load(path, mmap=True).keys() == {"model"}
+    assert serving_weights("sam2_t", path, "float32") == {"sam2_t.pt": path}
+
+
+def test_registered_weights_of_sam_2_are_served_without_the_parts_for_videos(
+    fine_tuned: Path,
+) -> None:
+    whole = torch.load(fine_tuned, mmap=True)["model"]
+    [(name, path)] = serving_weights("sam2_t", fine_tuned, "float32").items()
+    assert (name, path.parent.name) == ("sam2_t.pt", "sam2_t.mine-float32")
+    served = torch.load(path, mmap=True)
+    assert served.keys() == whole.keys() - random_weights.VIDEO_TENSORS.keys()
+    assert all(torch.equal(tensor, whole[key]) for key, tensor in served.items())
+    # The other layout: the tensors at the top.
+    bare = fine_tuned.with_name("sam2_t.bare.pt")
+    torch.save(served, bare)
+    bare.with_suffix(".json").write_text(json.dumps({"sha256": sha256_of(bare)}))
+    assert serving_weights("sam2_t", bare, "float32") == {"sam2_t.pt": bare}
 
 
 def test_weights_that_cannot_be_mapped_are_rewritten(fetched: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -23,9 +24,10 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_each_type_has_the_defaults_and_its_name() -> None:
-    """Only vit_t has settings of its own."""
+    """Only vit_t and SAM 2's types have settings of their own."""
     defaults = yaml.safe_load((ROOT / "config" / "models" / "defaults.yaml").read_text())
-    own = {"vit_t": {"cpu_runtime": "openvino", "step_s": 60}}
+    own: dict[str, dict[str, Any]] = {"vit_t": {"cpu_runtime": "openvino", "step_s": 60}}
+    own |= {name: {"cpu_runtime": "openvino"} for name in MODEL_TYPES if name.startswith("sam2")}
     for model_type in MODEL_TYPES:
         common = {**defaults["samserve"], "model_type": model_type}
         expected = {**common, **own.get(model_type, {})}

@@ -210,7 +210,11 @@ def test_more_boxes_than_a_request_may_have() -> None:
 
 @pytest.mark.parametrize(
     ("loaded", "asked"),
-    [(["vit_t"], "vit_t"), (["vit_h", "vit_b"], "vit_b"), (["vit_h", "vit_l"], "vit_l")],
+    [
+        (["vit_t"], "vit_t"),
+        (["vit_h", "vit_b"], "vit_b"),
+        (["vit_b", "sam2_l", "sam2_bp"], "sam2_bp"),
+    ],
 )
 def test_the_model_that_is_loaded_is_asked(loaded: list[str], asked: str) -> None:
     state, sent = server(None), SentPicture(CONTENT, 0)
@@ -233,7 +237,7 @@ def test_a_server_with_another_model_since() -> None:
         Driver(refusal(404, "not_found", "type")).run(segment(server("vit_h"), sent, BOX))
 
 
-@pytest.mark.parametrize("weights", [[], [{"type": "sam2_l"}]], ids=str)
+@pytest.mark.parametrize("weights", [[], [{"type": "sam3"}]], ids=str)
 def test_a_server_without_a_model(weights: Any) -> None:
     with pytest.raises(NotReady, match="no model yet"):
         Driver(answer(weights)).run(segment(server(None), SentPicture(CONTENT, 0), BOX))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import os
 import threading
@@ -23,8 +25,9 @@ from samserve.objects.frame import Frame
 from samserve.objects.interface import Progress
 from samserve.objects.segmented import SegmentedObject
 from samserve.pictures.sources import read_source
+from samserve_client.destinations import Work, works_of
 from samserve_client.errors import BrokenOff, ServerUnreachable
-from samserve_client.folder import Outcome, Run, Task, Work, find_pictures, in_words, works_of
+from samserve_client.folder import Outcome, Run, Task, find_pictures, in_words
 from samserve_client.outputs import OUTPUTS, chosen_outputs, format_of
 
 SQUARE = {"type": "Polygon", "coordinates": [[[1, 1], [5, 1], [5, 4], [1, 4], [1, 1]]]}
@@ -312,3 +315,37 @@ def test_formats_that_do_not_exist_or_cannot_be_written(monkeypatch: pytest.Monk
 )
 def test_words(error: Exception, words: str) -> None:
     assert words in in_words(error, Path("a.png"))
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
+def test_a_full_disk_ends_the_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def full(found: Objects, path: Path) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setitem(OUTPUTS, "geojson", dataclasses.replace(OUTPUTS["geojson"], write=full))
+    opener = Opener()
+    outcome = run(opener, works(folder), jobs=1)
+    assert outcome.stopped is not None
+    assert outcome.stopped.endswith(f"0.geojson cannot be written: {os.strerror(number)}")
+    assert (outcome.left, len(opener.opened)) == (5, 1)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.ENAMETOOLONG, "File name too long"), RuntimeError("GDAL says no")]
+)
+def test_a_file_that_cannot_be_written_is_a_failure_of_its_picture(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def sometimes(found: Objects, path: Path) -> None:
+        if path.name.startswith("1"):
+            raise error
+
+    output = dataclasses.replace(OUTPUTS["geojson"], write=sometimes)
+    monkeypatch.setitem(OUTPUTS, "geojson", output)
+    outcome = run(Opener(), works(folder))
+    assert outcome.done == 4
+    [(source, reason)] = outcome.failed.items()
+    assert source.name == "1.png"
+    assert reason.endswith(f"1.geojson cannot be written: {error.args[-1]}")

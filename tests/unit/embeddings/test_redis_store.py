@@ -21,6 +21,7 @@ from tests.support.redis import LOOPBACK, Proxy, RedisServer, running_redis
 
 KEY = "0123456789abcdef-vit_t"
 EMBEDDING = random.Random(0).randbytes(4_194_320)
+EMBEDDING_OF_SAM_2 = random.Random(1).randbytes(16_777_232)
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +74,11 @@ def break_down(store: RedisStore) -> None:
     assert store.outcomes["load_failed"] == FAILURES
 
 
-@pytest.mark.parametrize("payload", [b"", b"x", EMBEDDING], ids=["none", "little", "embedding"])
+@pytest.mark.parametrize(
+    "payload",
+    [b"", b"x", EMBEDDING, EMBEDDING_OF_SAM_2],
+    ids=["none", "little", "embedding", "embedding of SAM 2"],
+)
 def test_what_was_saved_comes_back(server: RedisServer, payload: bytes) -> None:
     store = RedisStore(server.url)
     assert store.load(KEY) is None

@@ -8,7 +8,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from http.client import HTTPResponse
 from typing import Any
 
@@ -37,6 +37,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[Gateway]:
         yield gateway
 
 
+A, B, C = "192.0.2.1", "192.0.2.2", "192.0.2.3"
+
+
 def connect(port: int) -> socket.socket:
     connection = socket.create_connection(("127.0.0.1", port), timeout=30)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -55,6 +58,12 @@ def closed(gateway: Gateway, reason: str) -> float:
     return value_of(gateway.metrics(), name, reason=reason)
 
 
+def begin_post(connection: socket.socket) -> None:
+    """Send a request whose body does not come, and wait until it is under way."""
+    connection.sendall(POST.replace(b"\r\n\r\n", b"\r\nExpect: 100-continue\r\n\r\n"))
+    assert connection.recv(100).startswith(b"HTTP/1.1 100 ")
+
+
 @pytest.mark.parametrize(
     ("most", "most_per_address", "says"), [(5, 100, "server has 5"), (100, 5, "address has 5")]
 )
@@ -63,8 +72,7 @@ def test_one_connection_too_many_is_told_so(most: int, most_per_address: int, sa
     with torchserve.gateway(**limits) as gateway, contextlib.ExitStack() as opened:
         for _ in range(5):
             connection = opened.enter_context(connect(gateway.port))
-            connection.sendall(GET)
-            assert answer_on(connection)[0].status == 200
+            begin_post(connection)
         for request in (GET, POST + b"a" * 100):
             with connect(gateway.port) as another:
                 another.sendall(request)
@@ -74,8 +82,8 @@ def test_one_connection_too_many_is_told_so(most: int, most_per_address: int, sa
                 assert response.headers["Retry-After"]
                 assert response.headers["X-Request-Id"]
                 assert another.recv(1) == b""
-        connection.sendall(GET)  # those that are there are served
-        assert answer_on(connection)[0].status == 200
+        connection.sendall(b"{" * 100)  # those that are there are served
+        assert answer_on(connection)[0].status == 400
         opened.close()
         wait_for(lambda: gateway.get("/healthz").status == 200)
         page = gateway.metrics()
@@ -86,12 +94,53 @@ def test_one_connection_too_many_is_told_so(most: int, most_per_address: int, sa
 
 def test_beyond_twice_the_bound_there_is_not_even_an_answer() -> None:
     with torchserve.gateway(max_connections=3) as gateway, contextlib.ExitStack() as opened:
-        idle = [opened.enter_context(connect(gateway.port)) for _ in range(6)]
+        connections = [opened.enter_context(connect(gateway.port)) for _ in range(3)]
+        for connection in connections:
+            begin_post(connection)
+        for _ in range(3):
+            opened.enter_context(connect(gateway.port))
         with connect(gateway.port) as another, contextlib.suppress(ConnectionError):
             another.sendall(GET)
             assert another.recv(1) == b""
-        idle[0].sendall(GET)
-        assert answer_on(idle[0])[0].status == 200
+        connections[0].sendall(b"{" * 100)
+        assert answer_on(connections[0], "POST")[0].status == 400
+
+
+def say_nothing(connection: socket.socket) -> None:
+    """Do nothing."""
+
+
+def begin_a_head(connection: socket.socket) -> None:
+    connection.sendall(GET[:-2])
+
+
+def be_answered(connection: socket.socket) -> None:
+    connection.sendall(GET)
+    assert answer_on(connection)[0].status == 200
+
+
+def be_refused_before_the_body(connection: socket.socket) -> None:
+    connection.sendall(POST.replace(b"/sam/", b"/nowhere"))
+    assert answer_on(connection, "POST")[0].status == 404
+
+
+@pytest.mark.parametrize(
+    "occupy", [say_nothing, begin_a_head, be_answered, be_refused_before_the_body]
+)
+def test_who_only_waits_keeps_nobody_out(occupy: Callable[[socket.socket], None]) -> None:
+    with torchserve.gateway(max_connections=5) as gateway, contextlib.ExitStack() as opened:
+        with connect(gateway.port) as busy:
+            begin_post(busy)
+            waiting = [opened.enter_context(connect(gateway.port)) for _ in range(20)]
+            for connection in waiting:
+                with contextlib.suppress(ConnectionError):
+                    occupy(connection)
+            with connect(gateway.port) as another:
+                be_answered(another)
+            busy.sendall(b"{" * 100)
+            assert answer_on(busy, "POST")[0].status == 400
+        assert closed(gateway, "made_room") >= 16
+        assert closed(gateway, "too_many") == 0
 
 
 class Idle:
@@ -118,9 +167,9 @@ def test_connections_are_forgotten() -> None:
     async def come_and_go() -> Connections:
         counted = Connections(3, 2)
         for _ in range(10):
-            arrived = [(Idle(), address) for address in ("a", "a", "a", "b")]
+            arrived = [(Idle(), address) for address in (A, A, A, B)]
             refusals = [counted.add(one, address) for one, address in arrived]
-            assert [refusal is None for refusal in refusals] == [True, True, False, False]
+            assert [refusal is None for refusal in refusals] == [True, True, False, True]
             for one, _ in (*arrived, *arrived):
                 counted.remove(one)
         return counted

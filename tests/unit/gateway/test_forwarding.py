@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from samserve_gateway.bodies import WORTHWHILE_BYTES
+from samserve.pictures.digests import reference_to
 from samserve_gateway.compression import WORTHWHILE_BYTES as WORTH_COMPRESSING
 from samserve_gateway.routed_bodies import MAX_ACCEPT_BYTES
 from tests.support import torchserve
@@ -140,12 +140,14 @@ def test_a_picture_is_known_only_once_it_was_answered(gateway: Gateway) -> None:
     assert [r.json()["b64img"] for r in gateway.torchserve.received] == [PICTURE, PICTURE]
 
 
-def test_a_small_body_always_goes_as_it_came(gateway: Gateway) -> None:
+def test_a_small_body_goes_as_it_came_until_its_picture_is_known(gateway: Gateway) -> None:
+    """A worker that has forgotten a small picture embeds it again, as it does a large one."""
     content = b' {"b64img": "QUJD", "type":"vit_t", "n": 1e2}'
-    assert len(content) < WORTHWHILE_BYTES
     for _ in range(2):
         assert gateway.post("/sam/", content).status == 200
-    assert [received.content for received in gateway.torchserve.received] == [content] * 2
+    first, second = gateway.torchserve.received
+    assert first.content == content
+    assert second.json() == {**first.json(), "b64img": reference_to("QUJD")}
 
 
 def test_a_file_of_a_form_goes_on_as_a_form_and_then_as_its_digest(gateway: Gateway) -> None:
@@ -285,11 +287,11 @@ def test_the_longest_accept_header(gateway: Gateway, path: str) -> None:
 def test_a_worker_learns_that_it_stands_in(path: str) -> None:
     with torchserve.gateway(stand_in="vit_t") as gateway:
         for lane in set(LANES.values()):
-            gateway.torchserve.script(lane, *[answer([])] * 2)
-        for model_type in ("vit_b", "sam2_l", "vit_t"):
+            gateway.torchserve.script(lane, *[answer([])] * 3)
+        for model_type in ("vit_b", "sam2_l", "sam3", "vit_t"):
             assert gateway.post(path, {**BODIES[path], "type": model_type}).status == 200
         told = [r.headers.get("samserve-stand-in") for r in gateway.torchserve.received]
-        assert told == ["true", "true", None]
+        assert told == ["true", "true", "true", None]
         assert {r.lane for r in gateway.torchserve.received} == {LANES[path]}
 
 

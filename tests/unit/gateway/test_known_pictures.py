@@ -6,13 +6,13 @@ import json
 
 import pytest
 
-from samserve_gateway.bodies import MAX_ABRIDGED_BYTES, WORTHWHILE_BYTES, Body
+from samserve_gateway.bodies import MAX_ABRIDGED_BYTES, Body
 from samserve_gateway.known_pictures import KnownPictures
 
-LARGE = "A" * WORTHWHILE_BYTES
+PICTURE = "A" * 1000
 
 
-def body(picture: str = LARGE, **fields: object) -> Body:
+def body(picture: str = PICTURE, **fields: object) -> Body:
     return Body(json.dumps({"type": "vit_t", "b64img": picture, **fields}).encode())
 
 
@@ -28,7 +28,7 @@ def test_a_picture_is_known_to_its_family_only() -> None:
     another = body(bbox=[1, 2, 3, 4])
     assert sent(pictures, "vit_t", another) == [another.abridged(), another.json]
     assert sent(pictures, "vit_t.mine", another) == [another.json]
-    assert sent(pictures, "vit_t", body("B" * WORTHWHILE_BYTES))[1:] == []
+    assert sent(pictures, "vit_t", body("B" * 1000))[1:] == []
 
 
 def test_a_file_and_its_digest_are_sent() -> None:
@@ -44,7 +44,7 @@ def test_a_file_and_its_digest_are_sent() -> None:
 
 @pytest.mark.parametrize("odd", [b"{}", b"[]", b"{", b'{"b64img": 7}'])
 def test_a_body_without_a_picture_is_never_known(odd: bytes) -> None:
-    pictures, without = KnownPictures(), Body(odd + b" " * WORTHWHILE_BYTES)
+    pictures, without = KnownPictures(), Body(odd + b" " * 1000)
     pictures.remember("vit_t", without)
     assert sent(pictures, "vit_t", without) == [without.json]
 
@@ -59,7 +59,7 @@ def test_a_body_with_nan_is_never_abridged() -> None:
 def test_the_picture_used_least_recently_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("samserve_gateway.known_pictures.MAX_KNOWN", 2)
     pictures = KnownPictures()
-    first, second, third = (body(letter * WORTHWHILE_BYTES) for letter in "ABC")
+    first, second, third = (body(letter * 1000) for letter in "ABC")
     pictures.remember("vit_t", first)
     pictures.remember("vit_t", second)
     assert len(sent(pictures, "vit_t", first)) == 2
@@ -84,3 +84,21 @@ def test_a_body_that_is_large_without_its_picture_is_sent_as_it_is() -> None:
     assert sent(pictures, "vit_t", large) == [large.json]
     small = body(other="a" * (MAX_ABRIDGED_BYTES // 2))
     assert sent(pictures, "vit_t", small) == [small.abridged(), small.json]
+
+
+def test_a_digest_from_a_client_is_sent_once() -> None:
+    pictures, digest = KnownPictures(), body("sha256:" + "a" * 64)
+    pictures.remember("vit_t", digest)
+    assert sent(pictures, "vit_t", digest) == [digest.json]
+
+
+def test_which_content_has_the_picture() -> None:
+    """Only such a content may cost an embedding."""
+    of_json, form = body(), Body(b'{"type": "vit_t"}', b"a file")
+    for picture in (of_json, form):
+        assert picture.has_picture(picture.whole()[0])
+        assert not picture.has_picture(picture.abridged())
+    digest = body("sha256:" + "a" * 64)
+    assert not digest.has_picture(digest.whole()[0])
+    with_nan = body(bbox=[float("nan"), 0, 1, 1])
+    assert with_nan.has_picture(with_nan.whole()[0])

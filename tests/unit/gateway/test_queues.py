@@ -29,9 +29,12 @@ class Lane:
         self.begun: list[str] = []
         self._released: dict[str, asyncio.Event] = {}
 
-    def ask(self, client: str, name: str, timeout_s: float = 60) -> asyncio.Task[str]:
+    def ask(
+        self, client: str, name: str, timeout_s: float = 60, picture: str | None = None
+    ) -> asyncio.Task[str]:
         self._released[name] = asyncio.Event()
-        return asyncio.create_task(self.queue.run(client, timeout_s, lambda: self._work(name)))
+        work = self.queue.run(client, timeout_s, lambda: self._work(name), picture=picture)
+        return asyncio.create_task(work)
 
     async def _work(self, name: str) -> str:
         self.begun.append(name)
@@ -135,14 +138,14 @@ def test_what_leaves_at_the_moment_of_its_turn_gives_the_turn_on() -> None:
         first, second, third = (lane.ask("alice", f"a{n}") for n in range(3))
         await settle()
         lane._released["a0"].set()
-        lane.queue._most_inside = 2
+        lane.queue._turns.most_inside = 2
         lane.queue._admit()  # the second's turn comes …
         second.cancel()  # … and it leaves before it can know
         await settle()
         assert await first == "a0"
         await lane.release("a2")
         assert await third == "a2"
-        assert (lane.queue._inside, lane.queue.waiting) == (0, 0)
+        assert (lane.queue._turns.inside, lane.queue.waiting) == (0, 0)
         assert "a1" not in lane.begun
 
     run(work())
@@ -227,7 +230,7 @@ def test_torchserve_gets_no_more_than_its_own_queue_takes() -> None:
     queue = LaneQueue("vit_t", 100, throttled=True)
     status = {"remainingCapacity": 7, "pendingRequests": 3}
     queue.resize({**description(40, 4), "jobQueueStatus": status})
-    assert queue._most_inside == 170
+    assert queue._turns.most_inside == 170
 
 
 def test_a_queue_that_cannot_be_emptied_in_time_refuses_early() -> None:
@@ -265,12 +268,12 @@ def test_behind_a_balancer_nothing_waits_here() -> None:
 
         asked = [asyncio.create_task(queue.run("alice", 60, endless)) for _ in range(300)]
         await settle()
-        assert queue._inside == 300
+        assert queue._turns.inside == 300
         for task in asked:
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
         assert cancelled.is_set()
-        assert queue._inside == 0
+        assert queue._turns.inside == 0
 
     run(work())
 

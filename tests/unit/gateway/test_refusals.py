@@ -49,6 +49,7 @@ def gateway() -> Iterator[Gateway]:
         ("/sam/", {**GOOD, "checkpoint_url": 7}, {}, 422, "invalid_field", "checkpoint_url"),
         ("/sam/", {**GOOD, "type": "vit_x"}, {}, 404, "not_found", "type"),
         ("/sam/", {**GOOD, "type": "sam2_l"}, {}, 404, "not_found", "type"),
+        ("/sam/", {**GOOD, "type": "sam3"}, {}, 404, "not_found", "type"),
         ("/sam/", {**GOOD, "checkpoint_url": "no"}, {}, 404, "not_found", "checkpoint_url"),
         ("/sam/", GOOD, {"Accept": "a" * 5000}, 431, "header_too_large", "Accept"),
         ("/sam/", GOOD, {"Content-Encoding": "br"}, 415, "unsupported_media_type", None),

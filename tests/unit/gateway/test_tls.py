@@ -49,12 +49,15 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
 
 @contextmanager
 def serving(
-    certificate: Certificate, files: tuple[Path, Path], counts: OpenSockets | None = None
+    certificate: Certificate,
+    files: tuple[Path, Path],
+    counts: OpenSockets | None = None,
+    **limits: int,
 ) -> Iterator[int]:
-    """Run a gateway with this certificate, and yield its port."""
+    """Run a gateway with this certificate and these settings, and yield its port."""
     if counts is None:
         counts = OpenSockets(1000, 200, tls=True)
-    app = lone_gateway(counts, tls_certificate=files[0], tls_key=files[1])
+    app = lone_gateway(counts, tls_certificate=files[0], tls_key=files[1], **limits)
     config = uvicorn.Config(
         app,
         http=Protocol,

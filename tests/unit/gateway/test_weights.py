@@ -37,7 +37,11 @@ def test_the_list_of_all_weights_and_of_one_type(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize(
     ("model_type", "name"),
-    [("vit_b", "not loaded: choose vit_t"), ("sam2_l", "not on this server: choose vit_t")],
+    [
+        ("vit_b", "not loaded: choose vit_t"),
+        ("sam2_l", "not loaded: choose vit_t"),
+        ("sam3", "not on this server: choose vit_t"),
+    ],
 )
 def test_a_known_type_that_is_not_loaded_has_an_entry_that_leads_to_404(
     gateway: Gateway, model_type: str, name: str

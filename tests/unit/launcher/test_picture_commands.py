@@ -147,6 +147,7 @@ def test_bash_completes_commands_and_options(capsys: pytest.CaptureFixture[str])
     assert completed("auto") == {"automask"}
     assert {"--points-per-side", "--points-per-batch"} <= completed("automask", "--points")
     assert completed("automask", "--model", "vit_") == {"vit_t", "vit_b", "vit_l", "vit_h"}
+    assert completed("automask", "--model", "sam") == {"sam2_t", "sam2_s", "sam2_bp", "sam2_l"}
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:
@@ -157,3 +158,91 @@ def test_a_closed_pipe_is_no_traceback() -> None:
         check=False,
     )
     assert not done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("segment a.png --box 1,2,3,4 -o a.png", "a.png is one of the pictures"),
+        ("segment a.png --box 1,2,3,4 -o ./linked.png", "linked.png is one of the pictures"),
+        ("automask a.png -o a.png", "a.png is one of the pictures"),
+        ("automask a.png a.labels.png -f labels -o .", "a.labels.png is one of the pictures"),
+        ("automask a.png --pages 5-2", "the first page must not be after the last one"),
+        ("automask a.png --pages 0-99999999999", "not after 99999"),
+        ("automask a.png -f ,", "-f names no format"),
+        ("segment a.png --box 1,2,3,4 -f ,", "-f names no format"),
+        ("automask a.png --jobs 0", "-j/--jobs: it must be a number from 1 to 64, not '0'"),
+        ("automask a.png --jobs two", "it must be a number from 1 to 64, not 'two'"),
+        ("automask a.png --nonsense", "unrecognized arguments: --nonsense"),
+        ("segment . --box 1,2,3,4", ". is a folder"),
+        ("segment a.png --box 30,20,10,40", "with X0 < X1 and Y0 < Y1, not '30,20,10,40'"),
+        ("segment a.png --box 1,2,nan,4", "not '1,2,nan,4'"),
+        ("segment a.png --box a,b,c,d", "not 'a,b,c,d'"),
+        ("segment a.png --point 1,2,3", "X,Y,0 for the background, not '1,2,3'"),
+        ("segment a.png --point=-1", "not '-1'"),
+    ],
+)
+def test_a_wrong_command_is_one_line_and_changes_no_file(
+    picture: str, command: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("linked.png").hardlink_to("a.png")
+    Path("a.labels.png").write_bytes(Path("b.png").read_bytes())
+    before = {path.name: path.read_bytes() for path in Path.cwd().iterdir()}
+    assert status_of(*command.split()) == 2
+    said = capsys.readouterr()
+    assert words in said.err
+    assert said.err.count("\n") == 1
+    assert {path.name: path.read_bytes() for path in Path.cwd().iterdir()} == before
+
+
+@pytest.mark.parametrize("words", [("--box", "-5,-5,20,20"), ("--box", "-.5,-1e1,3,4")])
+def test_a_coordinate_may_be_negative(
+    picture: str, words: tuple[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of("segment", "a.png", *words, "--server", "http://127.0.0.1:1") == 1
+    assert "No server answers at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["-o", "x.png"], ["-f", "labels"], []])
+def test_a_failure_of_one_picture_is_one_line(
+    picture: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("a.png").write_bytes(b"no picture")
+    assert status_of("segment", "a.png", "--box", "1,2,3,4", *words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("samserve segment: a.png is not an image")
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("output", ["notes.txt/out", "notes.txt/x.geojson", "/dev/null/x"])
+def test_an_output_that_cannot_be_a_folder_is_said_before_any_work(
+    picture: str, output: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("notes.txt").write_text("x")
+    with scripted() as server:
+        command = ["automask", "a.png", "-o", output, "--server", server.url]
+        assert status_of(*command) == 1
+        assert not server.received
+    said = capsys.readouterr().err
+    assert "Not a directory" in said
+    assert said.count("\n") == 1
+
+
+def test_a_wrong_path_in_the_address_is_said(
+    picture: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with scripted(refusal(404, "not_found", "Not Found.")) as server:
+        assert status_of("info", "--server", f"{server.url}/wrong") == 1
+    assert "Is the address right?" in capsys.readouterr().err
+
+
+def test_a_full_terminal_is_a_line() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m samserve_launcher completion bash > /dev/full",
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "samserve completion: No space left on device\n"

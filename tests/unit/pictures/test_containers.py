@@ -255,3 +255,17 @@ class TestFrames:
         assert decode_page(data, LIMIT, "b64img", 0).pages == 1
         with pytest.raises(InvalidField, match="has 1 page"):
             decode_image(data, LIMIT, page=1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 1000, 40_000_000])
+@pytest.mark.parametrize("before", [b"\xff\xe0", b"\xff\xdb", b"\xff\xc0", b"\xff\xda"])
+def test_the_fill_bytes_of_a_jpeg_cost_nothing(before: bytes, count: int) -> None:
+    """Any number of them may stand before a marker. One by one, these would take half a minute."""
+    stream = BytesIO()
+    Image.fromarray(np.arange(64 * 64 * 3, dtype=np.uint8).reshape(64, 64, 3)).save(stream, "JPEG")
+    jpeg = stream.getvalue()
+    at = jpeg.index(before)
+    filled = jpeg[:at] + b"\xff" * count + jpeg[at:]
+    assert len(jpeg_pixels(filled)) <= len(jpeg)
+    assert jpeg_frame(filled) == jpeg_frame(jpeg)
+    np.testing.assert_array_equal(decode_image(filled, 10**6), decode_image(jpeg, 10**6))

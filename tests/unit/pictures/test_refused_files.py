@@ -312,3 +312,14 @@ def test_mutated_bytes_give_a_picture_or_our_error(name: str) -> None:
 )
 def test_any_bytes_after_a_signature(signature: bytes, rest: bytes) -> None:
     picture_or_samserve_error(signature + rest)
+
+
+@pytest.mark.parametrize("long", [1_000_001, 100_000_000])
+def test_a_side_that_is_too_long_is_refused_by_the_header(long: int) -> None:
+    """Decoding a PNG of 200 kB took 2.4 GB: Pillow keeps memory for each row."""
+    for size in ((1, long), (long, 1)):
+        bitmap = struct.pack("<IIiiHH24x", 54, 40, *size, 1, 24)
+        headers = [png(*size, 8, 0), b"BM" + bytes(8) + bitmap, tiff([b""], RGB_TAGS, size=size)]
+        for header in headers:
+            with pytest.raises(TooLarge, match="1000000 pixels along a side"):
+                decode_image(header, 10**8)

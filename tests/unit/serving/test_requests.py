@@ -34,7 +34,7 @@ def test_automask_defaults_are_segment_anythings() -> None:
         "strict": False,
         "points_per_side": 32,
         "points_per_batch": 64,
-        "pred_iou_thresh": 0.88,
+        "pred_iou_thresh": None,  # the default of the loaded network's family
         "stability_score_thresh": 0.95,
         "stability_score_offset": 1.0,
         "box_nms_thresh": 0.7,
@@ -67,6 +67,16 @@ def test_a_page() -> None:
     assert automask(page=7.0).page == 7
 
 
+def test_pred_iou_thresh_is_the_model_types_own_if_it_is_absent() -> None:
+    for request in (automask(), automask(pred_iou_thresh=None)):
+        assert request.pred_iou_thresh is None
+        assert request.with_defaults("samapi").pred_iou_thresh == 0.88
+    for sent in (0, 0.5, 0.88):
+        request = automask(pred_iou_thresh=sent)
+        assert request.pred_iou_thresh == sent
+        assert request.with_defaults("samapi").pred_iou_thresh == sent
+
+
 @pytest.mark.parametrize("choice", OutputType)
 @pytest.mark.parametrize("spell", [str, str.lower, str.upper])
 def test_output_type_in_any_letter_case(choice: OutputType, spell: Any) -> None:
@@ -78,10 +88,15 @@ def test_samapis_defaults_are_for_what_is_left_open() -> None:
     changed = automask().with_defaults("samapi")
     assert changed.output_type is OutputType.SINGLE_MASK
     assert changed.include_image_edge is False
+    assert changed.pred_iou_thresh == 0.88  # for SAM 2, too
+    assert automask(pred_iou_thresh=None).with_defaults("samapi").pred_iou_thresh == 0.88
+    changed = changed.model_copy(update={"pred_iou_thresh": None})
     assert changed.model_copy(
         update={"output_type": OutputType.BEST_QUALITY, "include_image_edge": True}
     ) == automask()  # fmt: skip
-    sent: dict[str, Any] = {"output_type": "Multi-mask (all)", "include_image_edge": True}
+    sent: dict[str, Any] = {
+        "output_type": "Multi-mask (all)", "include_image_edge": True, "pred_iou_thresh": 0.8
+    }  # fmt: skip
     for name, value in sent.items():
         kept = automask(**{name: value})
         assert getattr(kept.with_defaults("samapi"), name) == getattr(kept, name)
@@ -238,6 +253,10 @@ PUBLISHED: dict[str, list[str]] = {
     "vit_b": [f"{META}/sam_vit_b_01ec64.pth", f"{META}/sam_vit_b_01ec64.pth".replace("s:", ":")],
     "vit_l": [f"{META}/sam_vit_l_0b3195.pth"],
     "vit_h": [f"{META}/sam_vit_h_4b8939.pth", f"{META}/sam_vit_h_4b8939.pth?download=1"],
+    "sam2_t": [f"{META}_2/092824/sam2.1_hiera_tiny.pt"],
+    "sam2_s": [f"{META}_2/092824/sam2.1_hiera_small.pt"],
+    "sam2_bp": [f"{META}_2/092824/sam2.1_hiera_base_plus.pt"],
+    "sam2_l": [f"{META}_2/092824/sam2.1_hiera_large.pt?download=1"],
 }  # fmt: skip
 
 
@@ -272,11 +291,16 @@ def test_the_entry_of_a_type_that_was_not_loaded_means_its_own_weights_later() -
         f"https://evil.example/?{GITHUB}/master/weights/mobile_sam.pt",
         f"{GITHUB}/master/weights/mobile_sam.pt/other.pt",
         "mobile_sam.pt",
+        # SAM 2.0, which is not SAM 2.1
+        f"{META}_2/072824/sam2_hiera_tiny.pt",
+        f"{META}_2/092824/sam2_hiera_tiny.pt",
+        f"{META}_2/072824/sam2.1_hiera_tiny.pt",
     ],
 )
 def test_no_other_address_means_them(address: str) -> None:
-    with pytest.raises(NotFound):
-        prompt(checkpoint_url=address).check_weights("vit_t", WEIGHTS)
+    for model_type in ("vit_t", "sam2_t"):
+        with pytest.raises(NotFound):
+            prompt(checkpoint_url=address).check_weights(model_type, WEIGHTS)
 
 
 def test_weights_are_named_or_refused() -> None:
