@@ -107,9 +107,9 @@ def _prepare(model_type: str, folder: Path) -> str:
         for key, tensor in state.items():
             # Large logits, of which the fine maps change little, so that masks are stable.
             if "output_hypernetworks_mlps" in key and ".layers.2." in key:
-                tensor *= 30
+                tensor.mul_(30)
             if ".conv_s" in key:
-                tensor *= 0.1
+                tensor.mul_(0.1)
         torch.save({"model": state}, weights)
     openvino_parts.export(load_network(model_type, weights, torch.device("cpu")), folder)
     return "published" if published.is_file() else "random"

@@ -77,7 +77,7 @@ class ServerState:
     def chosen_model(self) -> Exchange[str]:
         """Return the model type to ask: the one that was chosen, or a loaded one.
 
-        Of several, it is the first in `MODEL_TYPES`: vit_t if it is there, which is the fastest.
+        Of several, it is the one with the smallest file of weights, which is the fastest.
         """
         if self.answering is None:
             weights = yield from self.get("/sam/weights/")
@@ -90,7 +90,7 @@ class ServerState:
                 raise NotReady(
                     f"{self.where} has loaded no model yet. `samserve info` says how far it is."
                 )
-            self.answering = known[0]
+            self.answering = min(known, key=lambda name: MODEL_TYPES[name].n_bytes)
         return self.answering
 
 

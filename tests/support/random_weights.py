@@ -64,12 +64,15 @@ def _values(key: str, shape: torch.Tensor, generator: torch.Generator) -> torch.
     return noise if key.endswith(("bias", "running_mean")) else noise.exp_()
 
 
-def lively(model_type: str, seed: int = 0) -> dict[str, torch.Tensor]:
+def lively(model_type: str, seed: int = 0, sparse: float = 0.0) -> dict[str, torch.Tensor]:
     """Return weights of a SAM 2 type whose masks have outlines everywhere.
 
     Its logits are mostly far from zero, as those of trained weights are, and cross it in many
     places. The predicted IoUs differ from prompt to prompt. Of single masks, some are stable and
     some are not, so both cases of SAM 2's choice occur.
+
+    Args:
+        sparse: how far the logits are shifted down. With 10 and more, the masks' boxes differ.
     """
     scales = {
         "output_hypernetworks_mlps.": 30.0,
@@ -79,11 +82,12 @@ def lively(model_type: str, seed: int = 0) -> dict[str, torch.Tensor]:
     }
     weights = state_dict(model_type, seed)
     for key, tensor in weights.items():
+        if "hypernetworks" in key and key.endswith(".layers.2.bias"):
+            tensor.sub_(sparse)  # the upscaled features are positive in the mean
         name = key.removeprefix("sam_mask_decoder.")
         last = ".layers." not in name or name.endswith(".layers.2.weight")
         for part, scale in scales.items():
-            if name != key and name.startswith(part) and last:
-                if part == "output_upscaling." and (tensor.ndim == 1 or name.endswith("bias")):
-                    continue
+            fits = part != "output_upscaling." or tensor.ndim > 1
+            if name != key and name.startswith(part) and last and fits:
                 tensor.mul_(scale)
     return weights

@@ -86,9 +86,9 @@ def _old_ways() -> Iterator[None]:
         yield
 
 
-def pair(model_type: str, folder: Path) -> Pair:
-    """Return both programs with random weights, which are written into the folder."""
-    weights = random_weights.lively(model_type)
+def pair(model_type: str, folder: Path, sparse: float = 0.0) -> Pair:
+    """Return both programs with lively random weights, which are written into the folder."""
+    weights = random_weights.lively(model_type, sparse=sparse)
     file = folder / f"{model_type}.pt"
     torch.save({"model": weights}, file)
     ours = samserve.load(model_type, file, device="cpu")

@@ -129,8 +129,9 @@ class PromptFields(Model):
         description="Mask: base64 of an image file. The object is what is brighter than half of "
         "its brightest pixel. Its size is the size of the image sent, or 256x256. With 256x256 it "
         "is in SAM's frame: the image is scaled so that its long side has 256 pixels, and the rest "
-        "at the right or at the bottom is empty. SAM was trained to refine masks: with a mask "
-        "alone, without a box or a point, it often finds nothing.",
+        "at the right or at the bottom is empty; with SAM 2, it is the whole image, stretched. SAM "
+        "was trained to refine masks: with a mask alone, without a box or a point, it often finds "
+        "nothing.",
     )
     mask_input: LowResLogits | None = Field(
         None,

@@ -110,8 +110,6 @@ def test_every_prompt_with_a_mask(both: Pair, embedded: EmbeddedPicture) -> None
     """A mask refines the one before, three times."""
     box = prompts(embedded.size)["box"]
     _, _, logits = both.reference.predict(**box, multimask_output=False)
-    if min(embedded.size) > 9:
-        assert np.abs(logits).max() == 32, "no logit is so large that the reference clamps it"
     for prompt in with_masks(embedded.size, logits).values():
         for several in (False, True):
             is_answered_alike(both, embedded, prompt, several)
@@ -145,8 +143,8 @@ def test_logits(both: Pair, embedded: EmbeddedPicture) -> None:
 
 def test_the_choice_of_a_single_mask(both: Pair) -> None:
     """Some first masks are stable, and some are not and the best of three replaces them."""
-    if both.segmenter.model.model_type == "sam2_l":
-        pytest.skip("its prompts are compared above")
+    if both.segmenter.model.model_type != "sam2_t":
+        pytest.skip("all types have the same decoder")
     embedded = both.see(PICTURES["wide"])
     decoder, height, width = both.segmenter.model.decoder, *embedded.size
     coords = np.random.default_rng(3).random((24, 2)) * (width, height)
