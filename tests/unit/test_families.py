@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from samserve import automask, segmenter
-from samserve.crops import Crop
-from samserve.parameters import AutomaskParameters
+from samserve import segmenter
+from samserve.network.decoder import Decoder
 from samserve.progress import Job
 from samserve.serving.requests import AutomaskRequest
 from tests.support.paths import ROOT
@@ -25,37 +25,36 @@ def loaded(request: pytest.FixtureRequest, sam2_t_weights: Path) -> tuple[Any, A
     return ours, ours.embed(picture("coins")), default
 
 
-@pytest.fixture
-def used(monkeypatch: pytest.MonkeyPatch) -> list[float | None]:
-    """The thresholds that the crops got."""
-    thresholds: list[float | None] = []
+@pytest.fixture(autouse=True)
+def predicted_iou(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the decoder predict an IoU of 0.85 for every mask: between the two defaults."""
+    decode = Decoder.decode
 
-    class Recorder(Crop):
-        def masks(self, points: Any) -> list[Any]:
-            thresholds.append(self.parameters.pred_iou_thresh)
-            return []
+    def decoded(*args: Any, **keywords: Any) -> Any:
+        masks: Any = decode(*args, **keywords)
+        masks.iou_predictions = torch.full_like(masks.iou_predictions, 0.85)
+        return masks
 
-    monkeypatch.setattr(automask, "Crop", Recorder)
-    return thresholds
+    monkeypatch.setattr(Decoder, "decode", decoded)
 
 
-def test_the_library(loaded: tuple[Any, Any, float], used: list[float | None]) -> None:
+@pytest.mark.parametrize("cut", [{}, {"tile_size": 256}], ids=str)
+def test_the_library(loaded: tuple[Any, Any, float], cut: dict[str, int]) -> None:
     ours, embedded, default = loaded
-    ours.automask(embedded, points_per_side=1)
-    ours.automask(embedded, points_per_side=1, pred_iou_thresh=None)
-    ours.automask(embedded, points_per_side=1, tile_size=256)  # four tiles
-    ours.automask(embedded, points_per_side=1, pred_iou_thresh=0.5)
-    ours.automask(embedded, points_per_side=1, pred_iou_thresh=0)
-    *absent, sent, zero = used
-    assert len(absent) > 3
-    assert set(absent) == {default}
-    assert (sent, zero) == (0.5, 0)
+    parameters = {"points_per_side": 2, "stability_score_thresh": 0.0, **cut}
+    kept = ours.automask(embedded, **parameters)
+    assert bool(kept) == (default < 0.85)
+    assert len(ours.automask(embedded, pred_iou_thresh=None, **parameters)) == len(kept)
+    assert ours.automask(embedded, pred_iou_thresh=0, **parameters)
+    assert ours.automask(embedded, pred_iou_thresh=0.8, **parameters)
+    assert not ours.automask(embedded, pred_iou_thresh=0.88, **parameters)
 
 
-def test_a_request(loaded: tuple[Any, Any, float], used: list[float | None]) -> None:
+def test_a_request(loaded: tuple[Any, Any, float]) -> None:
     ours, embedded, default = loaded
-    request = AutomaskRequest.parse(b'{"b64img": "x", "points_per_side": 1}')
-    for asked in (request, request.with_defaults("samapi")):
-        ours.find_objects(embedded, asked, Job())
-    assert used == [default, 0.88]
-    assert AutomaskParameters().pred_iou_thresh is None
+    request = AutomaskRequest.parse(
+        b'{"b64img": "x", "points_per_side": 2, "stability_score_thresh": 0}'
+    )
+    assert bool(ours.find_objects(embedded, request, Job())) == (default < 0.85)
+    # samapi has the threshold of SAM 1 for all types.
+    assert not ours.find_objects(embedded, request.with_defaults("samapi"), Job())
