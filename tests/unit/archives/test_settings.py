@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -26,11 +25,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_each_type_has_the_defaults_and_its_name() -> None:
     """Only vit_t and SAM 2's types have settings of their own."""
     defaults = yaml.safe_load((ROOT / "config" / "models" / "defaults.yaml").read_text())
-    own: dict[str, dict[str, Any]] = {"vit_t": {"cpu_runtime": "openvino", "step_s": 60}}
-    own |= {name: {"cpu_runtime": "openvino"} for name in MODEL_TYPES if name.startswith("sam2")}
+    step_s = {"vit_t": 60, "sam2_t": 60, "sam2_s": 60, "sam2_bp": 120, "sam2_l": 300}
     for model_type in MODEL_TYPES:
-        common = {**defaults["samserve"], "model_type": model_type}
-        expected = {**common, **own.get(model_type, {})}
+        expected = {**defaults["samserve"], "model_type": model_type}
+        if model_type in step_s:
+            expected |= {"cpu_runtime": "openvino", "step_s": step_s[model_type]}
+        if model_type.startswith("sam2"):
+            cache = {**expected["embedding_cache"], "memory_bytes": 384 * 2**20}
+            expected["embedding_cache"] = cache
         assert settings_of(model_type) == {**defaults, "samserve": expected}
 
 

@@ -142,6 +142,8 @@ def test_requests_at_once_are_counted_by_key(keys_file: Path) -> None:
         torchserve.gateway(api_keys_file=keys_file, requests_at_once=2) as gateway,
         ThreadPoolExecutor(2) as pool,
     ):
+        # A worker embeds one new picture at a time, so the picture is made known first.
+        assert gateway.post("/sam/", BODY, alice).status == 200
         gateway.torchserve.script("vit_t", *(answer_when(event, released) for event in begun))
         first = [pool.submit(gateway.post, "/sam/", BODY, alice) for _ in begun]
         try:
