@@ -1,17 +1,9 @@
 /** What a person does, and what follows from it: requests, answers, steps that can be undone. */
 import { automask, promptFields, segment } from "./api";
 import { counted } from "./dom";
+import { bestOf, newDraft, nextId, withDraftKept } from "./drafts";
 import { History } from "./history";
-import {
-  COLORS,
-  emptySnapshot,
-  type Box,
-  type Draft,
-  type Item,
-  type Mask,
-  type Point,
-  type Snapshot,
-} from "./model";
+import { COLORS, emptySnapshot, type Box, type Draft, type Point, type Snapshot } from "./model";
 import { readPicture, type Picture } from "./picture";
 import { isAbort } from "./problem";
 import type { Asked } from "./snippets";
@@ -301,30 +293,4 @@ export class Editor {
     this.changed();
     this.failed(error);
   }
-}
-
-/** One click may mean a part or the whole, so SAM's three masks are asked for at once. */
-function newDraft(box: Box | null, points: Point[]): Draft {
-  return { box, points, masks: null, chosen: 0, three: box === null && points.length === 1, failed: false };
-}
-
-/** Return the number of the next object. It is the object's number in the list and in the downloads. */
-function nextId(items: Item[]): number {
-  return items.reduce((most, { id }) => Math.max(most, id), 0) + 1;
-}
-
-function withDraftKept(snapshot: Snapshot): Snapshot {
-  const { draft, items, activeClass } = snapshot;
-  const mask = draft?.masks?.[draft.chosen];
-  if (mask === undefined) return { ...snapshot, draft: null };
-  const item = { ...mask, id: nextId(items), classId: activeClass };
-  return { ...snapshot, draft: null, items: [...items, item] };
-}
-
-function bestOf(masks: Mask[]): number {
-  let best = 0;
-  masks.forEach((mask, i) => {
-    if (mask.quality > (masks[best] as Mask).quality) best = i;
-  });
-  return best;
 }
