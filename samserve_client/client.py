@@ -50,7 +50,7 @@ class Client:
         url: the server's address. None: the variable SAMSERVE_URL, or http://127.0.0.1:8000.
         key: an API key. None: the variable SAMSERVE_API_KEY, or none.
         model_type: a model type, such as `vit_t` or `sam2_t`. None: the one that the server has
-            loaded; of several, the first in `samserve.model_types`.
+            loaded; of several, the fastest.
         weights: the name of registered weights. None: the model type's own.
         timeout: seconds to wait for an answer, but for that of an automask, which has `timeout_s`.
         patience: seconds to wait in all for a server that is busy, before an error is raised.

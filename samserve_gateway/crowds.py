@@ -1,4 +1,4 @@
-"""The connections that wait for their clients, and which of them goes first if there is no room."""
+"""The connections that wait for their clients, and the order in which they lose their places."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class Crowd(Generic[C]):
             self._of_address.pop(address, None)
 
     def least_needed(self) -> Iterator[C]:
-        """Yield the connections of the address that has most of them, then those of the next one.
+        """Yield the connections in the order in which they may be closed to make room.
 
-        Those of an address that wait for longest come first. So a client that opens more and more
-        connections loses its own.
+        The address with the most connections comes first. Among the connections of one address, the
+        one that has waited longest comes first. So a client that opens more and more connections
+        loses its own.
         """
         addresses = sorted(self._of_address, key=lambda address: -len(self._of_address[address]))
         for address in addresses:

@@ -186,8 +186,8 @@ class Segmenter:
     ) -> list[PromptMask]:
         """Return the mask of the object that a box, points or a mask point out.
 
-        The arguments and the masks are those of `segment_anything.SamPredictor.predict`, or with
-        SAM 2 of `sam2.sam2_image_predictor.SAM2ImagePredictor.predict`.
+        `segment_anything.SamPredictor.predict` has the same arguments and returns the same masks.
+        With SAM 2, `sam2.sam2_image_predictor.SAM2ImagePredictor.predict` does.
 
         Args:
             box: XYXY in pixels of the picture, origin at the top left.
@@ -241,8 +241,8 @@ class Segmenter:
     ) -> list[AutoMask]:
         """Return the masks of every object in a picture.
 
-        The masks and their order are those of `segment_anything.SamAutomaticMaskGenerator`, or with
-        SAM 2 of `sam2.automatic_mask_generator.SAM2AutomaticMaskGenerator`.
+        `segment_anything.SamAutomaticMaskGenerator` returns the same masks in the same order. With
+        SAM 2, `sam2.automatic_mask_generator.SAM2AutomaticMaskGenerator` does.
 
         Args:
             progress: called with (points done, points in all) from time to time, in the thread of

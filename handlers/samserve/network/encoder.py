@@ -3,9 +3,9 @@
 `families.py` says how an image becomes the network's input.
 
 On a CPU the network runs in OpenVINO if the archive has it exported (`openvino_parts.py`), two to
-three times as fast as in PyTorch. Otherwise it runs in PyTorch, rewritten: in TinyViT each
-BatchNorm is folded into its convolution, the ViTs are those of `vit.py`, and SAM 2's Hiera is that
-of `hiera.py`. All equal the original network up to rounding.
+three times as fast as in PyTorch. Otherwise PyTorch runs a network that does less work than the
+original one: `batch_norms.py` changes TinyViT, `vit.py` has the ViTs, and `hiera.py` has SAM 2's
+encoder. All of them equal the original network up to rounding.
 
 Nothing is stored here: an embedding is a value that serves any number of prompts, and
 `samserve.embeddings` caches it.

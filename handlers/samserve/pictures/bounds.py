@@ -7,8 +7,8 @@ from samserve.errors import InvalidField, InvalidImage, TooLarge
 MAX_SIDE = 10**6
 """The largest width and height of a picture in pixels.
 
-Pillow keeps memory of its own for each row: 20 bytes for each pixel of a picture that is one pixel
-wide.
+Pillow allocates memory for each row besides the pixels. A picture that is one pixel wide takes 20
+bytes for each pixel.
 """
 
 

@@ -59,8 +59,8 @@ class Upscaler(nn.Module):
     ) -> torch.Tensor:
         """Return the logits of C masks of a prompt.
 
-        For B prompts, all arguments but those of the image (`upscaled`, `coarse`, `fine`), and the
-        result, have a first dimension B.
+        With B prompts, the result and the arguments have a first dimension B. The arguments that
+        belong to the image (`upscaled`, `coarse`, `fine`) do not have it.
 
         Args:
             upscaled: h×w×256, the image's part.
