@@ -132,14 +132,19 @@ class Child:
 def reference(folder: Path, *, kept_pages: bool) -> Iterator[Child]:
     """Run the reference, with our workers' allocator settings or with the system's."""
     name = "reference, kept pages" if kept_pages else "reference"
+    environ = environment(kept_pages=kept_pages)
+    with _child(name, ["reference", str(WEIGHTS)], environ, folder / name) as child:
+        yield child
+
+
+def environment(*, kept_pages: bool) -> dict[str, str]:
+    """Return the variables of a child: with our workers' allocator settings, or the system's."""
     plain = {
         key: value
         for key, value in os.environ.items()
         if key not in WORKER_ENVIRONMENT and not key.startswith("MALLOC_")
     }
-    environ = {**plain, **WORKER_ENVIRONMENT} if kept_pages else plain
-    with _child(name, ["reference", str(WEIGHTS)], environ, folder / name) as child:
-        yield child
+    return {**plain, **WORKER_ENVIRONMENT} if kept_pages else plain
 
 
 @contextlib.contextmanager

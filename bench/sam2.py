@@ -32,20 +32,26 @@ from samserve.network import openvino_parts
 from samserve.network.checkpoints import load_network
 from samserve.network.sam2 import SHAPES
 from samserve.segmenter import Segmenter
-from samserve_launcher.processes import WORKER_ENVIRONMENT
-from tests.support.random_weights import state_dict
+from tests.support.random_weights import lively
+from tests.support.sam2_reference import (
+    reference_generator,
+    reference_network,
+    reference_predictor,
+)
 
 from . import ROOT
+from .cases import KEPT_PAGES, REFERENCE
+from .contenders import environment
 from .pictures import picture
 
 SIZE = (1800, 1200)
 BOX = (600, 300, 1100, 800)
 CASES = ("new picture", "known box", "automask")
-CONFIGS = {"sam2_t": "t", "sam2_s": "s", "sam2_bp": "b+", "sam2_l": "l"}
-CONTENDERS = ("reference", "reference, kept pages", "samserve")
+CONTENDERS = (REFERENCE, KEPT_PAGES, "samserve")
 
-THRESHOLDS = {"pred_iou_thresh": 0.48, "stability_score_thresh": 0.8}
-"""With random weights. About half of the masks pass the first one."""
+SPARSE = 14.0
+THRESHOLDS = {"pred_iou_thresh": 0.12, "stability_score_thresh": 0.4}
+"""With random weights: see `random_weights.lively`. Many masks pass, and their boxes differ."""
 
 
 def main() -> None:
@@ -103,14 +109,7 @@ def _prepare(model_type: str, folder: Path) -> str:
     if published.is_file():
         weights.symlink_to(published)
     else:
-        state = state_dict(model_type)
-        for key, tensor in state.items():
-            # Large logits, of which the fine maps change little, so that masks are stable.
-            if "output_hypernetworks_mlps" in key and ".layers.2." in key:
-                tensor.mul_(30)
-            if ".conv_s" in key:
-                tensor.mul_(0.1)
-        torch.save({"model": state}, weights)
+        torch.save({"model": lively(model_type, sparse=SPARSE)}, weights)
     openvino_parts.export(load_network(model_type, weights, torch.device("cpu")), folder)
     return "published" if published.is_file() else "random"
 
@@ -121,7 +120,7 @@ def _contender(
 ) -> Iterator[Callable[[str], tuple[float, str]]]:
     """Start a contender, and yield a function that runs a case: seconds, and masks found."""
     command = [sys.executable, "-m", "bench.sam2", "--points", str(points)]
-    environ = {**os.environ, **({} if name == "reference" else WORKER_ENVIRONMENT)}
+    environ = environment(kept_pages=name != REFERENCE)
     process = subprocess.Popen(
         [*command, "--child", name, model_type, str(folder)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ,
@@ -183,20 +182,13 @@ def _ours(
 def _reference(
     model_type: str, folder: Path, points: int, thresholds: dict[str, Any]
 ) -> Callable[[str, NDArray[np.uint8]], int]:
-    from sam2.automatic_mask_generator import SAM2AutomaticMaskGenerator
-    from sam2.build_sam import build_sam2
-    from sam2.sam2_image_predictor import SAM2ImagePredictor
-
-    network = build_sam2(
-        f"configs/sam2.1/sam2.1_hiera_{CONFIGS[model_type]}.yaml", None, device="cpu"
-    )
     weights = torch.load(folder / "weights.pt", weights_only=True)["model"]
-    network.load_state_dict(weights, strict=False)
-    predictor = SAM2ImagePredictor(network)
+    network = reference_network(model_type, weights)
+    predictor = reference_predictor(network)
 
     def run(case: str, pixels: NDArray[np.uint8]) -> int:
         if case == "automask":
-            generator = SAM2AutomaticMaskGenerator(network, points_per_side=points, **thresholds)
+            generator = reference_generator(network, points_per_side=points, **thresholds)
             return len(generator.generate(pixels))
         # samapi encodes a picture again only if another one came between.
         if case == "new picture" or not predictor._is_image_set:

@@ -10,7 +10,6 @@ podman starts no health checks where systemd does not run, so the tests ask for 
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
 import os
 import re
@@ -30,7 +29,7 @@ import requests
 from bench.hosts import hosts
 from samserve_launcher.loopback import LoopbackSession
 from tests.support.paths import ROOT
-from tests.support.podman import BASE, STORE, Podman, PodmanError, debian
+from tests.support.podman import BASE, Podman, PodmanError, prepared_podman
 from tests.support.tools import unavailable
 from tests.support.waiting import wait_for
 
@@ -52,22 +51,9 @@ def stack(
     tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config
 ) -> Iterator[Podman]:
     """All services, and this thread in a network without routes."""
-    try:
-        debian()
-    except LookupError as exc:
-        unavailable(str(exc))
-    podman = Podman(
-        tmp_path_factory.mktemp("compose"), whole=pytestconfig.getoption("--whole-images")
-    )
-    with (STORE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        podman.remove_everything()
-        podman.copy_repository()
-        try:
-            podman.build_foreign_images()
-            version = podman.run("run", "--rm", "--network", "none", BASE, "python3", "--version")
-        except PodmanError as exc:  # nothing of ours has run yet
-            pytest.skip(f"podman makes and runs no container on this machine: {exc}")
+    folder, whole = tmp_path_factory.mktemp("compose"), pytestconfig.getoption("--whole-images")
+    with prepared_podman(folder, whole=whole) as podman:
+        version = podman.run("run", "--rm", "--network", "none", BASE, "python3", "--version")
         if version.rpartition(".")[0] != "Python " + ".".join(map(str, sys.version_info[:2])):
             unavailable(f"the base image has {version}; the packages of .venv are for another")
         podman.compose("build")

@@ -29,7 +29,7 @@ from tests.support.deployment import (
     rendered_with,
     size,
 )
-from tests.support.redis import free_port
+from tests.support.redis import free_port, is_up
 from tests.support.waiting import wait_for
 
 OVERLAYS = ["overlays/cpu", "overlays/cpu-keda", "overlays/gpu"]
@@ -92,7 +92,7 @@ def test_each_build_makes_one_image() -> None:
 
 @pytest.mark.parametrize("tagged", [False, True])
 def test_images_from_a_registry(tagged: bool, tmp_path: Path) -> None:
-    """They keep their tags. If an upgrade names new ones, each worker gets that of its image."""
+    """Each worker has the tag of its image: the usual one, or the new one of an upgrade."""
     [own] = re.findall(r"^   (images:\n(?:     - .*\n)+)", README, re.MULTILINE)
     made = re.findall(r"-t \$REGISTRY/(\S+):(\S+)", README)
     if tagged:
@@ -319,7 +319,7 @@ def test_redis_wants_its_password(tmp_path: Path) -> None:
     process = subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL)
     try:
         with redis.Redis(port=port, password="s3cret") as client:
-            wait_for(lambda: answers(client))
+            wait_for(lambda: is_up(client))
             assert client.config_get("maxmemory")["maxmemory"] == str(2**30)
         with redis.Redis(port=port) as client, pytest.raises(redis.AuthenticationError):
             client.ping()
@@ -331,13 +331,6 @@ def test_redis_wants_its_password(tmp_path: Path) -> None:
     finally:
         process.terminate()
         process.wait()
-
-
-def answers(client: redis.Redis) -> bool:
-    try:
-        return bool(client.ping())
-    except redis.ConnectionError:
-        return False
 
 
 def test_images_of_workers_are_told_apart() -> None:

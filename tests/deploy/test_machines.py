@@ -12,7 +12,7 @@ import redis
 
 from samserve_gateway.settings import Settings
 from tests.support.deployment import DEPLOY, haproxy_ports, ports_of, worker_ports
-from tests.support.redis import free_port
+from tests.support.redis import free_port, is_up
 from tests.support.waiting import wait_for
 
 README = (DEPLOY / "README.md").read_text()
@@ -60,7 +60,7 @@ def test_redis_wants_the_password_that_the_workers_have(tmp_path: Path) -> None:
         own = url.replace("@redis:6379", f"@127.0.0.1:{port}")
         assert own != url
         with redis.Redis.from_url(own) as client:
-            wait_for(lambda: answers(client))
+            wait_for(lambda: is_up(client))
         with redis.Redis(port=port) as client, pytest.raises(redis.AuthenticationError):
             client.ping()
         with redis.Redis.from_url(own) as client:
@@ -69,10 +69,3 @@ def test_redis_wants_the_password_that_the_workers_have(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.wait()
-
-
-def answers(client: redis.Redis) -> bool:
-    try:
-        return bool(client.ping())
-    except redis.ConnectionError:
-        return False

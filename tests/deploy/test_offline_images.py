@@ -5,7 +5,6 @@ podman builds and saves them, and loads them into an empty store. No registry is
 
 from __future__ import annotations
 
-import fcntl
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -15,8 +14,7 @@ import pytest
 import yaml
 
 from scripts import create_venv, prepare_offline
-from tests.support.podman import BASE, RUN, STORE, Podman, PodmanError, debian
-from tests.support.tools import unavailable
+from tests.support.podman import BASE, RUN, Podman, prepared_podman
 
 pytestmark = pytest.mark.needs("podman", "runc", "iptables", "debootstrap", root=True)
 
@@ -24,22 +22,9 @@ pytestmark = pytest.mark.needs("podman", "runc", "iptables", "debootstrap", root
 @pytest.fixture
 def podman(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Podman]:
     """podman, and a clone of what an image is made of, in which `prepare_offline` works."""
-    try:
-        debian()
-    except LookupError as exc:
-        unavailable(str(exc))
     folder = tmp_path / "clone"
     folder.mkdir()
-    podman = Podman(folder, whole=False)
-    with (STORE / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        podman.remove_everything()
-        podman.copy_repository()
-        try:
-            podman.build_foreign_images()
-            podman.run("run", "--rm", "--network", "none", BASE, "true")
-        except PodmanError as exc:
-            pytest.skip(f"podman makes and runs no container on this machine: {exc}")
+    with prepared_podman(folder, whole=False) as podman:
         subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
         subprocess.run(["git", "add", "deploy", "config"], cwd=folder, check=True)
         (folder / "weights").mkdir()

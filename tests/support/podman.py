@@ -8,19 +8,23 @@ this machine's user.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.support.paths import ROOT
+from tests.support.tools import unavailable
 
 STORE = Path("/var/tmp/samserve-tests-podman")
 """The images of earlier runs. Without it, the next build takes longer."""
@@ -233,6 +237,32 @@ class Podman:
         if check and done.returncode != 0:
             raise PodmanError(command, done.returncode, done.stdout + done.stderr)
         return done.stdout.strip()
+
+
+@contextmanager
+def prepared_podman(folder: Path, *, whole: bool) -> Iterator[Podman]:
+    """Yield podman with a copy of the repository and the foreign images. Other tests wait for it.
+
+    The test is skipped where podman can make or run no container.
+
+    Args:
+        folder, whole: see `Podman`.
+    """
+    try:
+        debian()
+    except LookupError as exc:
+        unavailable(str(exc))
+    podman = Podman(folder, whole=whole)
+    with (STORE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        podman.remove_everything()
+        podman.copy_repository()
+        try:
+            podman.build_foreign_images()
+            podman.run("run", "--rm", "--network", "none", BASE, "true")
+        except PodmanError as exc:  # nothing of ours has run yet
+            pytest.skip(f"podman makes and runs no container on this machine: {exc}")
+        yield podman
 
 
 def debian() -> tuple[str, str]:

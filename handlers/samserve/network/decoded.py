@@ -48,7 +48,6 @@ class FirstOrThree:
     """SAM 1's choice: the first mask, or the other three."""
 
     def __init__(self, masks: FourMasks) -> None:
-        self._masks = masks
         self.iou_predictions = masks.iou_predictions
         self.low_res_masks = masks.low_res_masks
         self.of_several = masks.of_several

@@ -204,9 +204,8 @@ class Sam2Family(Family):
         return Hiera(network)
 
     def output_tokens(self, decoder: Any) -> torch.Tensor:
-        return torch.cat(
-            [decoder.obj_score_token.weight, decoder.iou_token.weight, decoder.mask_tokens.weight]
-        )
+        tokens: torch.Tensor = decoder.output_tokens()
+        return tokens
 
     def padded(self, points: Points | None, boxes: torch.Tensor | None) -> Points | None:
         if boxes is None:

@@ -186,6 +186,12 @@ class Sam2MaskDecoder(MaskDecoder):  # type: ignore[misc]
         self.conv_s0 = nn.Conv2d(WIDTH, WIDTH // 8, 1)
         self.conv_s1 = nn.Conv2d(WIDTH, WIDTH // 4, 1)
 
+    def output_tokens(self) -> torch.Tensor:
+        """Return the 6×256 tokens before the prompt's: object score, predicted IoU, four masks."""
+        return torch.cat(
+            [self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight]
+        )
+
     def predict_masks(
         self,
         image_embeddings: torch.Tensor,
@@ -203,11 +209,10 @@ class Sam2MaskDecoder(MaskDecoder):  # type: ignore[misc]
             dense_prompt_embeddings: B×256×64×64.
             high_res_features: 64×128×128 and 32×256×256, from the coarse map to the fine one.
         """
-        output = torch.cat(
-            [self.obj_score_token.weight, self.iou_token.weight, self.mask_tokens.weight]
-        )
         count = len(sparse_prompt_embeddings)
-        tokens = torch.cat([output.expand(count, -1, -1), sparse_prompt_embeddings], dim=1)
+        tokens = torch.cat(
+            [self.output_tokens().expand(count, -1, -1), sparse_prompt_embeddings], dim=1
+        )
         source = image_embeddings + dense_prompt_embeddings
         hidden, source = self.transformer(source, image_pe.expand(count, -1, -1, -1), tokens)
         source = source.transpose(1, 2).view(count, WIDTH, SIDE, SIDE)
@@ -227,7 +232,7 @@ def is_video_part(name: str) -> bool:
 
 
 def _module(**parts: Any) -> nn.Module:
-    """Return a module with these parts, which has no function of its own."""
+    """Return a module that only holds these parts. It has no `forward`."""
     module = nn.Module()
     for name, part in parts.items():
         setattr(module, name, part)
